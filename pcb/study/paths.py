@@ -1,0 +1,79 @@
+"""Where everything lies under results/<scale>/: the only place that spells a result's path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Paths:
+    """Paths of one study's results. Every method takes names (run id, seed, table), returns a path, touches nothing."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @property
+    def study(self) -> Path:
+        """The resolved study (paper + scale + overrides) that every job of this results folder reads."""
+        return self.root / "study.json"
+
+    def data(self, dataset: str) -> Path:
+        """Folder of a generated data set (`v05`, `v1`, `pretrain`)."""
+        return self.root / "data" / dataset
+
+    def data_manifest(self, dataset: str) -> Path:
+        """Written last by the generator: file names and sha256."""
+        return self.data(dataset) / "manifest.json"
+
+    def data_check(self, dataset: str) -> Path:
+        """Report of `pcb check-data`; every training waits for it."""
+        return self.root / "data" / f"{dataset}.check.json"
+
+    def weights(self, backbone: str) -> Path:
+        """Pretrained weights from which every run with this backbone starts."""
+        return self.root / "pretrained" / f"{backbone}.pth"
+
+    def run(self, run: str, seed: int) -> Path:
+        return self.root / "runs" / run / f"seed{seed}"
+
+    def trunk(self, run: str, seed: int) -> Path:
+        """Record of a shared trunk: names its checkpoint at the end of the last epoch before PCB starts."""
+        return self.run(run, seed) / "trunk.json"
+
+    def train(self, run: str, seed: int) -> Path:
+        """Record of a finished training (`run.json`): provenance and the final checkpoint's path."""
+        return self.run(run, seed) / "run.json"
+
+    def work(self, fingerprint: str) -> Path:
+        """Checkpoints and logs of a training. Undeclared to Snakemake, so that a failure never deletes it."""
+        return self.root / "work" / fingerprint
+
+    def detections(self, run: str, seed: int) -> Path:
+        """Manifest of the detection shards that one inference pass wrote."""
+        return self.run(run, seed) / "detections.json"
+
+    def confusion(self, run: str, seed: int) -> Path:
+        """Confusion matrix over val proposals (Eq. 3), `npz` with `matrix` (C, C) and `seen` (C,)."""
+        return self.run(run, seed) / "confusion.npz"
+
+    def metrics(self, run: str, seed: int) -> Path:
+        return self.run(run, seed) / "metrics.json"
+
+    def gathered(self, target: str) -> Path:
+        """A table's (or figure's) rows, ours beside the paper's, in long form: the notebook's only input."""
+        return self.root / "gathered" / f"{target}.csv"
+
+    def notebook(self, target: str) -> Path:
+        return self.root / "notebooks" / f"{target}.ipynb"
+
+    def html(self, target: str) -> Path:
+        return self.root / "notebooks" / f"{target}.html"
+
+    def table(self, target: str, suffix: str) -> Path:
+        """Rendered table: suffix `csv`, `md` or `tex`."""
+        return self.root / "tables" / f"{target}.{suffix}"
+
+    def figure(self, target: str) -> Path:
+        return self.root / "figures" / f"{target}.png"
+
+    def log(self, job: str) -> Path:
+        return self.root / "logs" / f"{job}.log"
