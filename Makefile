@@ -1,0 +1,31 @@
+# Two commands for a newcomer; each creates .venv when it is missing, then is one plain command.
+#   make demo    the whole paper at the mini scale, two CPU cores, no data needed; prints where to look
+#   make test    the tests, the smoke run of the whole pipeline included
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench clean-env
+
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv/bin
+
+help:
+	@sed -n '2,3s/^# //p' Makefile
+	@echo "  make bench   the benchmarks behind README's figures"
+	@echo "  make setup   only the set-up (.venv)"
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml tools/setup.sh
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+
+demo: .venv/.ready
+	@$(VENV)/python -m pcb reproduce --scale mini --cores $(CORES)
+
+test: .venv/.ready
+	@$(VENV)/python -m pytest
+
+bench: .venv/.ready
+	@$(VENV)/python benchmarks/run.py
+
+clean-env:
+	rm -rf .venv
