@@ -6,26 +6,27 @@
 
 PYTHON ?= python3
 CORES ?= all
-VENV := .venv/bin
+ENV ?= .venv
+BIN := $(ENV)/bin
 
 help:
 	@sed -n '2,3s/^# //p' Makefile
 	@echo "  make bench   the benchmarks behind README's figures"
-	@echo "  make setup   only the set-up (.venv)"
+	@echo "  make setup   only the set-up"
 
-setup: .venv/.ready
+setup: $(ENV)/.ready
 
-.venv/.ready: requirements.lock pyproject.toml tools/setup.sh
-	@PYTHON="$(PYTHON)" sh tools/setup.sh
+$(ENV)/.ready: requirements.lock pyproject.toml tools/setup.sh
+	@PYTHON="$(PYTHON)" ENV="$(ENV)" sh tools/setup.sh
 
-demo: .venv/.ready
-	@$(VENV)/python -m pcb reproduce --scale mini --cores $(CORES)
+demo: $(ENV)/.ready
+	@$(BIN)/python -m pcb reproduce --scale mini --cores $(CORES)
 
-test: .venv/.ready
-	@$(VENV)/python -m pytest
+test: $(ENV)/.ready
+	@$(BIN)/python -m pytest
 
-bench: .venv/.ready
-	@$(VENV)/python benchmarks/run.py
+bench: $(ENV)/.ready
+	@$(BIN)/python benchmarks/run.py
 
 clean-env:
 	rm -rf .venv

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Create .venv with the locked versions. Each finished step leaves a stamp, so an interrupted set-up goes on where it
-# stopped, and a changed lock repeats only the steps that it touches. PYTHON names the interpreter (default python3).
+# stopped, and a changed lock repeats only the steps that it touches. PYTHON names the interpreter (default python3), ENV
+# another environment than .venv (a conda environment made from environment.yml: ENV=$CONDA_PREFIX).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-venv=.venv
+venv=${ENV:-.venv}
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n  fix: %s\n' "$1" "$2" >&2; exit 2; }
@@ -19,11 +20,11 @@ command -v g++ >/dev/null || die "no C++ compiler (g++) was found; mmcv's operat
     die "Python's C headers are missing" "on Debian or Ubuntu: apt-get install python3-dev"
 
 # A folder whose interpreter no longer starts is left over from an interrupted or moved set-up.
-if [ -d $venv ] && ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
+if [ $venv = .venv ] && [ -d $venv ] && ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "Removing a broken .venv"
     rm -rf $venv
 fi
-[ -d $venv ] || { say "Creating .venv ($("$python" --version))"; "$python" -m venv $venv; }
+[ -x $venv/bin/python ] || { say "Creating .venv ($("$python" --version))"; "$python" -m venv $venv; }
 pip() { $venv/bin/python -m pip "$@" --disable-pip-version-check; }
 
 # The stamps hold the versions that they stand for.
@@ -54,6 +55,6 @@ fi
 say "Installing the packages of requirements.lock"
 pip install --quiet --no-deps -r requirements.lock
 pip install --quiet --no-deps --no-build-isolation --editable .
-$venv/bin/python -c 'import torch, mmcv.ops, mmdet' || die "the installed packages do not import" "remove .venv and run this again; the lines above name the cause"
+$venv/bin/python -c 'import torch, mmcv.ops, mmdet' || die "the installed packages do not import" "remove $venv and run this again; the lines above name the cause"
 date >$venv/.ready
 say "Set-up is complete"
