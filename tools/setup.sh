@@ -31,7 +31,7 @@ pip() { $venv/bin/python -m pip "$@" --disable-pip-version-check; }
 torch="torch==$(pinned torch)"
 if [ "$(cat $venv/.torch 2>/dev/null || echo none)" != "$torch" ]; then
     say "Installing $torch (about 200 MB for the CPU build, some GB with CUDA)"
-    pip install "$torch" $(grep -E '^(pip|setuptools|wheel|ninja|psutil|numpy)==' requirements.lock)
+    pip install "$torch" $(grep -iE '^(pip|setuptools|wheel|packaging|ninja|psutil|numpy|cython)==' requirements.lock)
     echo "$torch" >$venv/.torch
 fi
 
@@ -53,7 +53,7 @@ if [ "$(cat $venv/.mmcv 2>/dev/null || echo none)" != "$mmcv" ]; then
 fi
 
 say "Installing the packages of requirements.lock"
-pip install --quiet --no-deps -r requirements.lock
+pip install --quiet --no-deps --no-build-isolation -r requirements.lock
 pip install --quiet --no-deps --no-build-isolation --editable .
 $venv/bin/python -c 'import torch, mmcv.ops, mmdet' || die "the installed packages do not import" "remove $venv and run this again; the lines above name the cause"
 date >$venv/.ready
