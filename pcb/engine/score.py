@@ -1,0 +1,150 @@
+"""Detections to AP: a CPU job of seconds, streaming over the shards, by LVIS's rules (hotcoco). Never imports torch.
+
+    evaluate("val.json", Shards(...), "plain", "segm")  ->  {"AP": 27.7, "APr": 21.8, …, "classes": {category id: AP}}
+    score(study, run, seed)                             ->  writes metrics.json: all variants of a run, mask and box AP, PwB
+
+LVIS's rules: an image counts for a class only where the class is annotated or listed in `neg_category_ids`; a false positive of
+a class in `not_exhaustive_category_ids` is ignored; at most 300 detections an image, over all classes together. AP is the mean
+over IoU .5:.05:.95 and over the classes that have ground truth; AP_r, AP_c, AP_f over those whose category says `frequency` r, c, f.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import hotcoco
+import numpy as np
+
+from pcb.engine.shards import Rows, Shards
+from pcb.errors import UserError
+from pcb.files import write_json
+from pcb.study import Study
+
+MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
+BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
+MAX_DETECTIONS = 300
+
+
+class GroundTruth:
+    """An annotation file in LVIS format, held as plain dicts: what the evaluator is fed image by image."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            found = json.loads(self.path.read_bytes())
+            self.categories, images, self.annotations = found["categories"], found["images"], found["annotations"]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}", "put the annotation file there, or mend the path in the scale's YAML") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid JSON: {error}", "the file is truncated or damaged: fetch or generate it again") from error
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not in LVIS format: no {error}", "give an LVIS annotation file") from error
+        lacking = [key for key in ("neg_category_ids", "not_exhaustive_category_ids") if not all(key in image for image in images)]
+        lacking += [] if all(category.get("frequency") in ("r", "c", "f") for category in self.categories) else ["frequency"]
+        if lacking:
+            raise UserError(f"{path} is not in LVIS format: {', '.join(lacking)} missing", "give LVIS annotations, not COCO's")
+        self.images = {image["id"]: image for image in images}
+
+    @cached_property
+    def by_image(self) -> dict[int, list[dict]]:
+        grouped = defaultdict(list)
+        for annotation in self.annotations:
+            grouped[annotation["image_id"]].append(annotation)
+        return grouped
+
+
+def evaluate(gt: str | Path | GroundTruth, detections: Shards | Iterable[Rows], variant: str = "plain", iou_type: str = "segm") -> dict:
+    """Score one variant's detections against LVIS ground truth.
+
+    `detections` is a `Shards` reader, or the `Rows` themselves (then `variant` does not matter); together they must cover every
+    image of `gt` once. `iou_type` is 'segm' or 'bbox'. Returns points (0-100), None where a group has no class with ground truth:
+    AP, AP50, AP75, APs, APm, APl (by area: a detection's is that of its box), APr, APc, APf, AR@300 and its three sizes,
+    and 'classes': {category id: AP}. Raises `UserError` where images and detections do not belong together.
+    """
+    gt = gt if isinstance(gt, GroundTruth) else GroundTruth(gt)
+    masks = iou_type == "segm"
+    stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=True)
+    missing = set(gt.images)
+    for rows in detections.read(variant, masks) if isinstance(detections, Shards) else detections:
+        if foreign := set(rows.images) - missing:
+            raise UserError(f"{gt.path} has no image {min(foreign)}, or the detections cover it twice",
+                            "run the inference again: it was made on other annotations")
+        missing -= set(rows.images)
+        table = np.column_stack([rows.image_id, rows.box, rows.score, rows.category_id]).astype(np.float64)
+        rle = None if not masks else [{"size": size, "counts": counts} for size, counts in zip(rows.size.tolist(), rows.rle, strict=True)]
+        annotations = [a for i in rows.images for a in gt.by_image.get(i, ())]
+        stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
+    if missing:
+        raise UserError(f"the detections do not cover {len(missing)} images of {gt.path}, {min(missing)} among them",
+                        "run the inference again")
+    evaluation = stream.finalize()
+    evaluation.accumulate()
+    return summarize(evaluation, gt.categories)
+
+
+def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
+    """The 13 metrics of lvis-api and AP per class, in points, from an accumulated evaluation's raw arrays."""
+    precision = np.asarray(evaluation.eval["precision"])[..., 0]  # IoU, recall, class, area; -1: no ground truth
+    recall = np.asarray(evaluation.eval["recall"])[..., 0]        # IoU, class, area
+    order = {category: k for k, category in enumerate(evaluation.params.cat_ids)}
+    iou = np.round(evaluation.params.iou_thrs, 2)
+    group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in "rcf"}
+    everything = precision[..., 0]
+    out = {"AP": points(everything), "AP50": points(everything[iou == 0.5]), "AP75": points(everything[iou == 0.75])}
+    out |= {f"AP{size}": points(precision[..., k]) for k, size in enumerate("sml", 1)}
+    out |= {f"AP{f}": points(everything[:, :, group[f]]) for f in "rcf"}
+    out |= {f"AR{size}@{MAX_DETECTIONS}": points(recall[..., k]) for k, size in enumerate(["", "s", "m", "l"])}
+    out["classes"] = {c["id"]: points(everything[:, :, order[c["id"]]]) for c in categories}
+    return out
+
+
+def points(values: np.ndarray) -> float | None:
+    """Mean of the entries that exist (> -1), in points; None where there are none."""
+    values = values[values > -1]
+    return float(values.mean() * 100) if values.size else None
+
+
+def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
+    """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`."""
+    manifest_path = of_split(study.paths.detections(run, seed), split)
+    if not manifest_path.exists():
+        raise UserError(f"{manifest_path} does not exist", f"run the inference first: pcb infer --run {run} --seed {seed}")
+    manifest = json.loads(manifest_path.read_text())
+    shards = Shards(manifest_path.parent / manifest["folder"], manifest["shards"])
+    dataset = study.experiments[run].dataset
+    gt = GroundTruth(study.scale["datasets"][dataset][split])
+    train_images = images_per_class(study.scale["datasets"][dataset]["train"])
+    out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": dataset, "split": split,
+           "fingerprint": manifest["fingerprint"], "images": len(gt.images), "variants": {}, "classes": {}}
+    for variant in manifest["variants"]:
+        masks, boxes = (evaluate(gt, shards, variant, iou_type) for iou_type in ("segm", "bbox"))
+        out["variants"][variant] = {**{k: masks[k] for k in MASK}, **{name: boxes[k] for k, name in BOX.items()}}
+        out["classes"][variant] = [
+            {"id": c["id"], "name": c["name"], "frequency": c["frequency"], "train_images": train_images.get(c["id"], 0),
+             "AP": masks["classes"][c["id"]], "APb": boxes["classes"][c["id"]]} for c in gt.categories]
+    out["variants"]["plain"] |= pairwise_bias(of_split(study.paths.confusion(run, seed), split))
+    write_json(of_split(study.paths.metrics(run, seed), split), out)
+    return out
+
+
+def of_split(path: Path, split: str) -> Path:
+    """`val` has the names that the study gives; another split's files lie beside, marked with its name."""
+    return path if split == "val" else path.with_name(f"{path.stem}-{split}{path.suffix}")
+
+
+def pairwise_bias(path: Path) -> dict[str, float]:
+    """PwB as `infer` left it beside the matrix: over all classes, and over those alone that val shows."""
+    with np.load(path) as found:
+        return {"PwB": float(found["pwb"]), "PwB_seen": float(found["pwb_seen"])}
+
+
+def images_per_class(train: str | Path) -> dict[int, int]:
+    """Number of training images that show a class, by category id."""
+    images = defaultdict(set)
+    for annotation in GroundTruth(train).annotations:
+        images[annotation["category_id"]].add(annotation["image_id"])
+    return {category: len(found) for category, found in images.items()}
