@@ -1,7 +1,8 @@
 """The paper as objects: experiments, tables, claims, the scale they run at, and where results lie. Never imports torch."""
 
 from pcb.study.experiment import PCB, Experiment
+from pcb.study.load import load_study
 from pcb.study.paths import Paths
-from pcb.study.study import Row, Study, Table, load_study
+from pcb.study.study import METRICS, Row, Study, Table, canonical, fingerprint
 
-__all__ = ["PCB", "Experiment", "Paths", "Row", "Study", "Table", "load_study"]
+__all__ = ["METRICS", "PCB", "Experiment", "Paths", "Row", "Study", "Table", "canonical", "fingerprint", "load_study"]

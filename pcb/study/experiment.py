@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DATASETS = ("v05", "v1")
-BACKBONES = ("r50", "r101")
-SAMPLERS = ("random", "rfs")
-LOSSES = ("softmax", "eqlv2", "seesaw", "ls", "ols", "bags", "loce")
-PARADIGMS = ("plain", "iterative", "dsn", "rm")
-REGRESSIONS = ("last", "each")
+LATE_LOSSES = ("ls", "ols")  # soft labels that, like PCB, replace one-hot ones only from epoch 17 on: before, they are `softmax`
 
 
 @dataclass(frozen=True)
@@ -17,12 +12,12 @@ class PCB:
     """The regulariser's two hyper-parameters: its weight α (Eq. 11) and the momentum γ of the matrix (Eq. 9)."""
 
     alpha: float
-    gamma: float
+    gamma: float = 0.99
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training of the paper.
+    """One training of the paper; `workflow/schemas/paper.schema.json` lists what each factor may be.
 
     `regression` says in which steps the box loss is taken (paper App. A). `trunk` names the experiment whose first
     epochs this one shares, itself included: everything up to the start of PCB is the same training, run once.
@@ -37,6 +32,11 @@ class Experiment:
     regression: str = "last"
     pcb: PCB | None = None
     trunk: str | None = None
+
+    @classmethod
+    def read(cls, key: str, spec: dict) -> Experiment:
+        """From one line of configs/paper.yaml."""
+        return cls(key, **{**spec, "pcb": PCB(**spec["pcb"]) if spec.get("pcb") else None})
 
     @property
     def computed_id(self) -> str:
@@ -53,3 +53,9 @@ class Experiment:
         pcb = {"alpha": self.pcb.alpha, "gamma": self.pcb.gamma} if self.pcb else None
         return {"dataset": self.dataset, "backbone": self.backbone, "sampler": self.sampler, "loss": self.loss,
                 "paradigm": self.paradigm, "regression": self.regression, "pcb": pcb}
+
+    @property
+    def early_factors(self) -> dict:
+        """The factors that act before PCB starts: experiments with equal ones may share a trunk."""
+        loss = "softmax" if self.loss in LATE_LOSSES else self.loss
+        return {**self.factors, "loss": loss, "pcb": None}

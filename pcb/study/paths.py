@@ -77,3 +77,7 @@ class Paths:
 
     def log(self, job: str) -> Path:
         return self.root / "logs" / f"{job}.log"
+
+    def benchmark(self, job: str) -> Path:
+        """Snakemake's record of a job's time and memory."""
+        return self.root / "benchmarks" / f"{job}.tsv"
