@@ -1,0 +1,99 @@
+"""What a person sees while the workflow runs: one line when a training starts, one when a job ends, with done of all and ETA.
+
+    14:02:11  start       Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06)
+    14:02:54  done 12/96  Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06), 43 s; about 12 min left
+
+The Snakefile attaches `Lines` to Snakemake's logger. Errors, failed logs, dry runs and the log file below .snakemake/log stay as
+Snakemake has them. `describe` is the one place that words a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from pcb.study import Study
+
+# Seconds of a job relative to a training's, until jobs of that rule have been timed.
+COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1, "gather": 0.02, "notebook": 0.2}
+ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
+SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
+
+
+def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
+    """`Train RUN (training 2 of 20, for table02, table06)`; the seed is named only where there are several."""
+    runs = study.runs()
+    tables = [key for key, table in study.tables.items() if any(row.run == run for row in table.rows)]
+    with_seed = f", seed {seed}" if len(study.seeds) > 1 else ""
+    place = f"training {runs.index(run) + 1} of {len(runs)}, for {', '.join(tables)}" if tables else "for no table by itself"
+    return f"{verb} {run}{with_seed} ({place})"
+
+
+class Lines(logging.StreamHandler):
+    """A handler beside Snakemake's own that turns job events into single lines; `begin` silences the same events there.
+
+    Attach it while the Snakefile is read, so that it hears how many jobs there are; call `begin` when the run starts, which a
+    dry run never does. The time left is the remaining jobs at the mean duration of their rule, over the jobs that run at once.
+    """
+
+    def __init__(self, stream=None, clock=time.time):
+        super().__init__(stream)
+        self.clock = clock
+        self.speaking = False
+        self.waiting: dict[str, int] = {}  # rule -> jobs that have not ended
+        self.running: dict[int, tuple[str, str, float]] = {}  # job id -> rule, words, start
+        self.took: dict[str, list[float]] = {}  # rule -> seconds of its jobs that ended
+        self.side_by_side: list[int] = []  # jobs that ran when one ended
+
+    def begin(self, logger: logging.Logger) -> None:
+        self.speaking = True
+        for handler in logger.handlers:
+            if handler.name == "DefaultStreamHandler":
+                handler.addFilter(lambda record: getattr(record, "event", None) not in SAID_HERE)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        line = None
+        if event == LogEvent.RUN_INFO:
+            self.waiting = {rule: count for rule, count in record.stats.items() if rule in COSTS}
+        elif event == LogEvent.JOB_INFO and record.rule_name in COSTS:
+            line = self.start(record.jobid, record.rule_name, record.rule_msg)
+        elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
+            line = self.end(record.job_id)
+        elif event == LogEvent.JOB_ERROR:
+            self.running.pop(record.jobid, None)
+        if line and self.speaking:
+            self.stream.write(f"{time.strftime('%H:%M:%S', time.localtime(self.clock()))}  {line}\n")
+            self.flush()
+
+    def start(self, job: int, rule: str, words: str) -> str | None:
+        self.running[job] = (rule, words, self.clock())
+        return f"start       {words}" if rule in ANNOUNCED else None
+
+    def end(self, job: int) -> str:
+        self.side_by_side.append(len(self.running))
+        rule, words, begun = self.running.pop(job)
+        seconds = self.clock() - begun
+        self.took.setdefault(rule, []).append(seconds)
+        self.waiting[rule] = self.waiting.get(rule, 1) - 1
+        done = sum(map(len, self.took.values()))
+        left = self.seconds_left()
+        eta = f"; about {duration(left)} left" if left else ""
+        return f"done {f'{done}/{done + sum(self.waiting.values())}':<7}{words}, {duration(seconds)}{eta}"
+
+    def seconds_left(self) -> float:
+        unit = sum(map(sum, self.took.values())) / sum(COSTS[rule] * len(times) for rule, times in self.took.items())
+        mean = {rule: sum(self.took[rule]) / len(self.took[rule]) if rule in self.took else COSTS[rule] * unit for rule in COSTS}
+        work = sum(mean[rule] * count for rule, count in self.waiting.items())
+        work -= sum(min(self.clock() - begun, mean[rule]) for rule, _, begun in self.running.values())
+        return work / (sum(self.side_by_side) / len(self.side_by_side))
+
+
+def duration(seconds: float) -> str:
+    """`43 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,147 @@
+# What all rules share: the study, how a job is called, and the few words that messages need. No path is spelled here:
+# results lie where pcb.study.Paths says.
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from pcb import progress
+from pcb.errors import UserError
+from pcb.files import write_json
+from pcb.study import load_study
+from pcb.study.built import is_built, is_variant_built
+from pcb.study.study import canonical
+
+SETTINGS = {"scale", "seeds", "results"}
+
+
+def study_of(config):
+    """The study that `--config` asks for. A mistake in it, or in any YAML file, ends the run with one message."""
+    unknown = ", ".join(sorted(set(config) - SETTINGS))
+    if unknown:
+        raise WorkflowError(
+            f"--config does not know: {unknown}\n  fix: use {', '.join(sorted(SETTINGS))}"
+        )
+    overrides = {key: config[key] for key in ("seeds", "results") if key in config}
+    try:
+        return load_study(config.get("scale", "mini"), overrides=overrides)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+study = study_of(config)
+paths = study.paths
+HARDWARE = study.scale["hardware"]
+EMBEDDED = bool(study.scale.get("embedded"))
+ROOT = Path(os.path.relpath(workflow.basedir))
+
+BUILT = [run for run in study.runs() if is_built(study.experiments[run])]
+TARGETS = [t for t in study.tables if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
+
+# environment.yml documents the software; the jobs run in the interpreter that runs Snakemake.
+ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
+
+
+# Every job is `pcb VERB …` on the study as it was when this run started.
+shell.prefix(
+    "set -euo pipefail; "
+    f'pcb() {{{{ {shlex.quote(sys.executable)} -m pcb "$1" --study {shlex.quote(str(paths.study))} "${{{{@:2}}}}"; }}}}; '
+)
+
+
+wildcard_constraints:
+    run="|".join(map(re.escape, study.experiments)),
+    seed=r"\d+",
+    dataset="|".join([*study.scale["datasets"], "pretrain"]),
+    backbone="|".join(study.scale["backbones"]),
+    target="|".join(study.tables),
+
+
+def begin():
+    """What a real run does before its first job, and a dry run never: write study.json, which every job reads, when its content
+    changed; and speak in single lines from here on."""
+    if not paths.study.exists() or json.loads(paths.study.read_text()) != study.resolved:
+        write_json(paths.study, study.resolved)
+    lines.begin(logger)
+
+
+def of_run(get):
+    """An input function from the run's experiment to a path."""
+    return lambda wildcards: get(study.experiments[wildcards.run])
+
+
+def job(describe):
+    """A params function: one canonical string of what determines a job's result, so that a change of it runs the job again."""
+    return lambda wildcards: canonical(describe(wildcards))
+
+
+def words(verb):
+    """A params function for messages: which training of how many, and for which tables. It names `input` because Snakemake
+    leaves such a parameter out of what makes a job run again: a renamed table must not retrain."""
+    return lambda wildcards, input: progress.describe(study, verb, wildcards.run, wildcards.seed)
+
+
+def epochs_to_train(run):
+    """Epochs that a run's own job trains, after what its trunk did."""
+    shared = study.schedule["pcb_start_epoch"] - 1 if study.experiments[run].trunk else 0
+    return study.schedule["epochs"] - shared
+
+
+def trunk_of(run, seed):
+    trunk = study.experiments[run].trunk
+    return paths.trunk(trunk, seed) if trunk else []
+
+
+def data_files(dataset):
+    """What a check of a data set depends on: its manifest if it is drawn here, else its annotation files as far as they exist
+    (that one is missing is for the check to say, which lists all that is missing)."""
+    if EMBEDDED:
+        return paths.data_manifest(dataset)
+    spec = study.scale["datasets"][dataset]
+    return [spec[split] for split in ("train", "val") if Path(spec[split]).exists()]
+
+
+def data_job(dataset):
+    return {"dataset": dataset, "files": study.scale["datasets"].get(dataset), "embedded": study.scale.get("embedded")}
+
+
+def pretrain_job(backbone):
+    scale = study.scale
+    return {"backbone": scale["backbones"][backbone], "pretrain": scale.get("pretrain"), "embedded": scale.get("embedded")}
+
+
+def eval_job(run, seed):
+    """The evaluation's job, as far as the code can do it: a variant that gets built evaluates again."""
+    whole = study.eval_job(run, int(seed))
+    return {**whole, "variants": [v for v in whole["variants"] if is_variant_built(v)]}
+
+
+def gather_job(target):
+    """Everything that a page says apart from the measured numbers."""
+    about = {key: study.scale.get(key) for key in ("title", "departures", "datasets", "embedded", "seeds")}
+    claims = {key: claim for key, claim in study.claims.items() if target in canonical(claim)}
+    return {"table": study.resolved["tables"][target], "scale": about, "claims": claims}
+
+
+def measured(target):
+    """The metrics behind a table's rows, as far as their methods are built."""
+    rows = [row for row in study.tables[target].rows if row.run in BUILT and is_variant_built(row.variant)]
+    return [paths.metrics(run, seed) for run in dict.fromkeys(row.run for row in rows) for seed in study.seeds]
+
+
+def rendered(*targets):
+    return [paths.notebook(target) for target in targets]
+
+
+def say_where_to_look():
+    done = [t for t in TARGETS if paths.html(t).exists()]
+    if done:
+        logger.info(f"{len(done)} tables and figures are rendered: open {paths.html(done[0]).parent}")
+
+
+lines = progress.Lines()
+logger.addHandler(lines)

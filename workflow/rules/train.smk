@@ -1,0 +1,60 @@
+# Trainings. Runs that differ only in PCB share their first epochs: one trunk, from which each of them branches.
+# Checkpoints lie in an undeclared work folder, so that neither a failure nor a rerun deletes them: a killed training continues.
+
+
+rule trunk:
+    message:
+        "{params.words}"
+    input:
+        data=of_run(lambda e: paths.data_check(e.dataset)),
+        weights=of_run(lambda e: paths.weights(e.backbone)),
+    output:
+        paths.trunk("{run}", "{seed}"),
+    params:
+        job=job(lambda w: study.train_job(w.run, int(w.seed))),
+        words=words("Train the shared first epochs of"),
+    log:
+        paths.log("trunk/{run}/seed{seed}"),
+    benchmark:
+        paths.benchmark("trunk/{run}/seed{seed}")
+    threads: HARDWARE["threads_per_job"]
+    resources:
+        gpu=HARDWARE["gpus_per_job"],
+        mem_mb=HARDWARE["mem_mb"],
+    priority: 80  # the longest chains: most of the other trainings wait for them
+    conda:
+        ENVIRONMENT
+    shell:
+        "pcb trunk {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
+
+
+rule train:
+    message:
+        "{params.words}"
+    input:
+        data=of_run(lambda e: paths.data_check(e.dataset)),
+        weights=of_run(lambda e: paths.weights(e.backbone)),
+        trunk=lambda w: trunk_of(w.run, w.seed),
+    output:
+        paths.train("{run}", "{seed}"),
+    params:
+        job=job(lambda w: study.train_job(w.run, int(w.seed))),
+        words=words("Train"),
+    log:
+        paths.log("train/{run}/seed{seed}"),
+    benchmark:
+        paths.benchmark("train/{run}/seed{seed}")
+    threads: HARDWARE["threads_per_job"]
+    resources:
+        gpu=HARDWARE["gpus_per_job"],
+        mem_mb=HARDWARE["mem_mb"],
+    priority: lambda w: epochs_to_train(w.run)
+    conda:
+        ENVIRONMENT
+    shell:
+        "pcb train {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
+
+
+rule train_all:
+    input:
+        [paths.train(run, seed) for run in BUILT for seed in study.seeds],
