@@ -1,0 +1,93 @@
+"""The regulariser that the three PCB classifiers share: the matrix, when it may act, and how strongly at which step.
+
+A loss calls `observe` with its foreground probabilities, asks `strength` for α_r, and if that is not zero, mixes in the soft
+targets of `targets`. What "mix" means is all that differs between softmax, EQL v2 and Seesaw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pcb.confusion import ConfusionMatrix
+
+
+class Regulariser(nn.Module):
+    """State and schedule of PCB.
+
+    Args:
+        num_classes: C foreground classes.
+        alpha: α, weight of the regularisation at the last step (Eq. 11). 0: never regularise, only keep the matrix.
+        momentum, active: γ of the matrix (Eq. 9), or a bank of them and the one in use; see `ConfusionMatrix`.
+        num_steps: R; α_r = α·r/(R-1) for the 0-based step r.
+        start_epoch: first 1-based epoch with regularisation ("after the 16th epoch": 17).
+        absent: classes without any training sample. Regularisation waits until all other classes have been seen.
+        posterior: targets from M̂ (Eq. 5) with rows of M normalised; False (sigmoid classifiers): from M as it is.
+        update: 'each' step updates the matrix (released code), or only the 'last' one (Eq. 9 read literally:
+            once a minibatch).
+    """
+
+    def __init__(self, num_classes: int, alpha: float, momentum: float | Sequence[float] = 0.99, active: float | int | None = None,
+                 num_steps: int = 3, start_epoch: int = 17, absent: Sequence[int] = (), posterior: bool = True, update: str = "each"):
+        super().__init__()
+        if update not in ("each", "last"):
+            raise ValueError(f"update={update!r}: 'each' or 'last'")
+        self.alpha, self.num_steps, self.start_epoch, self.posterior, self.update = alpha, num_steps, start_epoch, posterior, update
+        self.absent = sorted(set(absent))
+        self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise=posterior)
+        self.epoch = 1
+        self.all_seen = False  # cache of a fact in `seen`, which only ever turns true
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the 1-based epoch; `PCBEpochHook` does so at the start of each."""
+        self.epoch = epoch
+
+    def waiting_for(self) -> list[int]:
+        """Classes, other than `absent`, that have had no positive yet."""
+        unseen = self.confusion.unseen()
+        unseen[self.absent] = False
+        return unseen.nonzero().squeeze(1).tolist()
+
+    @property
+    def open(self) -> bool:
+        """Whether regularisation may act now: the epoch has come, and every class has been seen (released code, not in the paper)."""
+        if self.epoch < self.start_epoch:
+            return False
+        self.all_seen = self.all_seen or not self.waiting_for()
+        return self.all_seen
+
+    def is_last(self, step: int | None) -> bool:
+        return step is None or step == self.num_steps - 1
+
+    def observe(self, probs: Tensor, labels: Tensor, step: int | None = None) -> None:
+        """Update the matrix with (n, C) probabilities of positives, before the loss of this step. All ranks must call it."""
+        if self.update == "each" or self.is_last(step):
+            self.confusion.update(probs, labels)
+
+    def strength(self, step: int | None = None) -> float:
+        """α_r of the 0-based `step` (None: the last), 0 while regularisation is shut."""
+        if not self.alpha or not self.open:
+            return 0.0
+        return self.alpha if self.is_last(step) else self.alpha * step / (self.num_steps - 1)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Soft targets of positives: (n,) -> (n, C), column y of M̂, or of M."""
+        return self.confusion.columns(labels, self.posterior)
+
+    def _load_from_state_dict(self, *args):
+        self.all_seen = False
+        super()._load_from_state_dict(*args)
+
+
+class Regularised:
+    """Mixin of the PCB losses: their regulariser is `self.pcb`, and these are its public faces."""
+
+    pcb: Regulariser
+
+    @property
+    def confusion(self) -> ConfusionMatrix:
+        return self.pcb.confusion
+
+    def set_epoch(self, epoch: int) -> None:
+        self.pcb.set_epoch(epoch)
