@@ -7,30 +7,27 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from pcb import progress
 from pcb.errors import UserError
 from pcb.files import write_json
-from pcb.study import load_study
+from pcb.study import canonical, load_study
 from pcb.study.built import is_built, is_variant_built
-from pcb.study.study import canonical
 
 SETTINGS = {"scale", "seeds", "results"}
 
 
 def study_of(config):
     """The study that `--config` asks for. A mistake in it, or in any YAML file, ends the run with one message."""
-    unknown = ", ".join(sorted(set(config) - SETTINGS))
-    if unknown:
-        raise WorkflowError(
-            f"--config does not know: {unknown}\n  fix: use {', '.join(sorted(SETTINGS))}"
-        )
-    overrides = {key: config[key] for key in ("seeds", "results") if key in config}
     try:
+        unknown = ", ".join(sorted(set(config) - SETTINGS))
+        if unknown:
+            known = ", ".join(sorted(SETTINGS))
+            raise UserError(f"--config does not know: {unknown}", f"use {known}")
+        overrides = {key: config[key] for key in ("seeds", "results") if key in config}
         return load_study(config.get("scale", "mini"), overrides=overrides)
     except UserError as error:
-        raise WorkflowError(str(error))
+        logger.error(f"error: {error.what}\nfix: {error.fix}")
+        sys.exit(2)
 
 
 study = study_of(config)
@@ -64,7 +61,10 @@ wildcard_constraints:
 def begin():
     """What a real run does before its first job, and a dry run never: write study.json, which every job reads, when its content
     changed; and speak in single lines from here on."""
-    if not paths.study.exists() or json.loads(paths.study.read_text()) != study.resolved:
+    if (
+        not paths.study.exists()
+        or json.loads(paths.study.read_text()) != study.resolved
+    ):
         write_json(paths.study, study.resolved)
     lines.begin(logger)
 
@@ -81,13 +81,16 @@ def job(describe):
 
 def words(verb):
     """A params function for messages: which training of how many, and for which tables. It names `input` because Snakemake
-    leaves such a parameter out of what makes a job run again: a renamed table must not retrain."""
-    return lambda wildcards, input: progress.describe(study, verb, wildcards.run, wildcards.seed)
+    leaves such a parameter out of what makes a job run again: a renamed table must not retrain.
+    """
+    return lambda wildcards, input: progress.describe(
+        study, verb, wildcards.run, wildcards.seed
+    )
 
 
 def epochs_to_train(run):
     """Epochs that a run's own job trains, after what its trunk did."""
-    shared = study.schedule["pcb_start_epoch"] - 1 if study.experiments[run].trunk else 0
+    shared = study.trunk_epochs if study.experiments[run].trunk else 0
     return study.schedule["epochs"] - shared
 
 
@@ -105,32 +108,36 @@ def data_files(dataset):
     return [spec[split] for split in ("train", "val") if Path(spec[split]).exists()]
 
 
-def data_job(dataset):
-    return {"dataset": dataset, "files": study.scale["datasets"].get(dataset), "embedded": study.scale.get("embedded")}
-
-
-def pretrain_job(backbone):
-    scale = study.scale
-    return {"backbone": scale["backbones"][backbone], "pretrain": scale.get("pretrain"), "embedded": scale.get("embedded")}
-
-
-def eval_job(run, seed):
-    """The evaluation's job, as far as the code can do it: a variant that gets built evaluates again."""
-    whole = study.eval_job(run, int(seed))
-    return {**whole, "variants": [v for v in whole["variants"] if is_variant_built(v)]}
+def check_job(dataset):
+    return study.data_job(dataset) if EMBEDDED else study.scale["datasets"][dataset]
 
 
 def gather_job(target):
     """Everything that a page says apart from the measured numbers."""
-    about = {key: study.scale.get(key) for key in ("title", "departures", "datasets", "embedded", "seeds")}
-    claims = {key: claim for key, claim in study.claims.items() if target in canonical(claim)}
+    about = {
+        key: study.scale.get(key)
+        for key in ("title", "departures", "datasets", "embedded", "seeds")
+    }
+    claims = [
+        claim
+        for claim in study.resolved.get("claims", [])
+        if target in canonical(claim)
+    ]
     return {"table": study.resolved["tables"][target], "scale": about, "claims": claims}
 
 
 def measured(target):
     """The metrics behind a table's rows, as far as their methods are built."""
-    rows = [row for row in study.tables[target].rows if row.run in BUILT and is_variant_built(row.variant)]
-    return [paths.metrics(run, seed) for run in dict.fromkeys(row.run for row in rows) for seed in study.seeds]
+    rows = [
+        row
+        for row in study.tables[target].rows
+        if row.run in BUILT and is_variant_built(row.variant)
+    ]
+    return [
+        paths.metrics(run, seed)
+        for run in dict.fromkeys(row.run for row in rows)
+        for seed in study.seeds
+    ]
 
 
 def rendered(*targets):
@@ -140,7 +147,9 @@ def rendered(*targets):
 def say_where_to_look():
     done = [t for t in TARGETS if paths.html(t).exists()]
     if done:
-        logger.info(f"{len(done)} tables and figures are rendered: open {paths.html(done[0]).parent}")
+        logger.info(
+            f"{len(done)} tables and figures are rendered: open {paths.html(done[0]).parent}"
+        )
 
 
 lines = progress.Lines()

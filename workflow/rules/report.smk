@@ -2,30 +2,28 @@
 
 
 rule gather:
-    message:
-        "Gather the rows of {wildcards.target}"
     input:
         lambda w: measured(w.target),
     output:
         rows=paths.gathered("{target}"),
         head=paths.gathered("{target}").with_suffix(".json"),
-    params:
-        job=job(lambda w: gather_job(w.target)),
     log:
         paths.log("gather/{target}"),
-    threads: 1
-    resources:
-        mem_mb=500,
     priority: 70
     conda:
         ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        job=job(lambda w: gather_job(w.target)),
+    message:
+        "Gather the rows of {wildcards.target}"
     shell:
         "pcb gather {wildcards.target:q} &> {log:q}"
 
 
 rule notebook:
-    message:
-        "Render {wildcards.target}"
     input:
         rows=paths.gathered("{target}"),
         head=paths.gathered("{target}").with_suffix(".json"),
@@ -37,12 +35,14 @@ rule notebook:
         [paths.table("{target}", suffix) for suffix in ("csv", "md", "tex")],
     log:
         paths.log("notebook/{target}"),
-    threads: 1
-    resources:
-        mem_mb=1000,
     priority: 70
     conda:
         ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Render {wildcards.target}"
     shell:
         "pcb render {wildcards.target:q} &> {log:q}"
 

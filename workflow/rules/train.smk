@@ -3,54 +3,54 @@
 
 
 rule trunk:
-    message:
-        "{params.words}"
     input:
         data=of_run(lambda e: paths.data_check(e.dataset)),
         weights=of_run(lambda e: paths.weights(e.backbone)),
     output:
         paths.trunk("{run}", "{seed}"),
-    params:
-        job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Train the shared first epochs of"),
     log:
         paths.log("trunk/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("trunk/{run}/seed{seed}")
+    priority: 80  # the longest chains: most of the other trainings wait for them
+    conda:
+        ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
-    priority: 80  # the longest chains: most of the other trainings wait for them
-    conda:
-        ENVIRONMENT
+    params:
+        job=job(lambda w: study.train_job(w.run, int(w.seed))),
+        words=words("Train the shared first epochs of"),
+    message:
+        "{params.words}"
     shell:
         "pcb trunk {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
 
 rule train:
-    message:
-        "{params.words}"
     input:
         data=of_run(lambda e: paths.data_check(e.dataset)),
         weights=of_run(lambda e: paths.weights(e.backbone)),
         trunk=lambda w: trunk_of(w.run, w.seed),
     output:
         paths.train("{run}", "{seed}"),
-    params:
-        job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Train"),
     log:
         paths.log("train/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("train/{run}/seed{seed}")
+    priority: lambda w: epochs_to_train(w.run)
+    conda:
+        ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
-    priority: lambda w: epochs_to_train(w.run)
-    conda:
-        ENVIRONMENT
+    params:
+        job=job(lambda w: study.train_job(w.run, int(w.seed))),
+        words=words("Train"),
+    message:
+        "{params.words}"
     shell:
         "pcb train {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
