@@ -136,7 +136,7 @@ class ConfusionMatrix(nn.Module):
         if bank is not None and theirs is not None and not torch.equal(theirs.cpu(), self.momenta.cpu()):
             close = (theirs.cpu()[None] - self.momenta.cpu()[:, None]).abs() < 1e-9
             if not close.any(dim=1).all():
-                raise UserError(f"the checkpoint keeps confusion matrices for momenta {theirs.tolist()}, this run needs {self.momenta.tolist()}",
+                raise UserError(f"the checkpoint keeps confusion matrices for momenta {theirs.tolist()}, not for {self.momenta.tolist()}",
                                 "start from a checkpoint trained with these momenta, or change the momenta of this run")
             state_dict[prefix + "bank"] = bank[close.int().argmax(dim=1).to(bank.device)]
             state_dict[prefix + "momenta"] = self.momenta.clone()

@@ -35,7 +35,7 @@ class SteppedRoIHead(StandardRoIHead):
                  test_cls_step: int | None = None, test_reg_step: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if len(step_weights) != num_steps:
-            raise UserError(f"{type(self).__name__}: {num_steps} steps and {len(step_weights)} step_weights", "give one weight for each step")
+            raise UserError(f"{type(self).__name__}: {num_steps} steps, {len(step_weights)} step_weights", "give one weight for each step")
         if regression not in ("last", "each"):
             raise UserError(f"{type(self).__name__}: regression={regression!r}", "choose 'last' or 'each'")
         regulariser = getattr(self.bbox_head.loss_cls, "pcb", None)
