@@ -36,7 +36,8 @@ class GroundTruth:
         self.path = Path(path)
         try:
             found = json.loads(self.path.read_bytes())
-            self.categories, images, self.annotations = found["categories"], found["images"], found["annotations"]
+            self.categories = sorted(found["categories"], key=lambda c: c["id"])  # the order of labels and of confusion matrices
+            images, self.annotations = found["images"], found["annotations"]
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}", "put the annotation file there, or mend the path in the scale's YAML") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -112,14 +113,15 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`."""
     manifest_path = of_split(study.paths.detections(run, seed), split)
     if not manifest_path.exists():
-        raise UserError(f"{manifest_path} does not exist", f"run the inference first: pcb infer --run {run} --seed {seed}")
+        raise UserError(f"{manifest_path} does not exist", f"run the inference first: pcb infer {run} --seed {seed}")
     manifest = json.loads(manifest_path.read_text())
     shards = Shards(manifest_path.parent / manifest["folder"], manifest["shards"])
     dataset = study.experiments[run].dataset
     gt = GroundTruth(study.scale["datasets"][dataset][split])
     train_images = images_per_class(study.scale["datasets"][dataset]["train"])
     out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": dataset, "split": split,
-           "fingerprint": manifest["fingerprint"], "images": len(gt.images), "variants": {}, "classes": {}}
+           "fingerprint": manifest["fingerprint"], "evaluation": manifest["evaluation"], "images": len(gt.images),
+           "variants": {}, "classes": {}}
     for variant in manifest["variants"]:
         masks, boxes = (evaluate(gt, shards, variant, iou_type) for iou_type in ("segm", "bbox"))
         out["variants"][variant] = {**{k: masks[k] for k in MASK}, **{name: boxes[k] for k, name in BOX.items()}}
@@ -137,9 +139,9 @@ def of_split(path: Path, split: str) -> Path:
 
 
 def pairwise_bias(path: Path) -> dict[str, float]:
-    """PwB as `infer` left it beside the matrix: over all classes, and over those alone that val shows."""
+    """PwB as `infer` left it beside the matrix: over all classes, over those alone that the split shows, without normalised rows."""
     with np.load(path) as found:
-        return {"PwB": float(found["pwb"]), "PwB_seen": float(found["pwb_seen"])}
+        return {"PwB": float(found["pwb"]), "PwB_seen": float(found["pwb_seen"]), "PwB_raw": float(found["pwb_raw"])}
 
 
 def images_per_class(train: str | Path) -> dict[int, int]:
