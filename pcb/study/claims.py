@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 
 HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "fails", "within noise", "not run"
@@ -84,7 +85,7 @@ class Check:
             case "close":
                 return self.threshold + ROUNDING - (max(values) - min(values))
             case "increasing":
-                return min(after - before for before, after in zip(values, values[1:], strict=False))
+                return min(after - before for before, after in pairwise(values))
             case "highest":
                 return values[0] - max(values[1:])
         return -correlation(*series)

@@ -84,9 +84,11 @@ def check_tables(resolved: dict, source: str | Path) -> None:
             if row["id"] in seen:
                 raise UserError(f"{where} appears twice", "give one of them another id")
             seen.add(row["id"])
-            if len(row["labels"]) != len(spec["labels"]) or len(row.get("paper", spec["columns"])) != len(spec["columns"]):
-                raise UserError(f"{where} does not have one label for each of {spec['labels']} and one number for each of {spec['columns']}",
-                                "write null where the paper prints no number")
+            if len(row["labels"]) != len(spec["labels"]):
+                raise UserError(f"{where} has {len(row['labels'])} labels for {spec['labels']}", "write one label for each")
+            if len(row.get("paper", spec["columns"])) != len(spec["columns"]):
+                raise UserError(f"{where} has {len(row['paper'])} numbers for {spec['columns']}",
+                                "write one for each, null where the paper prints none")
 
 
 def check_claims(resolved: dict, source: str | Path) -> None:

@@ -114,8 +114,8 @@ class Study:
         return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["memory"]), 9)
 
     def data_job(self, dataset: str) -> dict:
-        """What determines the files of a generated data set (`v05`, `v1`, `pretrain`)."""
-        return {"dataset": dataset, "embedded": self.scale["embedded"]}
+        """What determines the files of a data set (`v05`, `v1`, `pretrain`): the recipe if it is generated, else only the files."""
+        return {"dataset": dataset, "embedded": self.scale.get("embedded")}
 
     def pretrain_job(self, backbone: str) -> dict:
         """What determines the weights that runs with this backbone start from: a file, or a pretraining of our own."""

@@ -1,0 +1,113 @@
+"""What the study would do and how far it is, from the results folder alone: `jobs`, and as text `plan` and `status`.
+
+    run                                                   seed  epochs  state     tables
+    trunk of v05_r50_rfs_softmax_plain                       0      16  to run    shared by 8
+    v05_r50_rfs_softmax_plain                                0       8  to run    1 2 4 8 10
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcb.study.built import is_built, is_variant_built
+from pcb.study.study import Study
+
+DONE, TRAINED, PARTIAL, TO_RUN, NOT_BUILT = "done", "trained", "partial", "to run", "not built"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training (or, with `trunk`, the first epochs that `branches` share): its state, and the epochs that it trains itself.
+
+    `state`: done (trained and scored; a trunk: trained), trained (not scored), partial (a checkpoint to continue from), to run,
+    not built. A record of another configuration than the study's counts as none.
+    """
+
+    run: str
+    seed: int
+    state: str
+    epochs: int
+    trunk: bool
+    tables: tuple[str, ...]
+    branches: tuple[str, ...] = ()
+
+    @property
+    def epochs_left(self) -> int:
+        """Epochs still to train; those of a partial one are all counted."""
+        return self.epochs if self.state in (PARTIAL, TO_RUN) else 0
+
+
+def jobs(study: Study, *targets: str) -> list[Job]:
+    """The trainings behind the given tables and figures (all without arguments), each trunk before the first that needs it."""
+    out: list[Job] = []
+    runs = study.runs(*targets)
+    for seed in study.seeds:
+        ready: set[str] = set()
+        for run in runs:
+            trunk = study.experiments[run].trunk
+            if trunk and trunk not in ready and is_built(study.experiments[run]):
+                ready.add(trunk)
+                branches = tuple(b for b in runs if study.experiments[b].trunk == trunk and is_built(study.experiments[b]))
+                out.append(Job(trunk, seed, state(study, trunk, seed, trunk=True), study.trunk_epochs, True, (), branches))
+            epochs = study.schedule["epochs"] - (study.trunk_epochs if trunk else 0)
+            out.append(Job(run, seed, state(study, run, seed), epochs, False, tables_of(study, run)))
+    return out
+
+
+def state(study: Study, run: str, seed: int, trunk: bool = False) -> str:
+    """How far a training is, by its records and its work folder."""
+    if not is_built(study.experiments[run]):
+        return NOT_BUILT
+    paths, fingerprint = study.paths, study.fingerprint(run, seed)
+    if is_current(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
+        return DONE if trunk or is_current(paths.metrics(run, seed), fingerprint) else TRAINED
+    waits = not trunk and study.experiments[run].trunk == run and not is_current(paths.trunk(run, seed), fingerprint)
+    return PARTIAL if not waits and any(paths.work(fingerprint).glob("iter*.pth")) else TO_RUN  # trunk and its run share the folder
+
+
+def is_current(record: Path, fingerprint: str) -> bool:
+    """Whether a job's record is there and was made by the study as it is now."""
+    try:
+        return json.loads(record.read_text()).get("fingerprint") == fingerprint
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def tables_of(study: Study, run: str) -> tuple[str, ...]:
+    return tuple(key for key, table in study.tables.items() if any(row.run == run for row in table.rows))
+
+
+def plan(study: Study, targets: Sequence[str] = ()) -> str:
+    """One line per training of `targets` (all without), then what sharing the first epochs saves. At most 100 columns."""
+    todo = jobs(study, *targets)
+    lines = [("run", "seed", "epochs", "state", "tables")]
+    for job in todo:
+        name = f"trunk of {job.run}" if job.trunk else job.run
+        tables = f"shared by {len(job.branches)}" if job.trunk else " ".join(map(short, job.tables))
+        lines.append((name, str(job.seed), str(job.epochs), job.state, tables))
+    width = max(len(line[0]) for line in lines)
+    text = [f"{name:<{width}}  {seed:>4}  {epochs:>6}  {state:<9} {tables}".rstrip() for name, seed, epochs, state, tables in lines]
+    built = [job for job in todo if job.state != NOT_BUILT]
+    alone = sum(not job.trunk for job in built) * study.schedule["epochs"]
+    text.append(f"\n{sum(job.epochs for job in built)} epochs, {alone} without shared trunks; "
+                f"{sum(job.epochs_left for job in built)} left to train; {len(todo) - len(built)} trainings not built")
+    return "\n".join(text)
+
+
+def status(study: Study) -> str:
+    """One line per table and figure: how many of its rows (times seeds) are measured, wait for a job, or are not built."""
+    states = {(job.run, job.seed): job.state for job in jobs(study) if not job.trunk}
+    text = [f"{'':<9}{'rows':>6}{DONE:>7}{TRAINED:>9}{PARTIAL:>9}{TO_RUN:>8}{NOT_BUILT:>11}"]
+    for key, table in study.tables.items():
+        cells = [states[row.run, seed] if is_variant_built(row.variant) else NOT_BUILT for row in table.rows for seed in study.seeds]
+        counts = [cells.count(name) for name in (DONE, TRAINED, PARTIAL, TO_RUN, NOT_BUILT)]
+        text.append("{:<9}{:>6}{:>7}{:>9}{:>9}{:>8}{:>11}".format(key, len(cells), *counts))
+    return "\n".join(text)
+
+
+def short(target: str) -> str:
+    """`table05` -> `5`, `figure1` -> `F1`."""
+    return target.removeprefix("table").lstrip("0") if target.startswith("table") else target.replace("figure", "F")
