@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import fields
 
 import pytest
 
 from pcb.errors import UserError
 from pcb.study import load_study
 from pcb.study.load import ROOT
+from pcb.study.schema import validator
 
 PAPER, MINI = ROOT / "configs/paper.yaml", ROOT / "configs/scale/mini.yaml"
 
@@ -63,6 +65,12 @@ def test_the_paper_s_mistakes(tmp_path, pattern, replacement, message):
     with pytest.raises(UserError) as error:
         load_study("mini", paper=path)
     assert str(path) in str(error.value) and message in str(error.value) and error.value.fix
+
+
+def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():
+    from pcb.data.emoji import Recipe
+
+    assert set(validator("scale").schema["properties"]["embedded"]["properties"]) == {field.name for field in fields(Recipe)}
 
 
 def test_a_scale_that_does_not_exist():
