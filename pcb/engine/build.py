@@ -1,0 +1,189 @@
+"""Experiment -> mmengine Config: the only place where a line of configs/paper.yaml becomes a model, data and a schedule.
+
+`config` is the whole training, `detector` a trained model. Whatever neither the experiment nor the scale says comes
+from the scale's base detector under configs/mmdet/.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import redirect_stdout
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+with redirect_stdout(io.StringIO()):  # mmdet tells of every optional package that it lacks
+    from mmdet.registry import MODELS
+
+    import pcb.data.dataset
+    import pcb.engine.frozen
+    import pcb.engine.hooks
+    import pcb.engine.loop
+    import pcb.engine.sampler
+    import pcb.mmdet  # noqa: F401
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+from mmengine.registry import init_default_scope
+
+from pcb.data.index import LVISIndex
+from pcb.engine import checkpoint as checkpoints
+from pcb.errors import UserError
+from pcb.methods import model_overrides
+from pcb.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+HOOKS = ("PCBEpochHook", "FiniteLossHook", "ProgressHook", "SaveHook")
+ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
+
+
+def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch: int | None = None) -> Config:
+    """The training of `run` as mmengine runs it, its outputs in `work_dir`; `until_epoch` stops it early, on the same schedule."""
+    experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
+    files = dataset_files(study, experiment.dataset, "train")
+    classes = len(index(*files).categories)
+    cfg = base(study, experiment.backbone)
+    lay_model(cfg, study, run)
+    lay_data(cfg, study, files, seed, train["batch_size"], train["rfs_threshold"] if experiment.sampler == "rfs" else None)
+    lay_optimizer(cfg, {**cfg.pop("optimizer"), "lr": train["lr"]}, train["amp"], train["clip_grad"])
+    cfg.param_scheduler = [
+        dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=train["warmup_iters"]),
+        dict(type="MultiStepLR", by_epoch=True, begin=0, end=schedule["epochs"], milestones=schedule["milestones"], gamma=train["lr_drop"]),
+    ]
+    cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or schedule["epochs"], seed=seed)
+    lay_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
+    return cfg
+
+
+def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
+    """The pretraining of the scale's base detector: all its layers, from random weights, on the pretraining classes."""
+    plan, folder = study.scale["pretrain"], study.paths.data("pretrain")
+    files = str(folder / "train.json"), str(folder / "images")
+    classes = len(index(*files).categories)
+    cfg = base(study, backbone)
+    cfg.model.type = "MaskRCNN"
+    cfg.model.backbone.update(frozen_stages=-1, norm_eval=False)
+    for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+        head.num_classes = classes
+    lay_data(cfg, study, files, 0, plan["batch_size"], None)
+    lay_optimizer(cfg, dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"]), study.scale["train"]["amp"], None)
+    cfg.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0, begin=0, end=plan["iterations"])]
+    cfg.train_cfg = dict(type="ResumableLoop", max_iters=plan["iterations"], seed=0)
+    lay_runtime(cfg, study, 0, work_dir, {"run": f"pretraining of {backbone}", "classes": classes})
+    return cfg
+
+
+def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> torch.nn.Module:
+    """The detector of `run` in eval mode on the scale's device, with the weights of `checkpoint` (None: untrained).
+
+    Raises `UserError` where the checkpoint is damaged, holds code, or is of another class count or model.
+    """
+    cfg = base(study, study.experiments[run].backbone)
+    lay_model(cfg, study, run)
+    model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_weights(model, checkpoints.load(checkpoint), checkpoint)
+    return model.to(device(study)).eval()
+
+
+def load_weights(model: torch.nn.Module, state: dict, source: str | Path) -> None:
+    """Load the weights of a checkpoint of the same model. Raises `UserError` for another class count or another model.
+
+    A branch may lack statistics of the loss that its trunk keeps; nothing else may be left over, and nothing may be missing.
+    """
+    ours = model.roi_head.bbox_head.num_classes
+    theirs = state.get("meta", {}).get("classes")
+    if theirs != ours:
+        raise UserError(f"{source} is a checkpoint of another class count: {theirs} classes, this data set has {ours}",
+                        "delete it, or mend the annotation files that the scale's `datasets` names")
+    weights = state["state_dict"]
+    missing = set(model.state_dict()) - set(weights)
+    extra = {key for key in set(weights) - set(model.state_dict()) if ".loss_cls." not in key}
+    if missing or extra:
+        names = ", ".join(sorted(missing | extra)[:4])
+        raise UserError(f"{source} is a checkpoint of another model: it differs in {names}", "delete it; the training makes it anew")
+    model.load_state_dict(weights, strict=False)
+
+
+# What the parts of a config are made of ------------------------------------------------------------------------------
+
+
+def base(study: Study, backbone: str) -> Config:
+    """The scale's base detector, with mmdet's registries in scope."""
+    init_default_scope("mmdet")
+    path = Path(study.scale["backbones"][backbone]["config"])
+    path = path if path.is_absolute() else ROOT / path
+    if not path.exists():
+        raise UserError(f"{path}: no such detector config", f"mend backbones.{backbone}.config in the scale's YAML")
+    return Config.fromfile(str(path))
+
+
+@lru_cache(maxsize=4)
+def index(annotations: str, images: str) -> LVISIndex:
+    return LVISIndex(annotations, images)
+
+
+def dataset_files(study: Study, dataset: str, split: str) -> tuple[str, str]:
+    """(annotation file, image folder) of a data set at this scale."""
+    entry = study.scale["datasets"][dataset]
+    return str(entry[split]), str(entry["images"])
+
+
+def lay_model(cfg: Config, study: Study, run: str) -> None:
+    """The experiment's loss and RoI head, class counts from the annotation file, test thresholds from the scale."""
+    experiment, scale = study.experiments[run], study.scale
+    data = index(*dataset_files(study, experiment.dataset, "train"))
+    own = experiment.pcb and study.scaled_gamma(experiment.pcb.gamma)
+    overrides = model_overrides(
+        experiment, num_classes=len(data.categories), start_epoch=study.schedule["pcb_start_epoch"],
+        momenta=study.momenta(run) or [study.scaled_gamma(0.99)], active=own, absent=data.absent,
+        hidden=scale["pcb"]["hidden"], identity_start=scale["pcb"]["identity_start"])
+    cfg.merge_from_dict({"model": overrides})
+    rcnn = cfg.model.test_cfg.rcnn
+    rcnn.score_thr, rcnn.max_per_img = scale["test"]["score_thr"], scale["test"]["max_per_image"]
+    if cfg.model.type == "FrozenTrunkMaskRCNN":
+        cfg.model.remember = {step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED
+
+
+def lay_data(cfg: Config, study: Study, files: tuple[str, str], seed: int, batch_size: int, rfs_threshold: float | None) -> None:
+    annotations, images = files
+    pipeline, workers = cfg.train_pipeline, study.scale["hardware"]["workers"]
+    sizes_vary = any(step["type"] == "RandomChoiceResize" for step in pipeline)
+    data = dict(type="PCBLVISDataset", ann_file=annotations, data_prefix=dict(img=images), pipeline=pipeline, cache_images=not sizes_vary)
+    if rfs_threshold is not None:
+        data = dict(type="ClassBalancedDataset", oversample_thr=rfs_threshold, dataset=data)
+    cfg.train_dataloader = dict(
+        batch_size=batch_size // get_world_size(),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=dict(type="EpochSampler", batch_size=batch_size, group_by_aspect=sizes_vary),
+        dataset=dict(type="SeededDataset", seed=seed, dataset=data),
+    )
+
+
+def lay_optimizer(cfg: Config, optimizer: dict, amp: str, clip: float | None) -> None:
+    """`amp`: none, fp16 (with a dynamic loss scale) or bf16; `clip`: largest norm of the gradient."""
+    cfg.optim_wrapper = dict(type="OptimWrapper", optimizer=optimizer, clip_grad=clip and dict(max_norm=clip, norm_type=2))
+    if amp != "none":
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype={"fp16": "float16", "bf16": "bfloat16"}[amp])
+
+
+def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta: dict) -> None:
+    """Hooks, seeds and processes. None of mmengine's own checkpoint, log and seed hooks: ours replace them."""
+    cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
+    cfg.randomness = dict(seed=seed)
+    cfg.default_scope = "mmdet"
+    cfg.default_hooks = {name: None for name in ("timer", "sampler_seed", "logger", "checkpoint")}
+    cfg.custom_hooks = [dict(type=name) for name in HOOKS]
+    cfg.visualizer = dict(type="Visualizer", vis_backends=[])
+    cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
+    cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if study.scale["hardware"]["device"] == "cuda" else "gloo"))
+
+
+def device(study: Study) -> torch.device:
+    """Where the scale wants to compute. Raises `UserError` where that is a GPU and there is none."""
+    if study.scale["hardware"]["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"scale {study.scale['name']!r} needs a GPU and torch finds none",
+                        "install a CUDA build of torch and check nvidia-smi, or set hardware.device: cpu and train.amp: none in the scale's YAML")
+    return torch.device(study.scale["hardware"]["device"])

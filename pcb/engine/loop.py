@@ -1,0 +1,143 @@
+"""The training loop: a training is a pure function of its seed, however often it is interrupted.
+
+Nothing random survives from one iteration to the next. The sampler's batches follow from (seed, epoch), an item's
+augmentation from (seed, epoch, index), and every iteration reseeds torch, numpy and random from (seed, iteration,
+rank). So a training resumed at any iteration, or branched from another's checkpoint, takes the same steps as one that
+was never interrupted: on a CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.registry import LOOPS
+from mmengine.dist import get_rank, is_main_process
+from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import Runner as MMRunner
+
+from pcb.engine.checkpoint import Checkpoints
+from pcb.engine.hooks import StopRequest
+from pcb.files import write_json
+from pcb.mmdet import PCBEpochHook
+
+
+def seed_everything(*key: int) -> None:
+    """Seed torch, numpy and random from a tuple of non-negative integers."""
+    words = np.random.SeedSequence(key).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[2]))
+
+
+@LOOPS.register_module()
+class ResumableLoop(EpochBasedTrainLoop):
+    """Epochs of a data loader whose sampler is an `EpochSampler`; starts and stops at any iteration.
+
+    `max_iters`, if given, is the length of the training in place of `max_epochs`, within an epoch if need be. After every iteration, and after the end of an
+    epoch where it ends one, hooks get `between_iterations(runner)`: `runner.iter` then counts what is done, and the
+    runner's state is that of a checkpoint.
+    """
+
+    def __init__(self, runner, dataloader, max_epochs: int = 1, max_iters: int | None = None, seed: int = 0):
+        super().__init__(runner, dataloader, max_epochs)
+        self._max_iters = max_iters or self._max_iters
+        self.seed = seed
+
+    def set_iteration(self, iteration: int) -> None:
+        self._iter = iteration
+        self._epoch = iteration // len(self.dataloader)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self._iter % len(self.dataloader) == 0
+
+    def run(self) -> torch.nn.Module:
+        self.runner.call_hook("before_train")
+        while self._iter < self._max_iters:
+            self.run_epoch()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        start = self._iter - self._epoch * len(self.dataloader)
+        self.dataloader.sampler.set_position(self._epoch, start)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        for index, batch in enumerate(self.dataloader, start):
+            seed_everything(self.seed, self._iter, get_rank())
+            self.run_iter(index, batch)
+            if self.at_epoch_end:
+                self.runner.call_hook("after_train_epoch")
+                self._epoch += 1
+            self.runner.call_hook("between_iterations")
+            if self._iter >= self._max_iters:
+                break
+
+
+class Runner(MMRunner):
+    """mmengine's runner with our checkpoints, and with its own words kept to the log file.
+
+    `begin` gives the runner its start: weights, or the whole state of an earlier training. tells when to end early, `notes` are facts of the training that its checkpoints carry.
+    """
+
+    begin = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.begin: Callable[[Runner], None] = lambda runner: None
+        self.stop = StopRequest()
+        self.notes: dict = {}
+        self.losses: dict = {}
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.work_dir, **self.cfg.checkpoints)
+
+    @property
+    def bare_model(self) -> torch.nn.Module:
+        return getattr(self.model, "module", self.model)
+
+    def build_logger(self, *args, **kwargs):
+        logger = super().build_logger(*args, **kwargs)
+        logger.handlers[0].setLevel("ERROR")  # the stream handler; the file keeps everything
+        return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Not here: versions and hardware are in run.json."""
+
+    def dump_config(self) -> None:
+        """The whole config as JSON, which mmengine reads too and which is written in no time."""
+        if is_main_process():
+            write_json(Path(self.work_dir) / "config.json", self.cfg.to_dict())
+
+    def _init_model_weights(self) -> None:
+        seed_everything(self.seed, 2**32 - 1)
+        super()._init_model_weights()
+
+    def load_or_resume(self) -> None:
+        self.begin(self)
+
+    def state(self) -> dict:
+        """All that a training needs to go on, between two iterations: no random state, see the top of this file."""
+        return {
+            "iter": self._train_loop.iter,
+            "meta": dict(self.cfg.meta),
+            "notes": {**self.notes, PCBEpochHook.KEY: self.message_hub.runtime_info.get(PCBEpochHook.KEY)},
+            "state_dict": {k: v.detach().cpu() for k, v in self.bare_model.state_dict().items()},
+            "optimizer": self.optim_wrapper.state_dict(),
+            "schedulers": [s.state_dict() for s in self.param_schedulers],
+        }
+
+    def set_progress(self, state: dict) -> None:
+        """Take over all of a `state` but the weights."""
+        self.optim_wrapper.load_state_dict(state["optimizer"])
+        for scheduler, saved in zip(self.param_schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.notes = dict(state["notes"])
+        if (opened := self.notes.get(PCBEpochHook.KEY)) is not None:
+            self.message_hub.update_info(PCBEpochHook.KEY, opened)
+        self._train_loop.set_iteration(state["iter"])

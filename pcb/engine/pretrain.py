@@ -1,0 +1,40 @@
+"""`pretrain`: the weights that a backbone's trainings start from.
+
+Where the scale says `pretrain`, the base detector learns, whole, on a class-balanced set of classes that no experiment
+sees: it stands in for ImageNet. Else the weights are a file's, checked, or none at all.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+
+from pcb.engine import build, provenance
+from pcb.engine.checkpoint import Checkpoints, write
+from pcb.engine.train import execute, only_one
+from pcb.engine.weights import from_torchvision
+from pcb.study import Study
+from pcb.study.study import fingerprint
+
+
+def pretrain(study: Study, backbone: str) -> Path:
+    """Write `paths.weights(backbone)` and return it. Resumable as `train` is. Raises `UserError` for a missing or damaged file."""
+    source, path = study.scale["backbones"][backbone]["weights"], study.paths.weights(backbone)
+    if source == "random":
+        state = {"meta": {"kind": "random"}, "state_dict": {}}
+    elif source != "pretrain":
+        state = from_torchvision(Path(source), backbone)
+    else:
+        job = fingerprint(study.pretrain_job(backbone))
+        work = study.paths.work(job)
+        with only_one(work, f"the pretraining of {backbone}"):
+            runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
+            record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes, **provenance.record(study, runner.started)}
+            state = {"meta": record, "state_dict": runner.state()["state_dict"]}
+            Checkpoints(work).clear()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write(path, buffer.getbuffer())
+    return path

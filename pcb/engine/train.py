@@ -1,0 +1,151 @@
+"""`train`: one experiment from its first step to its record, whatever interrupts it on the way.
+
+A training goes on from the newest good checkpoint in its own work folder; without one it branches from its trunk;
+without a trunk it starts from the pretrained weights. The record, run.json, is written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
+
+from pcb.engine import build, provenance, weights
+from pcb.engine.checkpoint import Checkpoints, load_recorded, sha256, store
+from pcb.engine.hooks import StopRequest, say
+from pcb.engine.loop import Runner
+from pcb.errors import UserError
+from pcb.files import write_json
+from pcb.mmdet import PCBEpochHook
+from pcb.study import Study
+from pcb.study.load import read_json
+
+RESUMING = ("optimizer", "schedulers")  # parts of a checkpoint that a finished training does not need
+
+
+def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
+    """Train `run` and write its record `paths.train(run, seed)`; with `trunk` only up to PCB, and `paths.trunk(run, seed)`.
+
+    A run that shares a trunk, the trunk's own experiment included, needs the trunk's record. Returns the path of the
+    record. Raises `UserError` for what a user can mend; SIGTERM saves and raises `SystemExit`.
+    """
+    record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
+    work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
+    with only_one(work, run):
+        state = Checkpoints(work).named(stem) or train_to_end(study, run, seed, work, trunk)
+        (path,) = work.glob(f"{stem}.*.pth")
+        if is_main_process():
+            write_json(record_path, {**state["record"], "checkpoint": str(path), "sha256": sha256(path)})
+        barrier()
+    return record_path
+
+
+def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> dict:
+    """Train, and store the final checkpoint, which is returned: the weights and the record; of a trunk the whole state."""
+    experiment, schedule = study.experiments[run], study.schedule
+    origin = None if trunk or not experiment.trunk else trunk_record(study, experiment.trunk, seed)
+    epochs = schedule["pcb_start_epoch"] - 1 if trunk else schedule["epochs"]
+    begin = partial(branch, origin=origin) if origin else lambda runner: weights.initialise(runner.bare_model, study, experiment.backbone)
+    runner = execute(build.config(study, run, seed, work, until_epoch=epochs), study, begin)
+    state = runner.state()
+    state["record"] = {
+        "run": run, "seed": seed, "fingerprint": work.name, "epochs": epochs, "iterations": runner.iter,
+        "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
+        "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
+        "gate_opened_at_iteration": state["notes"][PCBEpochHook.KEY],
+        "seconds": round(runner.notes["seconds"], 2), "cpu_seconds": round(runner.notes["cpu_seconds"], 2),
+        **provenance.record(study, runner.started),
+    }
+    if not trunk:
+        state = {key: value for key, value in state.items() if key not in RESUMING}
+        warn_of_shut_gate(runner)
+    if is_main_process():
+        store(work, "trunk" if trunk else "final", state)
+        if not trunk:
+            Checkpoints(work).clear()
+    barrier()
+    return state
+
+
+def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runner:
+    """Run a training to its end: from the newest good checkpoint in its work folder, else from what `begin` makes of the runner."""
+    if build.device(study).type == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine takes a GPU wherever it sees one
+    started = provenance.now()
+    with StopRequest() as stop:
+        runner = Runner.from_cfg(cfg)
+        runner.stop, runner.started, runner.begin = stop, started, partial(resume_or, begin)
+        runner.train()
+    return runner
+
+
+def resume_or(begin: Callable[[Runner], None], runner: Runner) -> None:
+    if (state := runner.checkpoints.newest(say)) is None:
+        begin(runner)
+    else:
+        build.load_weights(runner.bare_model, state, runner.work_dir)
+        runner.set_progress(state)
+        say(f"{runner.cfg.meta.run}: goes on from iteration {runner.iter}")
+
+
+def branch(runner: Runner, origin: dict) -> None:
+    """Start where a trunk ended. Its own time is not this training's."""
+    state = load_recorded(origin["checkpoint"], origin["sha256"])
+    build.load_weights(runner.bare_model, state, origin["checkpoint"])
+    runner.set_progress(state)
+    runner.notes.update(seconds=0.0, cpu_seconds=0.0)
+
+
+def trunk_record(study: Study, trunk: str, seed: int) -> dict:
+    path = study.paths.trunk(trunk, seed)
+    if not path.exists():
+        raise UserError(f"{path}: the trunk that this run shares is not trained", f"run `pcb trunk {trunk} --seed {seed}` first, as the workflow does")
+    record = read_json(path)
+    if record["fingerprint"] != study.fingerprint(trunk, seed):
+        raise UserError(f"{path} is of another study: fingerprint {record['fingerprint']}, not {study.fingerprint(trunk, seed)}",
+                        f"run `pcb trunk {trunk} --seed {seed}` again")
+    return record
+
+
+def repeat_factors(dataset) -> dict | None:
+    """How often images are repeated in an epoch; None without repeat factor sampling.
+
+    Raises `UserError` where the sampling repeats nothing, because its threshold is below every class's frequency.
+    """
+    balanced = dataset.dataset
+    if not hasattr(balanced, "repeat_indices"):
+        return None
+    times = Counter(Counter(balanced.repeat_indices).values())
+    images, samples = sum(times.values()), len(balanced.repeat_indices)
+    if images == samples:
+        raise UserError(f"repeat factor sampling with train.rfs_threshold {balanced.oversample_thr:g} repeats none of the {images} images",
+                        "raise train.rfs_threshold in the scale's YAML above the rarest class's share of images")
+    return {"threshold": balanced.oversample_thr, "images": images, "samples": samples, "images_by_repeats": {str(k): times[k] for k in sorted(times)}}
+
+
+def warn_of_shut_gate(runner: Runner) -> None:
+    pcb = getattr(runner.bare_model.roi_head.bbox_head.loss_cls, "pcb", None)
+    if pcb and pcb.alpha and (waiting := pcb.waiting_for()):
+        classes = runner.train_dataloader.dataset.metainfo["classes"]
+        names = ", ".join(classes[i] for i in waiting[:5])
+        say(f"{runner.cfg.meta.run}: PCB never acted, for {len(waiting)} classes had no positive RoI: {names}{', …' * (len(waiting) > 5)}")
+
+
+@contextmanager
+def only_one(work: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a work folder. Raises `UserError` where another process has it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / ".lock", "w") as lock:
+        if is_main_process():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{work}: another process is working on {what}", "wait for it, or end it") from None
+        yield

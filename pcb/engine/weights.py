@@ -1,0 +1,70 @@
+"""What every training starts from: one file for each backbone, `paths.weights`, and how a detector takes it over.
+
+`backbones.<name>.weights` of the scale's YAML says what it holds: `pretrain` (the base detector, trained on classes of
+which no experiment knows), a path to a torchvision ResNet, or `random` (nothing). The file says it too, as `meta.kind`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from pcb.engine import checkpoint
+from pcb.engine.hooks import say
+from pcb.errors import UserError
+from pcb.study import Study
+
+FRESH = ("bbox_head.fc_cls.", "roi_head.mlp_", ".loss_cls.")  # belongs to the classes, or to the method
+PER_CLASS = {"bbox_head.fc_reg.": 4, "mask_head.conv_logits.": 1}  # predictors, with so many rows for each class
+
+
+def initialise(model: torch.nn.Module, study: Study, backbone: str) -> None:
+    """Load the starting weights of `backbone` into a detector. Raises `UserError` where the file is missing or does not fit."""
+    path = study.paths.weights(backbone)
+    if not path.exists():
+        raise UserError(f"{path}: no weights to start from; training does not start at random unasked",
+                        f"run `pcb pretrain {backbone} --scale {study.scale['name']}`, as the workflow does")
+    state = checkpoint.load(path)
+    kind = state.get("meta", {}).get("kind")
+    if kind == "random":
+        say(f"all weights start at random, as backbones.{backbone}.weights: random asks")
+    elif kind == "backbone":
+        take_over(model.backbone, state["state_dict"], path, lambda key: key.endswith("num_batches_tracked"))
+    elif kind == "detector":
+        take_over(model, state["state_dict"], path, lambda key: any(part in key for part in FRESH))
+    else:
+        raise UserError(f"{path} is not a file of starting weights", f"delete it and run `pcb pretrain {backbone}`")
+
+
+def take_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor], source: Path, fresh) -> None:
+    """Load every weight but those for whose names `fresh` is true. A new class starts from the mean over the old ones."""
+    start = {}
+    for key, ours in model.state_dict().items():
+        if fresh(key):
+            continue
+        value = theirs.get(key)
+        rows = next((n for part, n in PER_CLASS.items() if part in key), None)
+        if value is not None and rows and value.shape[1:] == ours.shape[1:]:
+            mean = value.unflatten(0, (-1, rows)).mean(dim=0)
+            value = mean.repeat(len(ours) // rows, *[1] * (ours.dim() - 1))
+        if value is None or value.shape != ours.shape:
+            raise UserError(f"{source} does not fit this detector: {key} is {'missing' if value is None else tuple(value.shape)}, not "
+                            f"{tuple(ours.shape)}", "delete it and run `pcb pretrain`, or mend `backbones` in the scale's YAML")
+        start[key] = value
+    model.load_state_dict(start, strict=False)
+
+
+def from_torchvision(path: Path, backbone: str) -> dict:
+    """Content of the weights file for a downloaded ResNet, whose name ends in the first digits of its sha256."""
+    if not path.exists():
+        raise UserError(f"{path}: no pretrained weights for {backbone}; training does not start at random unasked",
+                        f"download https://download.pytorch.org/models/{path.name} to that path, or set backbones.{backbone}.weights "
+                        "in the scale's YAML to another file, or to `random`")
+    digest = checkpoint.sha256(path)
+    digits = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
+    if digits and not digest.startswith(digits[1]):
+        raise UserError(f"{path} is damaged: its sha256 is {digest[:8]}…, its name says {digits[1]}", "download it again")
+    weights = {key: value for key, value in checkpoint.load(path).items() if not key.startswith("fc.")}
+    return {"meta": {"kind": "backbone", "source": path.name, "sha256": digest}, "state_dict": weights}
