@@ -69,11 +69,12 @@ class Recipe:
 
 @dataclass
 class Thing:
-    """One object of a scene: its class, its sprite, and whether it is annotated."""
+    """One object of a scene: its class, its sprite, and how it is annotated."""
 
     name: str
     tile: int
     labelled: bool = True
+    speck: bool = False  # annotated with a box of half a pixel, as LVIS has some: no training can use it
 
 
 def generate(study, dataset: str) -> None:
@@ -137,11 +138,11 @@ def styles(name: str, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def choose_tile(name: str, rng: np.random.RandomState, recipe: Recipe, split: str, dataset: str) -> int:
-    train, novel = styles(name, recipe.seed)
+    groups, novel = styles(name, recipe.seed)
     if dataset == "pretrain":
-        groups = train + novel
-    else:
-        groups = novel if split != "train" and rng.random_sample() < recipe.novel_styles else train
+        groups = groups + novel
+    elif split != "train" and rng.random_sample() < recipe.novel_styles:
+        groups = novel
     group = groups[int(rng.random_sample() * len(groups))]
     tiles = [tile for style, tile in sorted(atlas().styles(name).items()) if STYLE_GROUPS[style] == group]
     return tiles[int(rng.random_sample() * len(tiles))]
@@ -180,6 +181,7 @@ def plan_split(recipe: Recipe, dataset: str, split: str, counts: dict[str, int],
     for i in range(usable, images):
         names = [list(counts)[int(rng.random_sample() * len(counts) / 3)] for _ in range(3)]  # of the frequent third
         scenes[i] = [Thing(name, choose_tile(name, rng, recipe, split, dataset), False) for name in names]
+        scenes[i][0].speck = i % 2 == 0
     return [[things[i] for i in rng.permutation(len(things))] for things in scenes]
 
 
@@ -232,7 +234,10 @@ def annotate(things: list[Thing], masks: list[np.ndarray], image_id: int, catego
     found = []
     for thing, mask in zip(things, masks, strict=True):
         polygons, area = outlines(mask)
-        if thing.labelled and area:
+        if thing.speck and area:
+            x, y = polygons[0][:2]
+            polygons, area = [[x, y, x + 0.5, y, x + 0.5, y + 0.5, x, y + 0.5]], 0.25
+        if (thing.labelled or thing.speck) and area:
             xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             found.append({"id": first + len(found) + 1, "image_id": image_id, "category_id": category_id[thing.name],

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class Atlas:
         """Style -> tile of the class `name`."""
         return self.index["classes"][name]["tiles"]
 
-    @lru_cache(maxsize=None)  # noqa: B019 (one atlas lives as long as the process)
+    @cache  # noqa: B019 (one atlas lives as long as the process)
     def sprite(self, tile: int, side: int) -> np.ndarray:
         """Tile as (side + 2, side + 2, 4) int32: colours 0-255 premultiplied with alpha, one transparent pixel around."""
         size, columns = self.index["tile"], self.index["columns"]
