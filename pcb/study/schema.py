@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.exceptions import best_match
-
 from pcb.errors import UserError
+
+# jsonschema imports the grammar of IRIs where Jupyter installed it, which takes seconds in every job; no schema here needs it.
+GRAMMAR = "rfc3987_syntax"
+blocked = GRAMMAR not in sys.modules
+if blocked:
+    sys.modules[GRAMMAR] = None
+try:
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.exceptions import best_match
+finally:
+    if blocked:
+        del sys.modules[GRAMMAR]
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "workflow/schemas"
 
