@@ -8,7 +8,7 @@
 #   snakemake --cores all --resources gpu=8 --config scale=lvis
 #   snakemake -n                                               what would run; `pcb plan` says it in a person's words
 #
-# --config takes `scale` (a name under configs/scale/ or a YAML file), `seeds` ("seeds=[0,1,2]") and `results` (a folder).
+# --config takes `scale` (a name under configs/scale/ or a YAML file), `seeds` (`seeds=0,1,2`) and `results` (a folder).
 # profiles/default/ loads by itself; `--profile profiles/slurm` adds a cluster. Results lie in results/<scale>/.
 from snakemake.utils import min_version
 

@@ -144,7 +144,7 @@ def known(loaded, arguments):
     if arguments.run not in loaded.experiments:
         raise UserError(f"no experiment is called {arguments.run!r}", "see `pcb plan`, or configs/paper.yaml, for the names")
     if arguments.seed not in loaded.seeds:
-        raise UserError(f"seed {arguments.seed} is not among the study's seeds {list(loaded.seeds)}", 'add it: --config "seeds=[0,1]"')
+        raise UserError(f"seed {arguments.seed} is not among the study's seeds {list(loaded.seeds)}", 'add it: --config seeds=0,1')
 
 
 def parser() -> argparse.ArgumentParser:

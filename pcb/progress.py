@@ -19,7 +19,7 @@ from pcb.study import Study
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
 COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1, "gather": 0.02, "notebook": 0.2}
 ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
-SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
+SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
@@ -51,7 +51,7 @@ class Lines(logging.StreamHandler):
         self.speaking = True
         for handler in logger.handlers:
             if handler.name == "DefaultStreamHandler":
-                handler.addFilter(lambda record: getattr(record, "event", None) not in SAID_HERE)
+                handler.addFilter(lambda record: getattr(record, "event", None) not in SAID_HERE and record.msg != "Select jobs to execute...")
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
@@ -80,7 +80,7 @@ class Lines(logging.StreamHandler):
         self.waiting[rule] = self.waiting.get(rule, 1) - 1
         done = sum(map(len, self.took.values()))
         left = self.seconds_left()
-        eta = f"; about {duration(left)} left" if left else ""
+        eta = f"; about {duration(left)} left" if left >= 1 else ""
         return f"done {f'{done}/{done + sum(self.waiting.values())}':<7}{words}, {duration(seconds)}{eta}"
 
     def seconds_left(self) -> float:

@@ -23,11 +23,21 @@ def study_of(config):
         if unknown:
             known = ", ".join(sorted(SETTINGS))
             raise UserError(f"--config does not know: {unknown}", f"use {known}")
-        overrides = {key: config[key] for key in ("seeds", "results") if key in config}
+        overrides = {}
+        if "results" in config:
+            overrides["results"] = str(config["results"])
+        if "seeds" in config:
+            overrides["seeds"] = numbers(config["seeds"])
         return load_study(config.get("scale", "mini"), overrides=overrides)
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)
+
+
+def numbers(value):
+    """`0,1,2`, `[0,1,2]` or `0` as a list of integers; what is no integer stays as it is, for the schema to refuse."""
+    items = value if isinstance(value, list) else str(value).split(",")
+    return [int(item) if str(item).strip().isdigit() else item for item in items]
 
 
 study = study_of(config)

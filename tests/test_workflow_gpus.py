@@ -1,0 +1,100 @@
+"""Leases on GPUs, with devices that do not exist: two jobs never hold the same one, and a job that dies gives its own back."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pcb.engine import gpus
+from pcb.errors import UserError
+
+DEVICES = {"0": "GPU-a", "1": "GPU-b", "2": "GPU-c"}
+
+
+def holder(folder, count):
+    """Another process that holds `count` devices; returns it once it has told which."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from pcb.engine.gpus import lease
+        with lease({count}, {DEVICES!r}, Path({str(folder)!r})) as ids:
+            print(",".join(ids), flush=True)
+            sys.stdin.read()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.ids = process.stdout.readline().strip().split(",")
+    return process
+
+
+def test_two_processes_hold_different_devices(tmp_path):
+    other = holder(tmp_path, 2)
+    with gpus.lease(1, DEVICES, tmp_path) as ids:
+        assert len(ids) == 1 and len(other.ids) == 2 and set(ids) | set(other.ids) == set(DEVICES)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ids[0]
+    other.communicate()
+
+
+def test_a_killed_process_gives_its_devices_back(tmp_path, capsys):
+    other = holder(tmp_path, 3)
+    with gpus.ExitStack() as held:
+        assert not gpus.lock(tmp_path / "GPU-a.lock", held)
+    os.kill(other.pid, signal.SIGKILL)
+    other.communicate()
+    with gpus.lease(3, DEVICES, tmp_path) as ids:
+        assert ids == ["0", "1", "2"]
+
+
+def test_a_job_waits_until_enough_are_free_and_holds_none_meanwhile(tmp_path, capsys, monkeypatch):
+    other = holder(tmp_path, 2)
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        with gpus.lease(1, DEVICES, tmp_path):  # the third device is free while the job waits
+            pass
+        other.communicate()
+
+    monkeypatch.setattr(gpus.time, "sleep", sleep)
+    with gpus.lease(3, DEVICES, tmp_path) as ids:
+        assert len(ids) == 3
+    assert naps and "waiting for 3 of the GPUs" in capsys.readouterr().err
+
+
+def test_more_than_the_machine_has_is_said_at_once(tmp_path):
+    with pytest.raises(UserError, match="needs 4 GPUs, but 3"), gpus.lease(4, DEVICES, tmp_path):
+        pass
+
+
+def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    with gpus.lease(1, {"2": "GPU-c", "1": "GPU-b"}, tmp_path):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,1"
+
+
+def test_no_gpu_changes_nothing(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with gpus.lease(0) as ids:
+        assert ids == [] and "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize(("assigned", "names"), [
+    (None, {"0": "GPU-1f-00", "1": "GPU-2e-01"}),
+    ("1", {"1": "GPU-2e-01"}),
+    ("1,0", {"1": "GPU-2e-01", "0": "GPU-1f-00"}),
+    ("MIG-7c", {"MIG-7c": "MIG-7c"}),
+    ("", {}),
+    ("-1", {}),
+])
+def test_only_devices_that_a_scheduler_assigned_are_considered(tmp_path, monkeypatch, assigned, names):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f-00)'\necho 'GPU 1: NVIDIA X (UUID: GPU-2e-01)'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if assigned is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
+    assert gpus.visible() == names
