@@ -26,10 +26,14 @@ def outlines(mask: np.ndarray, keep: float = 0.02) -> tuple[list[list[int]], int
 
 def _loops(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     """Closed chains of corners; outer boundaries run clockwise, holes the other way round."""
-    padded = np.pad(mask.astype(bool), 1)
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    if not len(rows):
+        return []
+    left, top = int(columns[0]), int(rows[0])
+    padded = np.pad(mask[top:rows[-1] + 1, left:columns[-1] + 1].astype(bool), 1)
     inside = padded[1:-1, 1:-1]
     neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
-    starts = ((0, 0), (1, 0), (1, 1), (0, 1))  # where a pixel's upper, right, lower and left edge start
+    starts = ((left, top), (left + 1, top), (left + 1, top + 1), (left, top + 1))  # of a pixel's upper, right, lower, left edge
     edges: dict[tuple[int, int, int], None] = {}  # an ordered set of (x, y, direction)
     for direction, (neighbour, (dx, dy)) in enumerate(zip(neighbours, starts, strict=True)):
         ys, xs = np.nonzero(inside & ~neighbour)

@@ -18,6 +18,7 @@ from PIL import Image
 
 ASSETS = Path(__file__).parent / "assets"
 LEVELS = (34, 48, 64)  # sides at which a sprite is kept, so that no pose shrinks it by more than 1.5
+CHANNELS = np.uint64(0x00FF_00FF_00FF_00FF)
 TRIES = 40             # random positions tried for a sprite before the least covering one is taken
 
 
@@ -44,7 +45,7 @@ class Atlas:
 
     @cache  # noqa: B019 (one atlas lives as long as the process)
     def sprite(self, tile: int, side: int) -> np.ndarray:
-        """Tile as (side + 2, side + 2, 4) int32: colours 0-255 premultiplied with alpha, one transparent pixel around."""
+        """Tile as (side + 2, side + 2) uint64: red, green, blue (premultiplied), alpha in 16 bits each; a transparent pixel around."""
         size, columns = self.index["tile"], self.index["columns"]
         x, y = tile % columns * size, tile // columns * size
         image = self.pixels.crop((x, y, x + size, y + size))
@@ -53,7 +54,7 @@ class Atlas:
         if side != size:
             rgba = np.dstack([np.asarray(Image.fromarray(np.ascontiguousarray(rgba[..., c])).resize((side, side), Image.BILINEAR))
                               for c in range(4)])
-        return np.pad(rgba.astype(np.int32), ((1, 1), (1, 1), (0, 0)))
+        return np.pad(np.ascontiguousarray(rgba.astype("<u2")).view("<u8")[..., 0], 1)
 
 
 @cache
@@ -131,20 +132,22 @@ def pose(tile: int, rng: np.random.RandomState, look: Look) -> np.ndarray:
     cos, sin = round(scale * math.cos(angle)), round(scale * math.sin(angle))
     extent = math.ceil(side * 1.25)
     offset = 2 * np.arange(extent, dtype=np.int64) - (extent - 1)  # twice the distance from the centre
-    middle = (level + 1) * 32768
-    u = np.clip(middle + flip * (offset[None, :] * cos + offset[:, None] * sin >> 1), 0, (level + 1) * 65536 - 1)
-    v = np.clip(middle + (offset[:, None] * cos - offset[None, :] * sin >> 1), 0, (level + 1) * 65536 - 1)
-    left, top = u >> 16, v >> 16
-    fx, fy = ((u & 65535) >> 8)[..., None].astype(np.int32), ((v & 65535) >> 8)[..., None].astype(np.int32)
-    flat, stride = sprite.reshape(-1, 4), level + 2
-    corner = top * stride + left
+    middle, last = (level + 1) * 32768, (level + 1) * 65536 - 1
+    u = (middle + flip * (offset[None, :] * cos + offset[:, None] * sin >> 1)).clip(0, last)
+    v = (middle + (offset[:, None] * cos - offset[None, :] * sin >> 1)).clip(0, last)
+    # Bilinear interpolation of all four channels at once: 255 * 256 fits into a channel's 16 bits.
+    flat, stride = sprite.ravel(), level + 2
+    corner = (v >> 16) * stride + (u >> 16)
+    fx, fy = (u >> 8 & 255).astype(np.uint64), (v >> 8 & 255).astype(np.uint64)
     upper = flat[corner] * (256 - fx) + flat[corner + 1] * fx
     lower = flat[corner + stride] * (256 - fx) + flat[corner + stride + 1] * fx
-    patch = upper * (256 - fy) + lower * fy + 32768 >> 16
-    rows, columns = np.nonzero((patch[..., 3] >= 128).any(1))[0], np.nonzero((patch[..., 3] >= 128).any(0))[0]
+    mixed = (upper >> 8 & CHANNELS) * (256 - fy) + (lower >> 8 & CHANNELS) * fy >> 8 & CHANNELS
+    patch = mixed.astype("<u8").view("<u2").reshape(extent, extent, 4).astype(np.int32)
+    solid = patch[..., 3] >= 128
+    rows, columns = np.nonzero(solid.any(1))[0], np.nonzero(solid.any(0))[0]
     patch = patch[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    colours = np.clip(patch[..., :3] @ matrix.T >> 10, 0, patch[..., 3:])
-    return np.concatenate([colours, patch[..., 3:]], axis=2).astype(np.int32)
+    patch[..., :3] = (patch[..., :3] @ matrix.T >> 10).clip(0, patch[..., 3:])
+    return patch
 
 
 def colour_matrix(rng: np.random.RandomState, look: Look) -> np.ndarray:
@@ -155,7 +158,7 @@ def colour_matrix(rng: np.random.RandomState, look: Look) -> np.ndarray:
     same, turn = saturation * math.cos(hue), saturation * math.sin(hue) / math.sqrt(3)
     grey = (1 - same) / 3
     rows = [[grey + same, grey - turn, grey + turn], [grey + turn, grey + same, grey - turn], [grey - turn, grey + turn, grey + same]]
-    return np.array([[round(1024 * brightness * value) for value in row] for row in rows], np.int64)
+    return np.array([[round(1024 * brightness * value) for value in row] for row in rows], np.int32)
 
 
 def place(mask: np.ndarray, owner: np.ndarray, areas: list[int], rng: np.random.RandomState, look: Look) -> tuple[int, int]:
