@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pycocotools.mask as coco_mask
 
 from pcb.engine.shards import Rows
@@ -43,7 +44,7 @@ def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
         columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
         found.append(Rows([image["id"] for image in part], np.array(columns[0], np.int64), np.array(columns[1], np.int32),
                           np.array(columns[2], np.float32).reshape(-1, 4), np.array(columns[3], np.float32),
-                          np.array(columns[4], np.int32).reshape(-1, 2), list(columns[5])))
+                          np.array(columns[4], np.int32).reshape(-1, 2), pa.array(columns[5], pa.binary())))
     return found
 
 
@@ -54,7 +55,7 @@ def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, d
     from lvis import LVIS, LVISEval, LVISResults
     results = [
         {"image_id": int(rows.image_id[k]), "category_id": int(rows.category_id[k]), "score": float(rows.score[k]),
-         "bbox": rows.box[k].astype(float).tolist(), "segmentation": {"size": rows.size[k].tolist(), "counts": rows.rle[k]}}
+         "bbox": rows.box[k].astype(float).tolist(), "segmentation": {"size": rows.size[k].tolist(), "counts": rows.rle[k].as_py()}}
         for rows in detections for k in range(len(rows))]
     truth = LVIS(str(path))
     reference = LVISEval(truth, LVISResults(truth, results), iou_type)

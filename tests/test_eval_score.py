@@ -6,6 +6,7 @@ import sys
 
 import lvis_oracle as oracle
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pcb.engine.score import GroundTruth, evaluate, points
@@ -33,7 +34,8 @@ def federated(tmp_path_factory):
     for i in range(12):
         shown = rng.choice(np.arange(1, 9), 4, replace=False).tolist()
         others = [k for k in range(1, 10) if k not in shown]
-        truth["images"].append({"id": 100 + 7 * i, "height": 80, "width": 100, "not_exhaustive_category_ids": shown[:1] if i % 2 else [],
+        truth["images"].append({"id": 100 + 7 * i, "file_name": f"{i}.jpg", "height": 80, "width": 100,
+                                "not_exhaustive_category_ids": shown[:1] if i % 2 else [],
                                 "neg_category_ids": rng.choice(others, 2, replace=False).tolist()})
         for category in shown * 2 if i else []:  # the first image is empty
             x, y = rng.uniform(0, 60), rng.uniform(0, 45)
@@ -74,9 +76,10 @@ def test_a_perfect_detector_scores_100_and_none_scores_0(federated):
     size = {i["id"]: (i["height"], i["width"]) for i in truth["images"]}
     ids, boxes = [i["id"] for i in truth["images"]], [a["bbox"] for a in truth["annotations"]]
     image = np.array([a["image_id"] for a in truth["annotations"]])
+    masks = pa.array([oracle.rle(a, {"height": 80, "width": 100}) for a in truth["annotations"]], pa.binary())
     perfect = Rows(ids, image, np.array([a["category_id"] for a in truth["annotations"]]), np.array(boxes), np.ones(len(image)),
-                   np.array([size[i] for i in image]), [oracle.rle(a, {"height": 80, "width": 100}) for a in truth["annotations"]])
-    nothing = Rows(ids, *(np.zeros((0, *shape)) for shape in [(), (), (4,), (), (2,)]), [])
+                   np.array([size[i] for i in image]), masks)
+    nothing = Rows(ids, *(np.zeros((0, *shape)) for shape in [(), (), (4,), (), (2,)]), pa.array([], pa.binary()))
     for iou_type in ("segm", "bbox"):
         assert evaluate(path, [perfect], iou_type=iou_type)["AP"] == pytest.approx(100)
         assert evaluate(path, [nothing], iou_type=iou_type)["AP"] == 0
@@ -96,8 +99,11 @@ def test_detections_must_cover_exactly_the_images(federated):
         evaluate(path, [*detections, detections[0]], iou_type="bbox")
 
 
-@pytest.mark.parametrize("content, said", [(None, "No such file"), ('{"images": [', "not valid JSON"), ("{}", "'categories'"),
-                                           ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "neg_category_ids")])
+COCO = '{"images": [{"id": 1, "width": 9, "height": 9, "file_name": "1.jpg"}], "annotations": [], "categories": []}'
+
+
+@pytest.mark.parametrize("content, said", [(None, "No such file"), ('{"images": [', "not valid JSON"), ("{}", "images, annotations"),
+                                           (COCO, "neg_category_ids")])
 def test_bad_ground_truth_is_named(tmp_path, content, said):
     path = tmp_path / "val.json"
     if content is not None:

@@ -54,7 +54,7 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
             rows, sums = detect_all(model, data, index, progress.watch(islice(items, len(part))), job["variants"])
             sums.save(writer.path(part, "npz"))
             writer.write(part, rows)
-    total = Sums(len(data.cat_ids))
+    total = Sums(len(data.metainfo["classes"]))
     for part in parts:
         total.load(writer.path(part, "npz"))
     write_confusion(of_split(study.paths.confusion(run, seed), split), total)
@@ -101,12 +101,12 @@ def detect_all(model: torch.nn.Module, data: Dataset, index: dict[int, int], ite
                variants: list[str]) -> tuple[dict, Sums]:
     """One shard's images -> its columns, and its part of the confusion matrix."""
     head, by_name = model.roi_head.bbox_head, rules(model, variants)
-    category = np.asarray(data.cat_ids)
-    if len(category) != head.num_classes:
-        raise UserError(f"{data.ann_file} has {len(category)} categories, the checkpoint {head.num_classes} classes",
+    classes = len(data.metainfo["classes"])
+    if classes != head.num_classes:
+        raise UserError(f"{data.ann_file} has {classes} categories, the checkpoint {head.num_classes} classes",
                         "use the annotation file of the data set that the run was trained on")
     found: dict[str, list] = {name: [] for name in ("image_id", "category_id", "box", "height", "width", *(SCORE + v for v in variants))}
-    rles, sums = [], Sums(len(category))
+    rles, sums = [], Sums(classes)
     for batch in batches(items, IMAGES_AT_ONCE):
         for image in forward(model, batch):
             count(sums, head, image, data.get_data_info(index[image.meta["img_id"]])["instances"])
@@ -114,7 +114,7 @@ def detect_all(model: torch.nn.Module, data: Dataset, index: dict[int, int], ite
             boxes, masks = segment(model, image, kept)
             rles += masks
             found["box"].append(to_xywh(boxes))
-            found["category_id"].append(category[kept.labels.cpu().numpy()])
+            found["category_id"].append(kept.labels.cpu().numpy() + 1)  # ids are 1..C, labels 0..C-1
             for name, value in zip(("image_id", "height", "width"), (image.meta["img_id"], *image.meta["ori_shape"][:2]), strict=True):
                 found[name].append(np.full(len(boxes), value))
             for variant, scores in kept.scores.items():

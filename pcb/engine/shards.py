@@ -40,7 +40,8 @@ class Rows:
     """Detections of one variant on a few images, as columns of equal length n.
 
     images: ids of all images covered, also those without a detection. box: (n, 4) x, y, w, h in pixels.
-    score: (n,) float32. size: (n, 2) height, width of the image. rle: n compressed COCO counts, or None where not asked for.
+    score: (n,) float32. size: (n, 2) height, width of the image. rle: n compressed COCO counts, or None where not asked for;
+    they stay in Arrow, since a Python object for each of millions costs more than scoring them.
     """
 
     images: list[int]
@@ -49,10 +50,15 @@ class Rows:
     box: np.ndarray
     score: np.ndarray
     size: np.ndarray
-    rle: list[bytes] | None = None
+    rle: pa.Array | pa.ChunkedArray | None = None
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def where(self, mask: np.ndarray) -> Rows:
+        """The rows where the (n,) mask is true; the images covered stay the same."""
+        rle = None if self.rle is None else self.rle.filter(pa.array(mask))
+        return Rows(self.images, self.image_id[mask], self.category_id[mask], self.box[mask], self.score[mask], self.size[mask], rle)
 
 
 def schema(variants: Sequence[str], metadata: dict[str, str] | None = None) -> pa.Schema:
@@ -124,11 +130,12 @@ class Shards:
                                     "run the inference of this run again")
                 images = json.loads(file.schema_arrow.metadata[b"images"])
                 table = file.read(columns=[*wanted, "rle"] if masks else wanted)
-            table = table.filter(pc.is_valid(table[SCORE + variant]))
+            if table[SCORE + variant].null_count:
+                table = table.filter(pc.is_valid(table[SCORE + variant]))
             column = {name: table[name].to_numpy() for name in wanted}
             yield Rows(images, column["image_id"], column["category_id"], np.stack([column[k] for k in BOX], 1),
                        column[SCORE + variant], np.stack([column["height"], column["width"]], 1),
-                       table["rle"].to_pylist() if masks else None)
+                       table["rle"] if masks else None)
 
 
 def _encoded(metadata: dict[str, str]) -> dict[bytes, bytes]:

@@ -1,0 +1,163 @@
+"""Scoring at LVIS size: from shards on disk to AP, ours against lvis-api, on synthetic detections around synthetic ground truth.
+
+    python benchmarks/score.py                     # 2,000 images ours; 500 images ours and lvis-api
+    python benchmarks/score.py --full --write      # the size of LVIS v1 val too, 19,809 images; results/benchmarks/score.json
+
+Every figure is of a process of its own, on one thread: seconds from the start of reading to the metrics, and its peak memory. Both sides
+read the same shards and the same annotation file; lvis-api also has to turn them into the list of dicts that it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from pcb.engine.score import evaluate
+from pcb.engine.shards import Shards, ShardWriter, plan
+
+CLASSES, DETECTIONS, HEIGHT, WIDTH = 1203, 300, 480, 640
+LVIS_V1_VAL = 19809
+SHAPES, JITTERS = 400, 12  # families of masks: one ground truth, and what detectors say of it
+OUT = Path(__file__).resolve().parents[1] / "results/benchmarks/score.json"
+
+
+def shapes(rng: np.random.Generator) -> tuple[list, np.ndarray, np.ndarray]:
+    """Blobs of 40 corners: polygons and areas of the true ones; boxes (SHAPES, JITTERS, 4) and RLEs of their jittered copies."""
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    polygons, boxes, rles = [], np.zeros((SHAPES, JITTERS + 1, 4)), np.empty((SHAPES, JITTERS + 1), object)
+    for s in range(SHAPES):
+        centre, radius = rng.uniform([60, 60], [WIDTH - 60, HEIGHT - 60]), np.exp(rng.uniform(np.log(8), np.log(120), 2))
+        blob = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.7, 1, (40, 1))
+        for j in range(JITTERS + 1):
+            spread = 0.12 * j / JITTERS  # copy 0 is the truth
+            copy = centre + (blob - centre) * np.exp(rng.normal(0, spread, 2)) + radius * rng.normal(0, spread, 2)
+            copy = copy.clip(0, [WIDTH, HEIGHT])
+            rle = coco_mask.frPyObjects([copy.ravel().tolist()], HEIGHT, WIDTH)[0]
+            boxes[s, j], rles[s, j] = coco_mask.toBbox(rle), rle["counts"]
+        polygons.append(blob.clip(0, [WIDTH, HEIGHT]).round(2).ravel().tolist())
+    return polygons, boxes, rles
+
+
+def make(folder: Path, images: int, seed: int = 0) -> None:
+    """Write gt.json, shards and manifest: 12 objects and 300 detections an image, classes by a power law, federated fields."""
+    rng = np.random.default_rng(seed)
+    polygons, boxes, rles = shapes(rng)
+    weight = 1 / np.arange(1, CLASSES + 1) ** 0.9
+    draw = np.cumsum(weight / weight.sum())
+    truth = {"images": [], "annotations": [], "categories": [
+        {"id": c, "name": f"class{c}", "frequency": "f" if c <= 405 else "c" if c <= 866 else "r"} for c in range(1, CLASSES + 1)]}
+    writer, parts = ShardWriter(folder / "shards", "benchmark", ["plain"]), plan(range(1, images + 1))
+    for part in parts:
+        columns = {k: [] for k in ("image_id", "category_id", "box", "score:plain", "rle")}
+        for image in part:
+            objects = rng.poisson(12)
+            shown, shape = 1 + np.searchsorted(draw, rng.random(objects)), rng.integers(SHAPES, size=objects)
+            others = np.setdiff1d(1 + np.searchsorted(draw, rng.random(11)), shown)
+            truth["images"].append({"id": image, "file_name": f"{image:012d}.jpg", "height": HEIGHT, "width": WIDTH,
+                                    "neg_category_ids": others.tolist(),
+                                    "not_exhaustive_category_ids": np.unique(shown[rng.random(objects) < 0.05]).tolist()})
+            for c, s in zip(shown.tolist(), shape.tolist(), strict=True):
+                truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": c, "iscrowd": 0,
+                                             "bbox": boxes[s, 0].tolist(), "area": float(boxes[s, 0, 2:].prod() * 0.6),
+                                             "segmentation": [polygons[s]]})
+            if objects:
+                which, jitter = rng.integers(objects, size=DETECTIONS), rng.integers(1, JITTERS + 1, size=DETECTIONS)
+                right = rng.random(DETECTIONS) < 0.4
+                columns["image_id"].append(np.full(DETECTIONS, image))
+                columns["category_id"].append(np.where(right, shown[which], 1 + np.searchsorted(draw, rng.random(DETECTIONS))))
+                columns["box"].append(boxes[shape[which], jitter])
+                columns["score:plain"].append(rng.beta(1.2, 3, DETECTIONS) * np.where(right, 1, 0.6))
+                columns["rle"].append(rles[shape[which], jitter])
+        rows = {k: np.concatenate(v) for k, v in columns.items()}
+        size = {"height": np.full(len(rows["rle"]), HEIGHT), "width": np.full(len(rows["rle"]), WIDTH)}
+        writer.write(part, rows | size | dict(zip("xywh", rows["box"].T, strict=True)))
+    (folder / "gt.json").write_text(json.dumps(truth))
+    (folder / "manifest.json").write_text(json.dumps(writer.finish(parts)))
+
+
+def ours(folder: Path, iou_type: str) -> dict:
+    found = evaluate(folder / "gt.json", Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())), "plain", iou_type)
+    return {k: v for k, v in found.items() if k != "classes"}
+
+
+def lvis_api(folder: Path, iou_type: str) -> dict:
+    import logging
+
+    np.float = float  # lvis 0.5.3 was written for numpy < 1.24
+    logging.disable(logging.WARNING)
+    from lvis import LVIS, LVISEval, LVISResults
+    results = []
+    for rows in Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())).read("plain", masks=iou_type == "segm"):
+        columns = [rows.image_id.tolist(), rows.category_id.tolist(), rows.score.tolist(), rows.box.astype(float).tolist()]
+        some = [dict(zip(("image_id", "category_id", "score", "bbox"), row, strict=True)) for row in zip(*columns, strict=True)]
+        if iou_type == "segm":
+            for row, counts in zip(some, rows.rle.to_pylist(), strict=True):
+                row["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": counts}
+        results += some
+    truth = LVIS(str(folder / "gt.json"))
+    reference = LVISEval(truth, LVISResults(truth, results), iou_type)
+    reference.run()
+    return {k: None if v == -1 else float(v) * 100 for k, v in reference.get_results().items()}
+
+
+SIDES = {"ours": ours, "lvis-api": lvis_api}
+
+
+def alone(side: str, folder: Path, iou_type: str) -> dict:
+    """One measurement in a process of its own: seconds, peak memory in GiB, metrics."""
+    command = [sys.executable, __file__, "--alone", side, str(folder), iou_type]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[2000], help="sizes for ours alone")
+    parser.add_argument("--both", type=int, default=500, help="size for ours and lvis-api")
+    parser.add_argument("--full", action="store_true", help=f"also {LVIS_V1_VAL} images, the size of LVIS v1 val")
+    parser.add_argument("--write", action="store_true", help=f"write {OUT.relative_to(OUT.parents[2])}")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        side, folder, iou_type = arguments.alone
+        start = time.perf_counter()
+        metrics = SIDES[side](Path(folder), iou_type)
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": metrics}))
+        return
+    rows = []
+    print(" images  detections   IoU      ours      peak  lvis-api      peak ratio  largest difference")
+    for images in [arguments.both, *arguments.images, *([LVIS_V1_VAL] if arguments.full else [])]:
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder), images)
+            detections = sum(entry["rows"] for entry in json.loads((Path(folder) / "manifest.json").read_text()))
+            for iou_type in ("bbox", "segm"):
+                row = {"images": images, "detections": detections, "iou_type": iou_type, "ours": alone("ours", Path(folder), iou_type)}
+                line = f"{images:7d} {detections:11,d} {iou_type:>5} {row['ours']['seconds']:7.1f} s {row['ours']['gib']:5.2f} GiB"
+                if images == arguments.both:
+                    row["lvis-api"] = alone("lvis-api", Path(folder), iou_type)
+                    mine, theirs = row["ours"]["metrics"], row["lvis-api"]["metrics"]
+                    row["largest_difference"] = max(abs((mine[k] or 0) - (theirs[k] or 0)) for k in theirs)
+                    row["ratio"] = row["lvis-api"]["seconds"] / row["ours"]["seconds"]
+                    line += (f" {row['lvis-api']['seconds']:7.1f} s {row['lvis-api']['gib']:5.2f} GiB {row['ratio']:5.0f}x"
+                             f"  {row['largest_difference']:.1e} points")
+                print(line, flush=True)
+                rows.append(row)
+    if arguments.write:
+        from pcb.files import write_json
+        write_json(OUT, {"rows": rows, "python": platform.python_version(), "machine": platform.machine(), "threads": 1})
+
+
+if __name__ == "__main__":
+    main()
