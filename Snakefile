@@ -27,7 +27,11 @@ onstart:
 
 
 onsuccess:
-    say_where_to_look()
+    finish()
+
+
+onerror:
+    finish()
 
 
 rule all:

@@ -120,6 +120,12 @@ def render(arguments):
     run(study(arguments), arguments.target)
 
 
+def index(arguments):
+    from pcb.reporting.site import build
+
+    print(build(study(arguments)))
+
+
 def plan(arguments):
     from pcb.study.plan import plan as text
 
@@ -192,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="val", choices=["val", "dev"])
     run_verb("score", score, "Score a run's detections by LVIS's rules. Reads the shards, writes metrics.json. Needs no GPU.")
 
+    verb("index", index, "Write the index page of a results folder, from whatever exists in it: results/SCALE/index.html.")
     for name, do, text in (
         ("gather", gather, "Gather a table's rows, ours beside the paper's. Reads metrics.json of its runs, writes results/SCALE/gathered/TARGET.csv."),
         ("render", render, "Render a table or figure. Reads the gathered CSV, runs notebooks/TARGET.ipynb; writes notebook, HTML, CSV, Markdown, LaTeX."),

@@ -3,14 +3,18 @@
     14:02:11  start       Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06)
     14:02:54  done 12/96  Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06), 43 s; about 12 min left
 
-The Snakefile attaches `Lines` to Snakemake's logger. Errors, failed logs, dry runs and the log file below .snakemake/log stay as
-Snakemake has them. `describe` is the one place that words a run.
+    14:03:20  FAILED      Score v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06); log: results/mini/logs/score/…
+                error: what is wrong
+                fix: how to mend it
+
+The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file below .snakemake/log stay as Snakemake has them. `describe` is the one place that words a run.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -19,7 +23,8 @@ from pcb.study import Study
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
 COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1, "gather": 0.02, "notebook": 0.2}
 ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
-SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
+SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS, LogEvent.SHELLCMD}
+LOG_LINES = 25  # of a failed job whose log has no line `error:`
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
@@ -51,7 +56,7 @@ class Lines(logging.StreamHandler):
         self.speaking = True
         for handler in logger.handlers:
             if handler.name == "DefaultStreamHandler":
-                handler.addFilter(lambda record: getattr(record, "event", None) not in SAID_HERE and record.msg != "Select jobs to execute...")
+                handler.addFilter(says_more)
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
@@ -62,8 +67,8 @@ class Lines(logging.StreamHandler):
             line = self.start(record.jobid, record.rule_name, record.rule_msg)
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
             line = self.end(record.job_id)
-        elif event == LogEvent.JOB_ERROR:
-            self.running.pop(record.jobid, None)
+        elif event == LogEvent.JOB_ERROR and record.jobid in self.running:
+            line = self.failure(record.jobid, record.log)
         if line and self.speaking:
             self.stream.write(f"{time.strftime('%H:%M:%S', time.localtime(self.clock()))}  {line}\n")
             self.flush()
@@ -83,12 +88,26 @@ class Lines(logging.StreamHandler):
         eta = f"; about {duration(left)} left" if left >= 1 else ""
         return f"done {f'{done}/{done + sum(self.waiting.values())}':<7}{words}, {duration(seconds)}{eta}"
 
+    def failure(self, job: int, logs: list[str]) -> str:
+        rule, words, _ = self.running.pop(job)
+        self.waiting[rule] = self.waiting.get(rule, 1) - 1
+        lines = "".join(Path(log).read_text() for log in logs if Path(log).exists()).splitlines()
+        begin = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=max(0, len(lines) - LOG_LINES))
+        return "\n".join([f"FAILED      {words}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
+
     def seconds_left(self) -> float:
         unit = sum(map(sum, self.took.values())) / sum(COSTS[rule] * len(times) for rule, times in self.took.items())
         mean = {rule: sum(self.took[rule]) / len(self.took[rule]) if rule in self.took else COSTS[rule] * unit for rule in COSTS}
         work = sum(mean[rule] * count for rule, count in self.waiting.items())
         work -= sum(min(self.clock() - begun, mean[rule]) for rule, _, begun in self.running.values())
         return work / (sum(self.side_by_side) / len(self.side_by_side))
+
+
+def says_more(record: logging.LogRecord) -> bool:
+    """Whether Snakemake's own line tells more than ours: not of a job's start and end, nor that its shell exited with an error."""
+    event = getattr(record, "event", None)
+    failed_shell = event == LogEvent.ERROR and getattr(record, "exception", None) == "RuleException"
+    return event not in SAID_HERE and not failed_shell and record.msg != "Select jobs to execute..."
 
 
 def duration(seconds: float) -> str:

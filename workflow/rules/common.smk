@@ -53,9 +53,10 @@ TARGETS = [t for t in study.tables if (ROOT / "notebooks" / f"{t}.ipynb").exists
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
 
 
-# Every job is `pcb VERB …` on the study as it was when this run started.
+# Every job is `pcb VERB …` of this checkout, on the study as it was when this run started.
 shell.prefix(
     "set -euo pipefail; "
+    f"export PYTHONPATH={shlex.quote(workflow.basedir)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
     f'pcb() {{{{ {shlex.quote(sys.executable)} -m pcb "$1" --study {shlex.quote(str(paths.study))} "${{{{@:2}}}}"; }}}}; '
 )
 
@@ -119,7 +120,10 @@ def data_files(dataset):
 
 
 def check_job(dataset):
-    return study.data_job(dataset) if EMBEDDED else study.scale["datasets"][dataset]
+    scale = study.scale
+    about = study.data_job(dataset) if EMBEDDED else scale["datasets"][dataset]
+    settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
+    return {"data": about, "settings": settings}
 
 
 def gather_job(target):
@@ -154,12 +158,11 @@ def rendered(*targets):
     return [paths.notebook(target) for target in targets]
 
 
-def say_where_to_look():
-    done = [t for t in TARGETS if paths.html(t).exists()]
-    if done:
-        logger.info(
-            f"{len(done)} tables and figures are rendered: open {paths.html(done[0]).parent}"
-        )
+def finish():
+    """After a run, whatever its outcome: the index page of all that exists by now, and where it lies."""
+    from pcb.reporting.site import build
+
+    logger.info(f"Look at {build(study)}")
 
 
 lines = progress.Lines()
