@@ -52,9 +52,9 @@ if [ "$(cat $venv/.mmcv 2>/dev/null || echo none)" != "$mmcv" ]; then
     echo "$mmcv" >$venv/.mmcv
 fi
 
-say "Installing the packages of requirements.lock"
-pip install --quiet --no-deps --no-build-isolation -r requirements.lock
-pip install --quiet --no-deps --no-build-isolation --editable .
+say "Installing the other packages of requirements.lock (two minutes)"
+pip install -qq --no-deps --no-build-isolation -r requirements.lock
+pip install -qq --no-deps --no-build-isolation --editable .
 $venv/bin/python -c 'import torch, mmcv.ops, mmdet' || die "the installed packages do not import" "remove $venv and run this again; the lines above name the cause"
 date >$venv/.ready
 say "Set-up is complete"
