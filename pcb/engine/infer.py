@@ -8,17 +8,17 @@ with the shards that are missing; it yields the same bytes as an uninterrupted o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pcb.engine import build
+from pcb.engine import build, checkpoint
 from pcb.engine.matrix import Sums, foreground, match, write_confusion
 from pcb.engine.predict import Image, batches, detect, forward, rules, segment
 from pcb.engine.score import of_split
@@ -26,6 +26,7 @@ from pcb.engine.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan
 from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import Study
+from pcb.study.load import read_json
 from pcb.study.study import fingerprint
 
 IMAGES_AT_ONCE = 8  # of one shape; mmdet tests with one at a time
@@ -66,16 +67,20 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
 
 
 def trained(study: Study, run: str, seed: int) -> dict:
-    """The record of a finished training, its checkpoint's path made absolute. Raises `UserError` where either is missing."""
+    """The record of a finished training, its checkpoint verified. Raises `UserError` where it is missing, of another study, or damaged."""
     path = study.paths.train(run, seed)
-    again = f"train it: pcb train {run} --seed {seed}"
+    again = f"pcb train {run} --seed {seed}"
     if not path.exists():
-        raise UserError(f"{path} does not exist: this run is not trained", again)
-    record = json.loads(path.read_text())
-    checkpoint = build.ROOT / record["checkpoint"]
-    if not checkpoint.exists():
-        raise UserError(f"{checkpoint}, the checkpoint that {path} names, does not exist", f"delete {path} and {again}")
-    return record | {"checkpoint": str(checkpoint)}
+        raise UserError(f"{path} does not exist: this run is not trained", f"train it: {again}")
+    record = read_json(path)
+    if record["fingerprint"] != study.fingerprint(run, seed):
+        raise UserError(f"{path} is of another study: fingerprint {record['fingerprint']}, not {study.fingerprint(run, seed)}",
+                        f"train it again: {again}")
+    if not Path(record["checkpoint"]).exists():
+        raise UserError(f"{record['checkpoint']}, the checkpoint that {path} names, does not exist", f"delete {path}, then {again}")
+    if checkpoint.sha256(record["checkpoint"]) != record["sha256"]:
+        raise checkpoint.damaged(record["checkpoint"])
+    return record
 
 
 def test_set(study: Study, run: str, split: str) -> Dataset:

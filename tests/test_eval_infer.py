@@ -1,0 +1,180 @@
+"""From a checkpoint to metrics on generated scenes: shards, resuming, and what a missing or foreign file says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pcb.data.emoji import Recipe, write_dataset
+from pcb.engine import build, infer, predict
+from pcb.engine.checkpoint import store
+from pcb.engine.score import score
+from pcb.engine.shards import Shards
+from pcb.errors import UserError
+from pcb.files import write_json
+from pcb.study import load_study
+
+RUN = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
+VARIANTS = ["plain", "step1", "step2"]
+
+
+def study_in(results, data=None):
+    data = data or results / "data"
+    files = {"version": "v0.5", "images": str(data / "images"), **{s: str(data / f"{s}.json") for s in ("train", "val", "dev")}}
+    study = load_study("smoke", overrides={"results": str(results), "datasets": {"v05": files, "v1": files}})
+    study.scale["test"]["max_per_image"] = 12
+    return study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study with one run: random weights, spread so that much is detected; inferred without interruption in shards of 4."""
+    root = tmp_path_factory.mktemp("study")
+    write_dataset(Recipe(train_images=24, val_images=10, dev_images=6, head=10), "v05", root / "data")
+    study = study_in(root)
+    torch.manual_seed(0)
+    model = build.detector(study, RUN)
+    torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.3)
+    path = store(study.paths.work(study.fingerprint(RUN, 0)), "final", {"state_dict": model.state_dict(), "meta": {"classes": 60}})
+    digest = infer.checkpoint.sha256(path)
+    write_json(study.paths.train(RUN, 0), {"fingerprint": study.fingerprint(RUN, 0), "checkpoint": str(path), "sha256": digest})
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    return root
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy that a test may spoil. Returns the study and the folder of the run."""
+    shutil.copytree(finished / "smoke/runs", tmp_path / "smoke/runs")
+    study = study_in(tmp_path, finished / "data")
+    return study, study.paths.run(RUN, 0)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".npz")}
+
+
+def test_one_pass_leaves_shards_for_every_variant_and_the_matrix(finished):
+    study = study_in(finished)
+    manifest = json.loads(study.paths.detections(RUN, 0).read_text())
+    assert manifest["variants"] == VARIANTS and manifest["images"] == 10 and [s["images"] for s in manifest["shards"]] == [4, 4, 2]
+    truth = {image["id"]: image for image in json.loads((finished / "data/val.json").read_text())["images"]}
+    shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
+    for variant in VARIANTS:
+        rows = list(shards.read(variant, masks=True))
+        assert [i for part in rows for i in part.images] == list(truth)
+        for part in rows:
+            assert 0 < np.unique(part.image_id, return_counts=True)[1].max() <= 12 and part.score.min() > 1e-3
+            assert (part.box[:, 2:] >= 0).all() and (part.box[:, :2] + part.box[:, 2:] <= part.size[:, ::-1] + 1e-3).all()
+    with np.load(study.paths.confusion(RUN, 0)) as found:
+        rows = found["matrix"].sum(axis=1)
+        np.testing.assert_allclose(rows, found["seen"] > 0, atol=1e-5)
+        assert found["matrix"].shape == (60, 60) and found["seen"].sum() > 0
+
+
+def test_shards_hold_what_mmdet_predicts(finished):
+    study = study_in(finished)
+    manifest = json.loads(study.paths.detections(RUN, 0).read_text())
+    data, model = infer.test_set(study, RUN, "val"), infer.trained(study, RUN, 0)
+    model = build.detector(study, RUN, model["checkpoint"])
+    rows = list(Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"]).read("plain"))
+    for place in (0, 9):
+        sample = model.test_step(predict.pseudo_collate([data[place]]))[0]
+        expected, part = sample.pred_instances, rows[0 if place == 0 else -1]
+        mine = np.flatnonzero(part.image_id == sample.img_id)
+        mine = mine[np.argsort(-part.score[mine], kind="stable")]
+        np.testing.assert_allclose(part.score[mine], expected.scores.detach(), atol=1e-6)
+        np.testing.assert_array_equal(part.category_id[mine], expected.labels + 1)
+        corners = np.concatenate([part.box[mine, :2], part.box[mine, :2] + part.box[mine, 2:]], 1)
+        np.testing.assert_allclose(corners, expected.bboxes.detach(), atol=1e-3)
+
+
+def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypatch):
+    study, folder = copied
+    complete = contents(folder)
+    assert complete == contents(study_in(finished).paths.run(RUN, 0))
+    for path in sorted((folder / "detections").glob("*.parquet"))[1:]:
+        path.unlink()
+    study.paths.detections(RUN, 0).unlink()
+    study.paths.confusion(RUN, 0).unlink()
+    seen = []
+    forward = infer.forward
+
+    def watched(model, items):
+        seen.extend(item["data_samples"].img_id for item in items)
+        return forward(model, items)
+
+    monkeypatch.setattr(infer, "forward", watched)
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    assert len(seen) == 6  # the first shard was kept
+    assert contents(folder) == complete
+
+
+def test_other_weights_or_test_settings_keep_no_shard(copied):
+    study, folder = copied
+    before = contents(folder)
+    study.scale["test"]["score_thr"] = 0.02
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    assert not any(contents(folder)[name] == content for name, content in before.items() if name.suffix == ".parquet")
+
+
+def test_score_writes_every_variant(copied):
+    study, _ = copied
+    metrics = score(study, RUN, 0)
+    assert json.loads(study.paths.metrics(RUN, 0).read_text()) == metrics
+    assert metrics["fingerprint"] == study.fingerprint(RUN, 0) and metrics["images"] == 10
+    assert list(metrics["variants"]) == VARIANTS
+    for variant, values in metrics["variants"].items():
+        assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "APb"} <= set(values)
+        per_class = metrics["classes"][variant]
+        assert [c["id"] for c in per_class] == list(range(1, 61))
+        for key in ("AP", "APb"):
+            of_classes = [c[key] for c in per_class if c[key] is not None]
+            assert values[key] == pytest.approx(np.mean(of_classes))
+        rare = [c["AP"] for c in per_class if c["frequency"] == "r" and c["AP"] is not None]
+        assert values["APr"] == (pytest.approx(np.mean(rare)) if rare else None)
+        assert values["APb"] >= 0
+    with np.load(study.paths.confusion(RUN, 0)) as found:
+        matrix = found["matrix"].astype(np.float64)
+    assert metrics["variants"]["plain"]["PwB"] == pytest.approx(((matrix - matrix.T) ** 2).sum() ** 0.5, abs=1e-5)
+
+
+def test_another_split_lies_beside_and_leaves_val_alone(copied):
+    study, folder = copied
+    before = contents(folder)
+    infer.infer(study, RUN, 0, split="dev")
+    assert score(study, RUN, 0, split="dev")["images"] == 6
+    assert (folder / "metrics-dev.json").exists() and not (folder / "metrics.json").exists()
+    assert {name: content for name, content in contents(folder).items() if "dev" not in str(name)} == before
+
+
+def test_what_is_missing_is_named(copied):
+    study, _ = copied
+    record = study.paths.train(RUN, 0)
+    written = json.loads(record.read_text())
+    for change, said in (({"checkpoint": "nowhere.pth"}, "nowhere.pth, the checkpoint that"),
+                         ({"fingerprint": "other"}, "of another study"), ({"sha256": "0"}, "is damaged")):
+        write_json(record, written | change)
+        with pytest.raises(UserError, match=said):
+            infer.infer(study, RUN, 0)
+    record.unlink()
+    with pytest.raises(UserError, match="not trained") as error:
+        infer.infer(study, RUN, 0)
+    assert f"pcb train {RUN}" in error.value.fix
+    study.paths.detections(RUN, 0).unlink()
+    with pytest.raises(UserError, match=r"detections.json does not exist") as error:
+        score(study, RUN, 0)
+    assert f"pcb infer {RUN}" in error.value.fix
+
+
+def test_a_diverged_checkpoint_is_no_empty_detection(copied):
+    study, _ = copied
+    model = build.detector(study, RUN)
+    model.roi_head.bbox_head.fc_cls.weight.data.fill_(torch.nan)
+    path = store(study.paths.work("diverged"), "final", {"state_dict": model.state_dict(), "meta": {"classes": 60}})
+    record = study.paths.train(RUN, 0)
+    write_json(record, json.loads(record.read_text()) | {"checkpoint": str(path), "sha256": infer.checkpoint.sha256(path)})
+    with pytest.raises(UserError, match="not finite"):
+        infer.infer(study, RUN, 0)
