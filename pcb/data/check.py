@@ -63,7 +63,7 @@ def check_files(entry: dict, report: Path, rfs_threshold: float | None = None, a
         factors = repeat_factors(train.labels, rfs_threshold or 0)
         if rfs_threshold is not None and max(factors.classes.values(), default=1) == 1:
             rarest = min((n for n in train.image_count if n), default=0) / max(1, len(factors.images))
-            faults.append(UserError(f"{train.path}: repeat factor sampling changes nothing: at threshold {rfs_threshold:g} all factors are 1",
+            faults.append(UserError(f"{train.path}: repeat factor sampling changes nothing: all factors are 1 at {rfs_threshold:g}",
                                     f"set train.rfs_threshold above {rarest:.2g}, the share of images that show the rarest class"))
     if faults:
         raise faults[0] if len(faults) == 1 else UserError(

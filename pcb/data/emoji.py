@@ -91,7 +91,7 @@ def write_dataset(recipe: Recipe, dataset: str, folder: Path, manifest: Path | N
     shutil.rmtree(folder / "images", ignore_errors=True)
     plans = plan(recipe, dataset)
     files: dict[str, str] = {}
-    with tqdm(total=sum(map(len, plans.values())), desc=f"emoji-LVIS {dataset}", unit="scene", mininterval=0.5) as progress:
+    with tqdm(total=sum(map(len, plans.values())), desc=f"emoji-LVIS {dataset}", unit="scene", mininterval=2) as progress:
         for split, scenes in plans.items():
             write_split(recipe, dataset, split, scenes, folder, files, progress)
     whole = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(files.items())).encode()).hexdigest()

@@ -114,7 +114,8 @@ class LVISIndex:
             found = next(((sub, name) for sub, name in places if name in there.get(sub, ())), None)
             if found is None and (root / image.get("file_name", "")).is_file():
                 found = ("", image["file_name"])
-            paths[image["id"]] = root / Path(*(found or places[0]))
+            expected = next((place for place in places if there.get(place[0])), places[0])  # in a folder that holds anything
+            paths[image["id"]] = root / Path(*(found or expected))
             if found is None:
                 missing.append(paths[image["id"]])
         return paths, missing
