@@ -21,8 +21,9 @@ IOU = 0.5
 
 
 def foreground(head: nn.Module, logits: Tensor) -> Tensor:
-    """p̂ of Eq. 1: (n, channels) logits of a box head -> (n, C), by the classifier's own rule or a softmax over the C classes."""
+    """p̂ of Eq. 1 in float64: (n, channels) logits of a box head -> (n, C), by the classifier's own rule or a softmax over the C classes."""
     rule = getattr(head.loss_cls, "foreground", None)
+    logits = logits.double()
     return rule(logits) if rule else logits[:, : head.num_classes].softmax(dim=1)
 
 

@@ -42,6 +42,11 @@ class ClassifierLoss(nn.Module):
         """Logits -> test-time scores (N, C+1), background last."""
         return cls_score.softmax(dim=-1)
 
+    def foreground(self, cls_score: Tensor) -> Tensor:
+        """p̂ of Eq. 1: logits -> (N, C) class probabilities, given that the RoI is not background."""
+        scores = self.get_activation(cls_score)[..., :-1]
+        return scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
     def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None,
                 step: int | None = None, reduction_override: str | None = None) -> Tensor | dict[str, Tensor]:
         """Loss of N RoIs.
