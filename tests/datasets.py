@@ -4,7 +4,7 @@ import copy
 import json
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,11 +23,14 @@ HAND = {
     "categories": [{"id": 1, "name": "dove"}, {"id": 2, "name": "owl"}],
 }
 
+KEPT: list[TemporaryDirectory] = []  # removed when the session ends
+
 
 @cache
 def tiny(dataset: str) -> Path:
     """Folder of the tiny set, drawn once per session."""
-    folder = Path(mkdtemp(prefix="emoji-lvis-")) / dataset
+    KEPT.append(TemporaryDirectory(prefix="emoji-lvis-"))
+    folder = Path(KEPT[-1].name) / dataset
     write_dataset(TINY, dataset, folder)
     return folder
 

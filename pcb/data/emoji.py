@@ -47,7 +47,8 @@ class Recipe:
     dev_images: int = 240
     pretrain_images: int = 2000
     thresholds: tuple[int, int] = (3, 14)
-    head: int = 60
+    head: int = 60              # train images of the most frequent class, and of the rarest
+    tail: int = 1
     novel_styles: float = 0.15  # chance that an object outside train has a style that train never shows
 
     OBJECTS = 4.75       # (image, class) pairs per scene outside train, all classes alike
@@ -120,11 +121,12 @@ def classes(dataset: str) -> list[str]:
 
 
 def image_counts(recipe: Recipe, dataset: str) -> dict[str, int]:
-    """Train images of each class: a geometric fall from `head` to 1; for pretraining the same for all."""
+    """Train images of each class: a geometric fall from `head` to `tail`; for pretraining the same for all."""
     names = classes(dataset)
     if dataset == "pretrain":
         return dict.fromkeys(names, int(recipe.pretrain_images * recipe.OBJECTS) // len(names))
-    return {name: round(recipe.head ** (1 - rank / (len(names) - 1))) for rank, name in enumerate(names)}
+    fall = recipe.head / recipe.tail
+    return {name: round(recipe.tail * fall ** (1 - rank / (len(names) - 1))) for rank, name in enumerate(names)}
 
 
 @cache
