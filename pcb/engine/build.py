@@ -47,10 +47,10 @@ def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch:
     lay_model(cfg, study, run)
     lay_data(cfg, study, files, seed, train["batch_size"], train["rfs_threshold"] if experiment.sampler == "rfs" else None)
     lay_optimizer(cfg, {**cfg.pop("optimizer"), "lr": train["lr"]}, train["amp"], train["clip_grad"])
-    cfg.param_scheduler = [
-        dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=train["warmup_iters"]),
-        dict(type="MultiStepLR", by_epoch=True, begin=0, end=schedule["epochs"], milestones=schedule["milestones"], gamma=train["lr_drop"]),
-    ]
+    # Without an end mmengine would take that of this stretch of training for it, and a trunk would never see its drop.
+    drops = dict(type="MultiStepLR", milestones=schedule["milestones"], gamma=train["lr_drop"], end=schedule["epochs"])
+    warmup = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=train["warmup_iters"])
+    cfg.param_scheduler = [warmup, drops] if train["warmup_iters"] else [drops]
     cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or schedule["epochs"], seed=seed)
     lay_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
     return cfg
@@ -68,7 +68,7 @@ def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
         head.num_classes = classes
     lay_data(cfg, study, files, 0, plan["batch_size"], None)
     lay_optimizer(cfg, dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"]), study.scale["train"]["amp"], None)
-    cfg.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0, begin=0, end=plan["iterations"])]
+    cfg.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0)]
     cfg.train_cfg = dict(type="ResumableLoop", max_iters=plan["iterations"], seed=0)
     lay_runtime(cfg, study, 0, work_dir, {"run": f"pretraining of {backbone}", "classes": classes})
     return cfg
@@ -174,7 +174,7 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
-    cfg.default_hooks = {name: None for name in ("timer", "sampler_seed", "logger", "checkpoint")}
+    cfg.default_hooks = dict.fromkeys(("timer", "sampler_seed", "logger", "checkpoint"))
     cfg.custom_hooks = [dict(type=name) for name in HOOKS]
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
@@ -185,5 +185,5 @@ def device(study: Study) -> torch.device:
     """Where the scale wants to compute. Raises `UserError` where that is a GPU and there is none."""
     if study.scale["hardware"]["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError(f"scale {study.scale['name']!r} needs a GPU and torch finds none",
-                        "install a CUDA build of torch and check nvidia-smi, or set hardware.device: cpu and train.amp: none in the scale's YAML")
+                        "install a CUDA build of torch and look at nvidia-smi, or set hardware.device: cpu and train.amp: none in its YAML")
     return torch.device(study.scale["hardware"]["device"])

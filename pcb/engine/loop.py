@@ -37,9 +37,9 @@ def seed_everything(*key: int) -> None:
 class ResumableLoop(EpochBasedTrainLoop):
     """Epochs of a data loader whose sampler is an `EpochSampler`; starts and stops at any iteration.
 
-    `max_iters`, if given, is the length of the training in place of `max_epochs`, within an epoch if need be. After every iteration, and after the end of an
-    epoch where it ends one, hooks get `between_iterations(runner)`: `runner.iter` then counts what is done, and the
-    runner's state is that of a checkpoint.
+    `max_iters`, if given, is the length of the training in place of `max_epochs`, within an epoch if need be. After
+    every iteration, and after the end of an epoch where it ends one, hooks get `between_iterations(runner)`:
+    `runner.iter` then counts what is done, and the runner's state is that of a checkpoint.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int = 1, max_iters: int | None = None, seed: int = 0):
@@ -81,10 +81,9 @@ class ResumableLoop(EpochBasedTrainLoop):
 class Runner(MMRunner):
     """mmengine's runner with our checkpoints, and with its own words kept to the log file.
 
-    `begin` gives the runner its start: weights, or the whole state of an earlier training. tells when to end early, `notes` are facts of the training that its checkpoints carry.
+    `begin` gives the runner its start: weights, or the whole state of an earlier training. `stop` tells when to end
+    early, `notes` are facts of the training that its checkpoints carry.
     """
-
-    begin = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -31,7 +31,8 @@ def pretrain(study: Study, backbone: str) -> Path:
         work = study.paths.work(job)
         with only_one(work, f"the pretraining of {backbone}"):
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
-            record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes, **provenance.record(study, runner.started)}
+            record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes,
+                      **provenance.record(study, runner.started)}
             state = {"meta": record, "state_dict": runner.state()["state_dict"]}
             Checkpoints(work).clear()
     buffer = io.BytesIO()

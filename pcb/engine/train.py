@@ -87,6 +87,7 @@ def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runne
 
 
 def resume_or(begin: Callable[[Runner], None], runner: Runner) -> None:
+    repeat_factors(runner.train_dataloader.dataset)  # an error now rather than after the training
     if (state := runner.checkpoints.newest(say)) is None:
         begin(runner)
     else:
@@ -106,7 +107,8 @@ def branch(runner: Runner, origin: dict) -> None:
 def trunk_record(study: Study, trunk: str, seed: int) -> dict:
     path = study.paths.trunk(trunk, seed)
     if not path.exists():
-        raise UserError(f"{path}: the trunk that this run shares is not trained", f"run `pcb trunk {trunk} --seed {seed}` first, as the workflow does")
+        raise UserError(f"{path}: the trunk that this run shares is not trained",
+                        f"run `pcb trunk {trunk} --seed {seed}` first, as the workflow does")
     record = read_json(path)
     if record["fingerprint"] != study.fingerprint(trunk, seed):
         raise UserError(f"{path} is of another study: fingerprint {record['fingerprint']}, not {study.fingerprint(trunk, seed)}",
@@ -127,7 +129,8 @@ def repeat_factors(dataset) -> dict | None:
     if images == samples:
         raise UserError(f"repeat factor sampling with train.rfs_threshold {balanced.oversample_thr:g} repeats none of the {images} images",
                         "raise train.rfs_threshold in the scale's YAML above the rarest class's share of images")
-    return {"threshold": balanced.oversample_thr, "images": images, "samples": samples, "images_by_repeats": {str(k): times[k] for k in sorted(times)}}
+    return {"threshold": balanced.oversample_thr, "images": images, "samples": samples,
+            "images_by_repeats": {str(k): times[k] for k in sorted(times)}}
 
 
 def warn_of_shut_gate(runner: Runner) -> None:
