@@ -1,0 +1,125 @@
+"""A table's rows, ours beside the paper's: `gather(study, target)` writes `gathered/<target>.csv` and `<target>.json`.
+
+The CSV is long, one line per row, seed and metric. `ours` is filled only by a metrics.json of the very configuration that
+the study describes now (its fingerprint says so); everything else is `not run`, whatever the paper printed. The JSON beside it
+holds what a page says around the numbers: title, claim, scale, departures, provenance of the runs, verdicts on the claims.
+Together they are all that a notebook reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from pcb.errors import UserError
+from pcb.files import atomic, write_json
+from pcb.reporting.verdicts import verdicts
+from pcb.study import Study, Table
+
+FIELDS_BEFORE = ("row", "id")
+FIELDS_AFTER = ("run", "variant", "seed", "metric", "ours", "paper", "copied", "status")
+MEASURED, NOT_RUN = "measured", "not run"
+
+
+def gather(study: Study, target: str) -> Path:
+    """Write the rows of one table or figure and return the CSV's path. Raises `UserError` for an unknown target or a broken file."""
+    table = find(study, target)
+    found = {(row.run, seed): read_metrics(study, row.run, seed) for row in table.rows for seed in study.seeds}
+    out = study.paths.gathered(target)
+    write_json(out.with_suffix(".json"), sidecar(study, table, found))
+    with atomic(out) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*FIELDS_BEFORE, *table.labels, *FIELDS_AFTER], restval="")
+        writer.writeheader()
+        writer.writerows(records(study, table, found))
+    return out
+
+
+def find(study: Study, target: str) -> Table:
+    if target not in study.tables:
+        raise UserError(f"no table or figure is called {target!r}", f"choose one of: {', '.join(study.tables)}")
+    return study.tables[target]
+
+
+def records(study: Study, table: Table, found: dict) -> list[dict]:
+    """One record per row, seed and metric. `ours` stays empty where nothing was measured; a paper's number never moves there."""
+    out = []
+    for index, row in enumerate(table.rows):
+        for seed in study.seeds:
+            ours = ((found[row.run, seed] or {}).get("variants") or {}).get(row.variant)
+            for metric in table.columns:
+                out.append({
+                    "row": index, "id": row.id, **row.labels, "run": row.run, "variant": row.variant, "seed": seed, "metric": metric,
+                    "ours": number((ours or {}).get(metric)), "paper": number(row.paper.get(metric)), "copied": row.copied or "",
+                    "status": NOT_RUN if ours is None else MEASURED,
+                })
+    return out
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def read_metrics(study: Study, run: str, seed: int) -> dict | None:
+    """The metrics of one run, or None when it has not been run in the study's present configuration."""
+    metrics = read_record(study.paths.metrics(run, seed))
+    return metrics if metrics and metrics.get("fingerprint") == study.fingerprint(run, seed) else None
+
+
+def read_record(path: Path) -> dict | None:
+    """A JSON file that a job of this project wrote; None when there is none. Raises `UserError` when it is broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "delete it; the next `snakemake` run makes it anew") from error
+
+
+def sidecar(study: Study, table: Table, found: dict) -> dict:
+    """What a page says around the numbers, as JSON values."""
+    scale = study.scale
+    return {
+        "target": table.id, "title": table.title, "claim": table.claim, "columns": list(table.columns), "labels": list(table.labels),
+        "scale": {"name": scale["name"], "title": scale["title"]}, "seeds": list(study.seeds), "departures": scale["departures"],
+        "comparable": not scale.get("embedded"),
+        "datasets": datasets(study, table, found), "runs": provenance(study, table), "claims": verdicts(study, found, table.id),
+        "confusion": confusions(study, table, found) if table.id.startswith("figure") else [],
+    }
+
+
+def datasets(study: Study, table: Table, found: dict) -> list[dict]:
+    """Each data set of the table: its name, and where a run has been measured its val images and classes per group."""
+    out = []
+    for dataset in dict.fromkeys(study.experiments[row.run].dataset for row in table.rows):
+        measured = [m for (run, _), m in found.items() if m and study.experiments[run].dataset == dataset]
+        classes = measured[0]["classes"]["plain"] if measured else []
+        out.append({"key": dataset, "version": study.scale["datasets"][dataset]["version"],
+                    "val_images": measured[0]["images"] if measured else None,
+                    "classes": {group: sum(c["frequency"] == group for c in classes) for group in "rcf"} if measured else None})
+    return out
+
+
+def provenance(study: Study, table: Table) -> list[dict]:
+    """Where each number comes from: the training's record, one entry per run and seed."""
+    out = []
+    for run in dict.fromkeys(row.run for row in table.rows):
+        for seed in study.seeds:
+            record = read_record(study.paths.train(run, seed)) or {}
+            if record.get("fingerprint") == study.fingerprint(run, seed):
+                out.append({key: record.get(key) for key in
+                            ("run", "seed", "fingerprint", "git", "finished", "seconds", "iterations", "hardware", "versions", "trunk")})
+    return out
+
+
+def confusions(study: Study, table: Table, found: dict) -> list[dict]:
+    """The measured confusion matrices of a figure: path from the sidecar's folder, and the classes in the matrix's order."""
+    here = study.paths.gathered(table.id).parent
+    out = []
+    for (run, seed), metrics in found.items():
+        path = study.paths.confusion(run, seed)
+        if metrics and path.exists():
+            classes = [{key: c[key] for key in ("name", "frequency", "train_images")} for c in metrics["classes"]["plain"]]
+            out.append({"run": run, "seed": seed, "path": os.path.relpath(path, here), "classes": classes})
+    return out

@@ -1,0 +1,188 @@
+"""Plots of a gathered table. Ours and the paper's stand in separate panels, the paper's on grey with hollow markers.
+
+    curve(table, x="α")   metrics over a setting        (Tables 5, 6, 7, 10)
+    groups(table)         AP_r, AP_c, AP_f of each row  (Tables 1, 3, 4, 8, 9, 11)
+    arrows(table)         base method -> with PCB       (Table 2)
+    confusion(matrix)     log2 heat map of ten classes  (Figure 1)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pcb.reporting import style, words
+from pcb.reporting.pairs import GROUPS, Confusion
+from pcb.reporting.tables import OURS, PAPER, Gathered, wide
+
+DPI = 200
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that Jupyter shows, with words for those who cannot see it."""
+
+    figure: Figure
+    alt: str
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(style.RC):
+            self.figure.savefig(buffer, dpi=DPI, format="png", facecolor="white")
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        width = int(self.figure.get_figwidth() * 100)
+        return ({"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt},
+                {"image/png": {"width": width, "alt": self.alt}})
+
+
+def plot(figure: Figure, table: Gathered, text: str) -> Plot:
+    return Plot(figure, f"{words.number(table.about['target'])}: {text}; ours and the paper's in separate panels")
+
+
+@contextmanager
+def canvas(width: float, height: float):
+    with matplotlib.rc_context(style.RC):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def curve(table: Gathered, x: str, by: str | None = None) -> Plot:
+    """Every metric over the setting in label column `x`, spaced evenly; one row of panels for each value of label column `by`."""
+    numbers, metrics = wide(table), [m for m in table.columns if m in style.COLOURS]
+    parts = [(None, numbers)] if by is None else list(numbers.groupby(by, sort=False))
+    with canvas(8.4, 0.4 + 3.3 * len(parts)) as figure:
+        grid = figure.subplots(len(parts), 2, squeeze=False, sharex=True, sharey="row" if table.about["comparable"] else False)
+        for axes, (part, data) in zip(grid, parts, strict=True):
+            for ax, source in zip(axes, (OURS, PAPER), strict=True):
+                panel(ax, table, source, part)
+                for metric in metrics:
+                    marks(ax, np.arange(len(data)), data[f"{source} {metric}"], metric, source, yerr=data[f"std {metric}"], linestyle="-")
+                if data[[f"{source} {m}" for m in metrics]].isna().all(axis=None):
+                    empty(ax)
+                ax.set(ylabel=f"AP, {part}" if part else "AP", xlabel=x)
+                ax.set_xticks(np.arange(len(data)), data[x])
+        metric_legend(figure, metrics)
+    return plot(figure, table, f"{', '.join(map(style.name, metrics))} over {x}")
+
+
+def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread) -> None:
+    """A metric's markers in its colour and shape, hollow for the paper's; `xerr` or `yerr` is our spread over seeds."""
+    spread = {key: value for key, value in spread.items() if source == OURS and value.notna().any()}
+    colour = style.COLOURS[metric]
+    ax.errorbar(x, y, **spread, color=colour, linestyle=linestyle, linewidth=1.8, elinewidth=1.4, capsize=3, zorder=2,
+                marker=style.MARKERS[metric], markersize=7, markeredgewidth=1.5, markerfacecolor="white" if source == PAPER else colour)
+
+
+def groups(table: Gathered) -> Plot:
+    """AP of rare, common and frequent classes, a line of three markers for each row: the shorter the line, the smaller the bias."""
+    numbers, metrics = wide(table), ("APr", "APc", "APf")
+    names = [" · ".join(line[label] for label in table.labels) for _, line in numbers.iterrows()]
+    heights = np.arange(len(names))[::-1]
+    with canvas(9.2, 1.5 + 0.32 * len(names)) as figure:
+        axes = figure.subplots(1, 2, sharey=True, sharex=table.about["comparable"])
+        for ax, source in zip(axes, (OURS, PAPER), strict=True):
+            panel(ax, table, source)
+            values = numbers[[f"{source} {m}" for m in metrics]].to_numpy(float)
+            there = ~np.isnan(values).all(1)
+            ax.hlines(heights[there], np.nanmin(values[there], 1), np.nanmax(values[there], 1), color="#bbbbbb", linewidth=2.5, zorder=1)
+            for i, metric in enumerate(metrics):
+                marks(ax, values[:, i], heights, metric, source, xerr=numbers[f"std {metric}"], linestyle="")
+            for height in heights[~there] if there.any() else ():
+                ax.text(0.02, height, "not run", transform=ax.get_yaxis_transform(), va="center", color="#777777", fontsize=9)
+            if not there.any():
+                empty(ax)
+            ax.set(xlabel="AP", ylim=(-0.7, len(names) - 0.3))
+            ax.set_yticks(heights, names)
+            ax.grid(axis="y", visible=False)
+        metric_legend(figure, metrics)
+    return plot(figure, table, "AP of rare, common and frequent classes, row by row")
+
+
+def arrows(table: Gathered, method: str = "Method", dataset: str = "Dataset", pcb: str = "PCB") -> Plot:
+    """From each base method to the same with PCB: AP_r against AP_f above, PwB against AP below."""
+    numbers = wide(table)
+    methods, sets = list(numbers[method].unique()), list(numbers[dataset].unique())
+    with canvas(9.2, 8) as figure:
+        grid = figure.subplots(2, 2)
+        for axes, (xm, ym) in zip(grid, (("APf", "APr"), ("AP", "PwB")), strict=True):
+            for ax, source in zip(axes, (OURS, PAPER), strict=True):
+                panel(ax, table, source)
+                ax.set(xlabel=style.name(xm, "latex"), ylabel=style.name(ym, "latex"))
+                drawn = [arrow(ax, pair, source, xm, ym, pcb, style.SERIES[methods.index(m)], "-" if d == sets[0] else (0, (3, 1.5)))
+                         for (d, m), pair in numbers.groupby([dataset, method], sort=False)]
+                if not any(drawn):
+                    empty(ax)
+                ax.margins(0.12)
+        handles = [Line2D([], [], color=style.SERIES[i], linewidth=2.5, label=m) for i, m in enumerate(methods)]
+        handles += [Line2D([], [], color="#555555", linestyle=line, label=d) for d, line in zip(sets, ("-", "--"), strict=False)]
+        handles += [Line2D([], [], color="#555555", linestyle="", marker="o", markerfacecolor="white", label="base"),
+                    Line2D([], [], color="#555555", linestyle="", marker="o", label="with PCB")]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    return plot(figure, table, "arrows from each base method to the same with PCB, AP_r against AP_f and PwB against AP")
+
+
+def arrow(ax: Axes, pair: pd.DataFrame, source: str, xm: str, ym: str, pcb: str, colour: str, line) -> bool:
+    """Draw one base -> PCB arrow, or whichever end is there. Returns whether anything was drawn."""
+    ends = {mark: end[[f"{source} {xm}", f"{source} {ym}"]].to_numpy(float)[0] for mark, end in pair.groupby(pcb)}
+    ends = {mark: at for mark, at in ends.items() if not np.isnan(at).any()}
+    for mark, at in ends.items():
+        ax.plot(*at, "o", color=colour, markerfacecolor="white" if mark == "✗" else colour, markersize=7, markeredgewidth=1.6, zorder=3)
+    if len(ends) == 2:
+        ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops={
+            "arrowstyle": "-|>", "color": colour, "linewidth": 1.8, "linestyle": line, "shrinkA": 4, "shrinkB": 4})
+    return bool(ends)
+
+
+def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
+    """log2 M_ij over `count` classes drawn with `seed` among those that val shows, rare to frequent; beside it the three groups."""
+    import seaborn
+
+    chosen, floor = found.choose(count, seed), -10
+    names = [f"{found.names[i]} ({found.frequency[i]})" for i in chosen]
+    with canvas(10.4, 5.6) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+        part = found.matrix[np.ix_(chosen, chosen)]
+        look = {"cmap": "cividis", "square": True, "linewidths": 0.6}
+        seaborn.heatmap(np.log2(np.maximum(part, 2.0**floor)), ax=left, vmin=floor, vmax=0, xticklabels=names, yticklabels=names, **look,
+                        cbar_kws={"label": r"$\log_2 M_{ij}$ (lighter: more probable)", "shrink": 0.75})
+        left.set(xlabel="predicted class", ylabel="true class")
+        left.set_title("ten classes, measured")
+        left.tick_params(axis="x", rotation=90)
+        seaborn.heatmap(found.by_group(), ax=right, vmin=0, vmax=1, xticklabels=GROUPS, yticklabels=GROUPS, **look,
+                        annot=True, fmt=".3f", cbar=False)
+        right.set(xlabel="predicted group", ylabel="true group")
+        right.tick_params(axis="y", rotation=0)
+        right.set_title("groups, measured")
+    return Plot(figure, f"Heat map of the confusion between {', '.join(names)}, and between rare, common and frequent classes")
+
+
+def panel(ax: Axes, table: Gathered, source: str, part: str | None = None) -> None:
+    """Title and ground of a panel say whose numbers it shows."""
+    origin = words.origin(table.about) if source == OURS else "published, LVIS"
+    ax.set_title(f"{source}{f' · {part}' if part else ''}", loc="left")
+    ax.set_title(origin, loc="right", fontsize=8, fontweight="normal", color="#666666")
+    if source == PAPER:
+        ax.set_facecolor("#f3f3f3")
+
+
+def empty(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", fontsize=14, style="italic", color="#888888")
+    ax.grid(visible=False)
+    ax.tick_params(labelcolor="#bbbbbb")
+
+
+def metric_legend(figure: Figure, metrics) -> None:
+    handles = [Line2D([], [], color=style.COLOURS[m], marker=style.MARKERS[m], label=style.name(m, "latex")) for m in metrics]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+

@@ -1,0 +1,60 @@
+"""One look for tables, plots and pages: metric names, the colours, and the folder of templates beside this file.
+
+The colours are Okabe and Ito's, which people with any colour vision can tell apart; marker shapes repeat what they say.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+# The paper's name of a metric, for plain text, HTML, and LaTeX (which matplotlib reads too).
+METRICS = {
+    "AP": ("AP", "AP", "AP"),
+    "AP50": ("AP50", "AP<sub>50</sub>", "AP$_{50}$"),
+    "AP75": ("AP75", "AP<sub>75</sub>", "AP$_{75}$"),
+    "APr": ("AP_r", "AP<sub>r</sub>", "AP$_r$"),
+    "APc": ("AP_c", "AP<sub>c</sub>", "AP$_c$"),
+    "APf": ("AP_f", "AP<sub>f</sub>", "AP$_f$"),
+    "APb": ("AP^b", "AP<sup>b</sup>", "AP$^b$"),
+    "PwB": ("PwB ↓", "PwB ↓", r"PwB $\downarrow$"),
+}
+COLOURS = {"AP": "#333333", "APr": "#D55E00", "APc": "#009E73", "APf": "#0072B2", "APb": "#CC79A7", "AP50": "#56B4E9", "AP75": "#E69F00"}
+MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P", "AP75": "X"}
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")  # methods, in order of appearance
+
+RC = {
+    "figure.dpi": 100, "font.size": 10, "font.family": "sans-serif",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#777777", "axes.labelcolor": "#333333",
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
+    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.8, "axes.axisbelow": True,
+    "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon": False,
+}
+
+
+def name(metric: str, form: str = "text") -> str:
+    """A metric as the paper writes it; `form` is 'text', 'html' or 'latex'. Unknown metrics keep their key."""
+    return METRICS.get(metric, (metric,) * 3)[("text", "html", "latex").index(form)]
+
+
+def notation(text: str):
+    """A sentence as HTML, its `AP_r`, `M_rf`, `AP^b` with real indices."""
+    from markupsafe import Markup, escape
+
+    text = re.sub(r"\b(AP|M|L)_(\w+)", r"\1<sub>\2</sub>", str(escape(text)))
+    return Markup(re.sub(r"\bAP\^(\w)", r"AP<sup>\1</sup>", text))
+
+
+@lru_cache
+def templates():
+    """The jinja2 environment of the templates in this folder; values are escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["css"] = lambda file: (FOLDER / file).read_text()
+    environment.filters["notation"] = notation
+    environment.globals["margin"] = lambda value: f"{value:+.2f}".replace("-", "−")
+    return environment
