@@ -41,6 +41,23 @@ def sum_by_slot(rows: Tensor, slot: Tensor, size: int) -> Tensor:
     return out.index_put_((slot,), rows, accumulate=True) if rows.is_cuda else out.index_add_(0, slot, rows)
 
 
+def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum (n, D) `rows` by label (n,) over all ranks: the k classes present, in order, their sums (k, D), their counts (k,).
+
+    A collective where there are several ranks: all of them must call it equally often, also those with n = 0.
+    """
+    classes, slot, counts = labels.unique(return_inverse=True, return_counts=True)
+    sums = sum_by_slot(rows, slot, len(classes))
+    if world_size() > 1:
+        every = sums.new_zeros(num_classes, sums.shape[1] + 1)
+        every[classes, :-1] = sums
+        every[classes, -1] = counts.to(sums.dtype)
+        all_sum(every)
+        classes = every[:, -1].nonzero().squeeze(1)
+        sums, counts = every[classes, :-1], every[classes, -1].long()
+    return classes, sums, counts
+
+
 class ConfusionMatrix(nn.Module):
     """Moving average of the confusion matrix, for one momentum or for a bank of them side by side.
 
@@ -94,10 +111,7 @@ class ConfusionMatrix(nn.Module):
             labels: (n,) their classes, 0 .. C-1.
         A collective where there are several ranks: all of them must call it equally often.
         """
-        classes, slot, counts = labels.unique(return_inverse=True, return_counts=True)
-        sums = sum_by_slot(probs.detach().to(self.bank.dtype), slot, len(classes))
-        if world_size() > 1:
-            classes, sums, counts = self._over_ranks(classes, sums, counts)
+        classes, sums, counts = class_sums(probs.detach().to(self.bank.dtype), labels, self.num_classes)
         mean = sums / counts[:, None]
         weight = (1 - self.momenta).to(self.bank.dtype)[:, None, None]
         rows = torch.lerp(self.bank.index_select(1, classes), mean.expand(len(weight), -1, -1), weight)
@@ -105,14 +119,6 @@ class ConfusionMatrix(nn.Module):
             rows /= rows.sum(dim=-1, keepdim=True)
         self.bank.index_copy_(1, classes, rows)
         self.seen.index_add_(0, classes, counts)
-
-    def _over_ranks(self, classes: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        every = sums.new_zeros(self.num_classes, self.num_classes + 1)
-        every[classes, : self.num_classes] = sums
-        every[classes, self.num_classes] = counts.to(sums.dtype)
-        all_sum(every)
-        classes = every[:, -1].nonzero().squeeze(1)
-        return classes, every[classes, :-1], every[classes, -1].long()
 
     @torch.no_grad()
     def columns(self, labels: Tensor, posterior: bool = True) -> Tensor:

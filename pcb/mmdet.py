@@ -6,13 +6,19 @@ After that the names below work as `type=` in any mmdet config, and `PCBEpochHoo
 from __future__ import annotations
 
 from mmdet.registry import HOOKS, MODELS
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from pcb import heads, losses
 
-for _module in (losses.PCBCrossEntropyLoss, heads.IterativeRoIHead):
-    MODELS.register_module(module=_module)
+METHODS = (
+    losses.PCBCrossEntropyLoss, losses.LabelSmoothingLoss, losses.OnlineLabelSmoothingLoss, losses.EquilibriumLoss, losses.BAGSLoss,
+    losses.PCBEQLv2Loss, losses.PCBSeesawLoss,
+    heads.IterativeRoIHead, heads.DeepSupervisionRoIHead, heads.RefinementRoIHead, heads.LOCERoIHead,
+)  # a plain base loss is its PCB class with alpha=0
+for method in METHODS:
+    MODELS.register_module(module=method)
 
 
 @HOOKS.register_module()
@@ -41,6 +47,19 @@ class PCBEpochHook(Hook):
             if waiting:
                 runner.logger.warning(f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
                                       "name those without any training sample in the loss's `absent`")
+
+
+@HOOKS.register_module()
+class LOCEFillHook(Hook):
+    """Fills LOCE's memory and mean scores before the first iteration; a training that is resumed has them in its checkpoint."""
+
+    def __init__(self, images_per_class: int = 5):
+        self.images_per_class = images_per_class
+
+    def before_train(self, runner) -> None:
+        model = _model(runner)
+        if not model.roi_head.memory.written.any():
+            heads.loce.prefill(model, runner.train_dataloader.dataset, self.images_per_class, get_rank(), get_world_size())
 
 
 def _model(runner):

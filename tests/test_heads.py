@@ -11,8 +11,12 @@ from tiny import C, D, mask_rcnn, roi_head, rois, sample, sampling
 
 import pcb.mmdet
 from pcb.errors import UserError
+from pcb.heads.loce import FeatureMemory, mean_scores
 
-CLASSIFIERS = ["softmax"]
+EXPERIMENTS = [  # every combination of the paper
+    ("softmax", "plain"), ("softmax", "iterative"), ("softmax", "dsn"), ("softmax", "rm"), ("eqlv2", "plain"), ("eqlv2", "iterative"),
+    ("seesaw", "plain"), ("seesaw", "iterative"), ("ls", "plain"), ("ols", "plain"), ("bags", "plain"), ("loce", "plain"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +127,9 @@ def test_settings_that_do_not_fit_are_refused(wrong):
         roi_head(loss_steps=3, **wrong)
 
 
-@pytest.mark.parametrize("paradigm", ["plain", "iterative"])
-@pytest.mark.parametrize("loss", CLASSIFIERS)
+@pytest.mark.parametrize("loss, paradigm", EXPERIMENTS)
 def test_mask_rcnn_trains_and_predicts(loss, paradigm):
-    model = mask_rcnn(loss, paradigm)
+    model = mask_rcnn(loss, paradigm, pcb=loss in ("softmax", "eqlv2", "seesaw"))
     images, samples = torch.rand(2, 3, 96, 96), [sample() for _ in range(2)]
     losses = model.loss(images, samples)
     total = sum(v if torch.is_tensor(v) else sum(v) for k, v in losses.items() if "loss" in k)
@@ -134,10 +137,111 @@ def test_mask_rcnn_trains_and_predicts(loss, paradigm):
     assert total.isfinite()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused
+    scores = model.roi_head.bbox_head.loss_cls.get_activation(torch.randn(3, model.roi_head.bbox_head.fc_cls.out_features))
+    assert scores.shape == (3, C + 1)
     model.eval()
     with torch.no_grad():
         results = model.predict(images, samples, rescale=False)
     assert len(results) == 2 and set(results[0].pred_instances.keys()) >= {"bboxes", "scores", "labels", "masks"}
+
+
+def test_eqlv2_starts_rare_and_reads_normed_logits():
+    head = mask_rcnn("eqlv2", "iterative").roi_head
+    torch.testing.assert_close(head.bbox_head.fc_cls.bias, torch.full((C + 1,), -6.907))
+    assert 0.005 < head.bbox_head.fc_cls.weight.std() < 0.02 and head.bbox_head.fc_reg.weight.std() < 0.002
+    assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm)
+
+
+def test_seesaw_has_normed_predictors():
+    head = mask_rcnn("seesaw", "plain").roi_head
+    assert type(head.bbox_head.fc_cls).__name__ == "NormedLinear" and type(head.mask_head.conv_logits).__name__ == "NormedConv2d"
+    assert head.bbox_head.fc_cls.temperature == head.mask_head.conv_logits.temperature == 20
+    assert head.bbox_head.fc_cls.out_features == C + 2
+
+
+def test_deep_supervision_classifies_three_depths():
+    head = roi_head("DeepSupervisionRoIHead")
+    x = torch.randn(4, D, 7, 7)
+    first, second = head.bbox_head.shared_fcs
+    h1 = first(x.flatten(1)).relu()
+    h2 = second(h1).relu()
+    expected = head.aux_cls[0](x.flatten(1)), head.aux_cls[1](h1), head.bbox_head.fc_cls(h2)
+    for (z, b), truth in zip(head.steps(x), expected, strict=True):
+        torch.testing.assert_close(z, truth)
+        torch.testing.assert_close(b, head.bbox_head.fc_reg(h2))
+    torch.testing.assert_close(head.steps(x)[-1], head.bbox_head(x))
+    with pytest.raises(UserError):
+        roi_head("DeepSupervisionRoIHead", regression="each")
+
+
+def test_refinement_joins_predictions_to_the_feature():
+    head = roi_head("RefinementRoIHead")
+    x = torch.randn(4, D, 7, 7)
+    f = x.flatten(1)
+    for fc in head.bbox_head.shared_fcs:
+        f = fc(f).relu()
+    z, b = head.bbox_head(x)
+    for prediction in head.steps(x):
+        torch.testing.assert_close(prediction, (z, b))
+        h = head.refine(torch.cat([f, z.softmax(1)[:, :C], b], 1)).relu()
+        z, b = head.bbox_head.fc_cls(h), head.bbox_head.fc_reg(h)
+    assert len(list(roi_head("RefinementRoIHead", num_steps=1, step_weights=[1.0]).parameters())) == len(list(head.bbox_head.parameters()))
+
+
+def test_loce_remembers_in_a_ring():
+    memory = FeatureMemory(3, 4, (1, 1, 1))
+    for k in range(3):
+        values = torch.tensor([10.0 * k, 10.0 * k + 1])
+        memory.write(values.view(2, 1, 1, 1), values[:, None].expand(2, 4), torch.tensor([1, 1]))
+    memory.write(torch.full((1, 1, 1, 1), 7.0), torch.full((1, 4), 7.0), torch.tensor([2]))
+    assert memory.features[1].flatten().tolist() == [20, 21, 10, 11] and memory.filled.tolist() == [0, 4, 1]
+    features, targets, labels = memory.draw(torch.ones(3), classes=8, each=4)
+    assert sorted(labels.unique().tolist()) == [1, 2] and len(labels) == 8  # never a class that nothing is known of
+    assert (features.flatten()[labels == 2] == 7).all() and torch.equal(features.flatten(), targets[:, 0])
+    empty = FeatureMemory(3, 4, (1, 1, 1)).draw(torch.ones(3), 8, 4)
+    assert [len(x) for x in empty] == [0, 0, 0]
+
+
+def test_loce_draws_weak_classes_more_often():
+    memory = FeatureMemory(2, 1, (1, 1, 1))
+    memory.write(torch.zeros(2, 1, 1, 1), torch.zeros(2, 4), torch.tensor([0, 1]))
+    drawn = torch.cat([memory.draw(1 / torch.tensor([0.9, 0.1]), classes=1, each=1)[2] for _ in range(500)])
+    assert 0.86 < drawn.float().mean() < 0.94
+
+
+def test_loce_scores_are_means_over_each_objects_rois():
+    logits, labels = torch.randn(6, C + 1), torch.tensor([2, 2, 4, 2, C, C])
+    scores, classes = mean_scores(logits, labels, torch.tensor([5, 0, 3, 5, -1, -1]), C)
+    p = logits.softmax(1)
+    assert classes.tolist() == [2, 4, 2]
+    torch.testing.assert_close(scores, torch.stack([p[1, 2], p[2, 4], (p[0, 2] + p[3, 2]) / 2]))
+
+
+def test_loce_is_filled_once_and_resumes_bit_for_bit(tmp_path):
+    runs = []
+    for resumed in (False, True):
+        torch.manual_seed(1)
+        model = mask_rcnn("loce")
+        data = [{"inputs": torch.rand(3, 96, 96), "data_samples": sample()} for _ in range(3)]
+        dataset = type("Data", (list,), {"get_cat_ids": lambda self, i: [0, 4]})(data)
+        runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset))
+        pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
+        head = model.roi_head
+        assert head.memory.written.tolist() == [32, 0, 0, 0, 32, 0]  # two images, 16 boxes around each object
+        assert ((head.bbox_head.loss_cls.scores != 0.01).nonzero().squeeze(1)).tolist() == [0, 4] and model.training
+        images, values = torch.rand(2, 3, 96, 96), []
+        for iteration in range(3):
+            if resumed and iteration == 2:
+                torch.save(model.state_dict(), tmp_path / "model.pth")
+                model = mask_rcnn("loce")
+                model.load_state_dict(torch.load(tmp_path / "model.pth"))
+                runner.model = model
+                pcb.mmdet.LOCEFillHook().before_train(runner)
+            torch.manual_seed(iteration)
+            losses = model.loss(images, [sample(), sample()])
+            values.append([losses[k].item() for k in ("loss_cls", "loss_bbox")])
+        runs.append((values, model.roi_head.memory.written.tolist()))
+    assert runs[0] == runs[1] and runs[0][1][0] == 32 + 3 * 2 * 16
 
 
 def test_the_matrix_travels_in_the_checkpoint(tmp_path):

@@ -65,7 +65,8 @@ def mask_rcnn(loss="softmax", paradigm="plain", pcb=True, **kwargs):
     """The mini scale's detector with fewer channels, trained from scratch, as `model_overrides` makes it for an experiment."""
     config = Config.fromfile("configs/mmdet/mini_r18.py")
     experiment = Experiment("test", "v05", "r50", "rfs", loss, paradigm, pcb=PCB(0.4, 0.9) if pcb else None)
-    config.merge_from_dict({"model": model_overrides(experiment, num_classes=C, momenta=[0.9], hidden=32, identity_start=True, **kwargs)})
+    config.merge_from_dict({"model": model_overrides(experiment, num_classes=C, momenta=[0.9], hidden=32, identity_start=True,
+                                                     instance_counts=[3, 50, 2000, 7, 400, 60], **kwargs)})
     config.merge_from_dict({"model.type": "MaskRCNN", "model.backbone.base_channels": 8, "model.backbone.frozen_stages": -1,
                             "model.neck.in_channels": [8, 16, 32, 64]})
     model = MODELS.build(config.model)

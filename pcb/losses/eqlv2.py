@@ -1,0 +1,104 @@
+"""Equalization loss v2 (Tan et al., CVPR 2021), and with PCB regularisation (paper App. A, Eq. 13-15)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcb.distributed import all_sum
+from pcb.losses.base import ClassifierLoss, Reduce
+from pcb.losses.regulariser import Regularised, Regulariser
+
+
+class EQLv2Loss(ClassifierLoss):
+    """Sigmoid cross entropy that evens out, class by class, what positives and negatives have pulled so far.
+
+    C+1 logits, the last one "background" (target 1 on background RoIs). With g_j the ratio of the gradients collected from
+    positives and negatives of class j:  w⁻_j = 1 / (1 + exp(-γ (g_j - μ))),  w⁺_j = 1 + a (1 - w⁻_j), both 1 for
+    background, and  L = (1/N) Σ_k Σ_j [w⁺_j t + w⁻_j (1 - t)] BCE(z_kj, t_kj).
+    The first iteration has all weights 1. Test-time scores are σ(z_j) (1 - σ(z_bg)).
+
+    Buffers `pos`, `neg` (C,): gradients collected over all RoIs, steps and ranks since the start. (The release of the
+    PCB authors keeps them as plain attributes and loses them on a resume.)
+    The classifier must start with bias -6.907 (prior 0.001, on background too): see pcb/methods.py.
+    """
+
+    def __init__(self, num_classes: int, gamma: float = 12.0, mu: float = 0.8, weight_of_positives: float = 4.0, loss_weight: float = 1.0,
+                 reduction: str = "mean"):
+        super().__init__(num_classes, loss_weight, reduction)
+        self.gamma, self.mu, self.weight_of_positives = gamma, mu, weight_of_positives
+        self.register_buffer("pos", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("neg", torch.zeros(num_classes, dtype=torch.float64))
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        scores = cls_score.sigmoid()
+        background = scores[..., -1:]
+        return torch.cat([scores[..., :-1] * (1 - background), background], dim=-1)
+
+    def class_weights(self) -> tuple[Tensor, Tensor]:
+        """w⁺ and w⁻, (C+1,) each."""
+        ratio = torch.where(self.pos + self.neg > 0, self.pos / (self.neg + 1e-10), 100.0)
+        negative = torch.sigmoid(self.gamma * (ratio - self.mu))
+        positive = 1 + self.weight_of_positives * (1 - negative)
+        return F.pad(positive, (0, 1), value=1.0), F.pad(negative, (0, 1), value=1.0)
+
+    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
+        target = self.one_hot(logits, label)
+        return reduce(self.equalised(logits, target, target))
+
+    @staticmethod
+    def one_hot(logits: Tensor, label: Tensor) -> Tensor:
+        return torch.zeros_like(logits).scatter_(1, label[:, None], 1)
+
+    def equalised(self, logits: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+        """Loss of each RoI (N,), and the collection of its gradients.
+
+        `target`, `positive` (N, C+1): what is aimed at, and how much a pair (RoI, class) counts as positive; both the one-hot label in
+        plain EQL v2.
+        """
+        plus, minus = (w.to(logits.dtype) for w in self.class_weights())
+        weight = minus + positive * (plus - minus)
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
+        self.collect(logits.detach(), target, positive, weight)
+        return loss
+
+    @torch.no_grad()
+    def collect(self, logits: Tensor, target: Tensor, positive: Tensor, weight: Tensor) -> None:
+        """Add |σ - t| w, split into positive and negative parts. A collective: all ranks must call it."""
+        pull = logits.sigmoid().sub_(target).abs_().mul_(weight)[:, : self.num_classes]
+        total = pull.sum(dim=0, dtype=torch.float64)
+        of_positives = (pull * positive[:, : self.num_classes]).sum(dim=0, dtype=torch.float64)
+        both = all_sum(torch.stack([of_positives, total - of_positives]))
+        self.pos += both[0]
+        self.neg += both[1]
+
+
+class PCBEQLv2Loss(Regularised, EQLv2Loss):
+    """EQL v2 with PCB. The matrix holds sigmoids, rows are not normalised and Eq. 5 is dropped: column y of M is the target.
+
+    The released code mixes targets: positives of class y get t = α_r M[:, y] + (1 - α_r) onehot, and weights and
+    collected gradients follow from that t. With `literal` losses are mixed instead, as Eq. 15 is printed: both parts
+    carry the weights of the one-hot label. BCE is linear in t, so this differs only in the weights; which gradients it
+    should collect the paper does not say (guess: |σ - t| w, positive where the label is).
+    Further arguments are those of `Regulariser` and `EQLv2Loss`.
+    """
+
+    def __init__(self, num_classes: int, alpha: float = 0.2, literal: bool = False, gamma: float = 12.0, mu: float = 0.8,
+                 weight_of_positives: float = 4.0, loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+        super().__init__(num_classes, gamma, mu, weight_of_positives, loss_weight, reduction)
+        self.literal = literal
+        self.pcb = Regulariser(num_classes, alpha, posterior=False, **pcb)
+
+    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
+        onehot = self.one_hot(logits, label)
+        rows = self.positives(label)
+        classes = label[rows]
+        self.pcb.observe(logits.detach()[rows, : self.num_classes].sigmoid(), classes, step)
+        alpha = self.pcb.strength(step)
+        target = onehot
+        if alpha:
+            target = onehot.clone()
+            soft = F.pad(self.pcb.targets(classes), (0, 1)).to(target.dtype)
+            target[rows] = torch.lerp(onehot[rows], soft, alpha)
+        return reduce(self.equalised(logits, target, onehot if self.literal else target))

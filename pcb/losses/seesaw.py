@@ -1,0 +1,109 @@
+"""Seesaw loss (Wang et al., CVPR 2021), and with PCB regularisation (paper App. A, Eq. 16-18)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcb.distributed import all_sum
+from pcb.losses.base import ClassifierLoss, Reduce
+from pcb.losses.regulariser import Regularised, Regulariser
+
+
+class SeesawLoss(ClassifierLoss):
+    """Softmax over C classes whose wrong logits are damped or raised, plus a softmax over (object, background).
+
+    C+2 logits: C classes, then object, background. On positives of class y, z_j + log S_yj takes the place of z_j:
+    S_yj = min(1, (N_j / N_y)^p) · max(1, (σ_j / σ_y)^q), N the RoIs of each class so far (at least 1), σ the plain softmax
+    (detached, σ_y at least eps). Both parts are divided by the number of all RoIs. Test-time scores are softmax · P(object).
+
+    Buffer `cum_samples` (C+1,): RoIs so far, background last. They are counted over all ranks, so that ranks agree and
+    a resume is exact; `counts='rank'` counts on each rank alone, as mmdet does.
+    """
+
+    custom_activation = True
+    extra_channels = 2
+
+    def __init__(self, num_classes: int, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, counts: str = "all", loss_weight: float = 1.0,
+                 reduction: str = "mean"):
+        super().__init__(num_classes, loss_weight, reduction)
+        if counts not in ("all", "rank"):
+            raise ValueError(f"counts={counts!r}: 'all' or 'rank'")
+        self.p, self.q, self.eps, self.counts = p, q, eps, counts
+        self.register_buffer("cum_samples", torch.zeros(num_classes + 1))
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        objectness = cls_score[..., -2:].softmax(dim=-1)
+        return torch.cat([cls_score[..., :-2].softmax(dim=-1) * objectness[..., :1], objectness[..., 1:]], dim=-1)
+
+    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Percentages, under mmdet's names: of all RoIs as object or background, of positives as their class."""
+        background = (labels == self.num_classes).long()
+        rows = self.positives(labels)
+        return {"acc_objectness": percent(cls_score[:, -2:], background), "acc_classes": percent(cls_score[rows, :-2], labels[rows])}
+
+    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+        self.count(label)
+        rows = self.positives(label)
+        losses = {"loss_cls_objectness": reduce(F.cross_entropy(logits[:, -2:], (label == self.num_classes).long(), reduction="none"))}
+        return losses | self.classes_loss(logits[rows, :-2], label[rows], lambda loss: reduce(loss, rows), step)
+
+    def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+        """Loss of the positives: logits (n, C), classes (n,)."""
+        return {"loss_cls_classes": reduce(F.cross_entropy(z + self.log_factors(z, classes), classes, reduction="none"))}
+
+    @torch.no_grad()
+    def count(self, label: Tensor) -> None:
+        counts = torch.zeros_like(self.cum_samples).index_add_(0, label, self.cum_samples.new_ones(len(label)))
+        self.cum_samples += all_sum(counts) if self.counts == "all" else counts
+
+    @torch.no_grad()
+    def log_factors(self, z: Tensor, classes: Tensor) -> Tensor:
+        """log S_yj for logits (..., C) and the class y of each: (..., C), 0 at j = y."""
+        seen = self.cum_samples[:-1].clamp(min=1).log().to(z.dtype)
+        score = z.log_softmax(dim=-1)
+        own = score.gather(-1, classes[..., None]).clamp(min=math.log(self.eps))
+        mitigation = (seen - seen[classes][..., None]).clamp(max=0)
+        compensation = (score - own).clamp(min=0)
+        return self.p * mitigation + self.q * compensation
+
+
+class PCBSeesawLoss(Regularised, SeesawLoss):
+    """Seesaw with PCB: (1 - α_r) L_seesaw + α_r L_PCB on the class part (Eq. 18), L_PCB = -Σ_i M̂[i, y] log p̂_i; objectness unchanged.
+
+    The matrix holds the plain softmax, without factors. In L_PCB the released code takes p̂ from the same logits as
+    L_seesaw, with the factors S_yj of the label y (`factors='label'`). Eq. 17 gives each p̂_i the factors S_ij of the class i
+    that it scores (`factors='class'`; memory of n·C² values, so for few classes).
+    `loss_pcb_classes` appears only while the regularisation acts. Further arguments are those of `Regulariser` and `SeesawLoss`.
+    """
+
+    def __init__(self, num_classes: int, alpha: float = 0.05, factors: str = "label", p: float = 0.8, q: float = 2.0, eps: float = 1e-2,
+                 counts: str = "all", loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+        super().__init__(num_classes, p, q, eps, counts, loss_weight, reduction)
+        if factors not in ("label", "class"):
+            raise ValueError(f"factors={factors!r}: 'label' or 'class'")
+        self.factors = factors
+        self.pcb = Regulariser(num_classes, alpha, **pcb)
+
+    def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+        self.pcb.observe(z.detach().softmax(dim=1), classes, step)
+        alpha = self.pcb.strength(step)
+        if not alpha:
+            return super().classes_loss(z, classes, reduce, step)
+        log_p = (z + self.log_factors(z, classes)).log_softmax(dim=1)
+        seesaw = F.nll_loss(log_p, classes, reduction="none")
+        soft = -(self.pcb.targets(classes) * (log_p if self.factors == "label" else self.log_p_of_each_class(z))).sum(dim=1)
+        return {"loss_cls_classes": reduce((1 - alpha) * seesaw), "loss_pcb_classes": reduce(alpha * soft)}
+
+    def log_p_of_each_class(self, z: Tensor) -> Tensor:
+        """log p̂_i of Eq. 17, with the factors of class i: (n, C) -> (n, C)."""
+        every = torch.arange(self.num_classes, device=z.device).expand(len(z), -1)
+        rows = z[:, None, :].expand(-1, self.num_classes, -1)  # [k, i, j] = z_kj
+        return z - (rows + self.log_factors(rows, every)).logsumexp(dim=2)
+
+
+def percent(logits: Tensor, labels: Tensor) -> Tensor:
+    return 100 * (logits.argmax(dim=1) == labels).float().mean() if len(labels) else logits.new_zeros(())
