@@ -43,7 +43,7 @@ def check_files(entry: dict, report: Path, rfs_threshold: float | None = None, a
     for split in ("train", "val", "dev"):
         if split in entry:
             try:
-                splits[split] = LVISIndex(entry[split], entry["images"])
+                splits[split] = LVISIndex(entry[split], entry["images"], keep=False)
             except UserError as error:
                 faults.append(error)
     for split, index in splits.items():
@@ -83,7 +83,7 @@ def check_version(index: LVISIndex, split: str, version: str, warnings: list[str
     if groups != GROUPS[version]:
         return [UserError(f"{index.path}: rare/common/frequent classes are {groups}, LVIS {version} has {GROUPS[version]}",
                           "use the file as LVIS released it")]
-    size, released = (len(index.images), len(index.annotations)), RELEASED.get((version, split))
+    size, released = (len(index.images), index.annotation_count), RELEASED.get((version, split))
     if released and size != released:
         warnings.append(f"{index.path}: {size[0]} images and {size[1]} annotations; LVIS {version} {split} was released with "
                         f"{released[0]} and {released[1]}")
@@ -127,6 +127,6 @@ def describe(index: LVISIndex) -> dict:
     """A split in the report. `unusable` annotations are those that MMDetection drops, `empty` the images left without one."""
     used = sum(index.instance_count)
     return {"file": str(index.path), "sha256": hashlib.sha256(index.path.read_bytes()).hexdigest(), "images": len(index.images),
-            "empty": sum(not labels for labels in index.labels), "annotations": len(index.annotations),
-            "unusable": len(index.annotations) - used, "groups": {g: index.frequency().count(g) for g in "rcf"},
+            "empty": sum(not labels for labels in index.labels), "annotations": index.annotation_count,
+            "unusable": index.annotation_count - used, "groups": {g: index.frequency().count(g) for g in "rcf"},
             "thresholds": index.info.get("thresholds", list(THRESHOLDS)), "image_count": index.image_count}

@@ -167,6 +167,7 @@ def plan_split(recipe: Recipe, dataset: str, split: str, counts: dict[str, int],
     """Deal each class to as many images as `counts` says, evenly filled; the train images without labels come last."""
     rng = random_state("plan", recipe.seed, dataset, split)
     empty = images // recipe.EMPTY if split == "train" and dataset != "pretrain" else 0
+    unlabelled = 0 if dataset == "pretrain" else recipe.UNLABELLED
     usable = images - empty
     if max(counts.values()) > usable:
         raise UserError(f"embedded: the most frequent class is to appear in {max(counts.values())} of {usable} {split} images",
@@ -178,7 +179,7 @@ def plan_split(recipe: Recipe, dataset: str, split: str, counts: dict[str, int],
         load[chosen] += 1
         for i in np.sort(chosen):
             draws = rng.random_sample(2)
-            labelled = [True] + [True] * (draws[0] < recipe.SECOND) + [False] * (draws[1] < recipe.UNLABELLED)
+            labelled = [True] + [True] * (draws[0] < recipe.SECOND) + [False] * (draws[1] < unlabelled)
             scenes[i] += [Thing(name, choose_tile(name, rng, recipe, split, dataset), flag) for flag in labelled]
     for i in range(usable, images):
         names = [list(counts)[int(rng.random_sample() * len(counts) / 3)] for _ in range(3)]  # of the frequent third

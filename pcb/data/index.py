@@ -36,10 +36,12 @@ class LVISIndex:
 
     categories: dicts sorted by id, so that place = id - 1 = label.   images: dicts in the file's order.
     image_count, instance_count: per class, of usable annotations.     labels: per image, its sorted distinct labels.
+    annotations: the raw ones, by_image: image id -> usable ones; with `keep=False` they are counted and dropped, which
+    for LVIS frees gigabytes.
     Raises `UserError` that lists what is wrong: file missing or damaged, keys missing, references to nothing.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path | None = None):
+    def __init__(self, annotations: str | Path, images: str | Path | None = None, keep: bool = True):
         self.path = Path(annotations)
         self.folder = Path(images) if images is not None else None
         content = read(self.path)
@@ -48,6 +50,15 @@ class LVISIndex:
         self.images: list[dict] = content["images"]
         self.annotations: list[dict] = content["annotations"]
         check_references(self.path, self.categories, self.images, self.annotations)
+        self.annotation_count = len(self.annotations)
+        self.by_image = self._usable()
+        self.labels = [tuple(sorted({a["category_id"] - 1 for a in self.by_image[image["id"]]})) for image in self.images]
+        counts = Counter(label for labels in self.labels for label in labels)
+        self.image_count = [counts[label] for label in range(len(self.categories))]
+        counts = Counter(a["category_id"] - 1 for annotations in self.by_image.values() for a in annotations)
+        self.instance_count = [counts[label] for label in range(len(self.categories))]
+        if not keep:
+            del self.annotations, self.by_image
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,29 +70,13 @@ class LVISIndex:
         named = any("file_name" in image for image in self.images)
         return OFFICIAL.get(len(self.categories), "v0.5" if named else "v1.0")
 
-    @cached_property
-    def by_image(self) -> dict[int, list[dict]]:
-        """Image id -> its usable annotations."""
+    def _usable(self) -> dict[int, list[dict]]:
         image = {i["id"]: i for i in self.images}
         out: dict[int, list[dict]] = {i: [] for i in image}
         for annotation in self.annotations:
             if usable(annotation, image[annotation["image_id"]]):
                 out[annotation["image_id"]].append(annotation)
         return out
-
-    @cached_property
-    def labels(self) -> list[tuple[int, ...]]:
-        return [tuple(sorted({a["category_id"] - 1 for a in self.by_image[image["id"]]})) for image in self.images]
-
-    @cached_property
-    def image_count(self) -> list[int]:
-        counts = Counter(label for labels in self.labels for label in labels)
-        return [counts[label] for label in range(len(self.categories))]
-
-    @cached_property
-    def instance_count(self) -> list[int]:
-        counts = Counter(a["category_id"] - 1 for annotations in self.by_image.values() for a in annotations)
-        return [counts[label] for label in range(len(self.categories))]
 
     @property
     def absent(self) -> list[int]:

@@ -121,7 +121,7 @@ def base(study: Study, backbone: str) -> Config:
 
 @lru_cache(maxsize=4)
 def index(annotations: str, images: str) -> LVISIndex:
-    return LVISIndex(annotations, images)
+    return LVISIndex(annotations, images, keep=False)
 
 
 def dataset_files(study: Study, dataset: str, split: str) -> tuple[str, str]:

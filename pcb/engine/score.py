@@ -121,7 +121,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     shards = Shards(manifest_path.parent / manifest["folder"], manifest["shards"])
     dataset = study.experiments[run].dataset
     gt = GroundTruth(study.scale["datasets"][dataset][split])
-    train = LVISIndex(study.scale["datasets"][dataset]["train"])
+    train = LVISIndex(study.scale["datasets"][dataset]["train"], keep=False)
     out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": dataset, "split": split,
            "fingerprint": manifest["fingerprint"], "evaluation": manifest["evaluation"], "images": len(gt.images),
            "variants": {}, "classes": {}}
