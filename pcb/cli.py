@@ -1,12 +1,14 @@
 """The command `pcb`: one verb per stage of the pipeline, what the workflow's rules call and what a person calls by hand.
 
 Thin: it parses, calls one function and prints. A mistake that the user can mend ends as two lines, `error:` and `fix:`, and
-status 2; an interrupt as status 130; anything else keeps its traceback, for it is a bug. Each verb imports only what it needs.
+status 2; an interrupt as status 130; anything else keeps its traceback, for it is a bug. Each verb imports only what it needs,
+and its docstring is its help.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 
@@ -29,19 +31,42 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def study(arguments):
-    from pcb.study import load_study
+# The verbs -------------------------------------------------------------------------------------------------------------
 
-    return load_study(arguments.study or arguments.scale)
+
+def reproduce(arguments):
+    """Make everything, or the named targets. Becomes snakemake: its Ctrl-C, its exit status; one line per job."""
+    known_targets(study(arguments), set(arguments.targets) - {"all", "train_all"})
+    command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--config", f"scale={arguments.scale}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, "--", *arguments.targets])
+
+
+def plan(arguments):
+    """Say what a run would do, and do nothing. Reads the results folder: what is done, what is left, what trunks save."""
+    from pcb.study.plan import plan as text
+
+    loaded = study(arguments)
+    known_targets(loaded, arguments.targets)
+    print(text(loaded, arguments.targets))
+
+
+def status(arguments):
+    """Say how far each table is, what runs and how long the rest may take. Reads the results folder, also of a run under way."""
+    from pcb.study.plan import status as text
+
+    print(text(study(arguments)))
 
 
 def make_data(arguments):
+    """Draw an emoji-LVIS data set. Writes images and LVIS annotations below results/SCALE/data/, its manifest last."""
     from pcb.data.emoji import generate
 
     generate(study(arguments), arguments.dataset)
 
 
 def check_data(arguments):
+    """Check data sets before anything trains on them. Reads annotations and images, lists all faults at once, writes a report."""
     from pcb.data.check import check
 
     loaded = study(arguments)
@@ -57,18 +82,19 @@ def check_data(arguments):
 
 
 def contact_sheet(arguments):
+    """Draw images of a data set with their masks, names and r/c/f. Reads its annotations, writes one PNG."""
     from pcb.data.sheet import contact_sheet as draw
 
-    loaded = study(arguments)
-    files = loaded.scale["datasets"].get(arguments.dataset)
-    if not files or not files.get(arguments.split):
-        known = ", ".join(f"{dataset} {split}" for dataset, spec in loaded.scale["datasets"].items() for split in ("train", "val", "dev") if split in spec)
-        raise UserError(f"scale {loaded.scale['name']!r} has no {arguments.dataset} {arguments.split}", f"choose one of: {known}")
+    files = study(arguments).scale["datasets"][arguments.dataset]
+    if arguments.split not in files:
+        splits = ", ".join(split for split in ("train", "val", "dev") if split in files)
+        raise UserError(f"the scale names no split {arguments.split!r} for {arguments.dataset}", f"choose one of: {splits}")
     draw(files[arguments.split], files["images"], arguments.out)
     print(arguments.out)
 
 
 def pretrain(arguments):
+    """Provide the weights that a backbone's trainings start from. Writes results/SCALE/pretrained/BACKBONE.pth."""
     from pcb.engine.gpus import lease
 
     loaded = study(arguments)
@@ -79,21 +105,28 @@ def pretrain(arguments):
 
 
 def train(arguments):
+    """Train one experiment. Starts from its trunk if it has one, continues what was cut off, writes the run's run.json last."""
     from pcb.engine.gpus import lease
 
     loaded = study(arguments)
-    known(loaded, arguments)
+    known_run(loaded, arguments)
     with lease(loaded.scale["hardware"]["gpus_per_job"]):
         from pcb.engine.train import train as run
 
         run(loaded, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")
 
 
+def trunk(arguments):
+    """Train a shared trunk, up to the last epoch before PCB starts. Continues what was cut off, writes trunk.json last."""
+    train(arguments)
+
+
 def infer(arguments):
+    """Run a trained detector over the validation images. Reads run.json; writes detections and the confusion matrix."""
     from pcb.engine.gpus import lease
 
     loaded = study(arguments)
-    known(loaded, arguments)
+    known_run(loaded, arguments)
     with lease(min(1, loaded.scale["hardware"]["gpus_per_job"])):
         from pcb.engine.infer import infer as run
 
@@ -101,109 +134,95 @@ def infer(arguments):
 
 
 def score(arguments):
+    """Score a run's detections by LVIS's rules. Reads the detections, writes metrics.json. Needs no GPU."""
     from pcb.engine.score import score as run
 
     loaded = study(arguments)
-    known(loaded, arguments)
+    known_run(loaded, arguments)
     run(loaded, arguments.run, arguments.seed)
 
 
 def gather(arguments):
+    """Gather a table's rows, ours beside the paper's. Reads its runs' metrics.json, writes results/SCALE/gathered/TARGET.csv."""
     from pcb.reporting.gather import gather as run
 
     run(study(arguments), arguments.target)
 
 
 def render(arguments):
+    """Render a table or figure. Reads the gathered CSV, runs notebooks/TARGET.ipynb, writes notebook, HTML, CSV, Markdown, LaTeX."""
     from pcb.reporting.render import render as run
 
     run(study(arguments), arguments.target)
 
 
 def index(arguments):
+    """Write results/SCALE/index.html from whatever exists. Reads metrics and rendered pages."""
     from pcb.reporting.site import build
 
     print(build(study(arguments)))
 
 
-def plan(arguments):
-    from pcb.study.plan import plan as text
-
-    print(text(study(arguments), arguments.targets))
+# What they share -------------------------------------------------------------------------------------------------------
 
 
-def status(arguments):
-    from pcb.study.plan import status as text
+def study(arguments):
+    from pcb.study import load_study
 
-    print(text(study(arguments)))
-
-
-def reproduce(arguments):
-    """Become Snakemake: its Ctrl-C, its exit code, its progress."""
-    command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--config", f"scale={arguments.scale}", "--", *arguments.targets]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    return load_study(arguments.study or arguments.scale)
 
 
-def known(loaded, arguments):
+def known_run(loaded, arguments):
     """A run's name must be one of the paper's, and its seed one of the study's."""
     if arguments.run not in loaded.experiments:
         raise UserError(f"no experiment is called {arguments.run!r}", "see `pcb plan`, or configs/paper.yaml, for the names")
     if arguments.seed not in loaded.seeds:
-        raise UserError(f"seed {arguments.seed} is not among the study's seeds {list(loaded.seeds)}", 'add it: --config seeds=0,1')
+        raise UserError(f"seed {arguments.seed} is not among the study's seeds {list(loaded.seeds)}",
+                        f"add it: snakemake --config seeds={','.join(map(str, [*loaded.seeds, arguments.seed]))}")
+
+
+def known_targets(loaded, targets):
+    for target in targets:
+        if target not in loaded.tables:
+            raise UserError(f"no table or figure is called {target!r}", f"choose one of: {', '.join(loaded.tables)}")
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="pcb", description="Pairwise Class Balance, from data to tables. The workflow (`snakemake`) calls these "
-                                  "verbs in order; each can be called by hand.")
+    top = argparse.ArgumentParser(prog="pcb", description="Pairwise Class Balance, from data to tables: the steps that `snakemake` runs, "
+                                                          "each by hand. `pcb VERB --help` says what it reads and writes.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name, do, text):
-        command = verbs.add_parser(name, help=text.split(".")[0], description=text)
-        command.set_defaults(do=do)
+    def verb(do):
+        text = inspect.getdoc(do)
+        command = verbs.add_parser(do.__name__.replace("_", "-"), help=text.split(". ")[0].rstrip("."), description=text)
+        command.set_defaults(do=do, study=None)
         which = command.add_mutually_exclusive_group()
-        which.add_argument("--study", metavar="FILE", help="study.json of a results folder, as the workflow wrote it")
         which.add_argument("--scale", default="mini", metavar="NAME", help="a name under configs/scale/ or a YAML file (default: mini)")
+        if do is not reproduce:
+            which.add_argument("--study", metavar="FILE", help="study.json of a results folder, as the workflow wrote it")
         return command
 
-    def run_verb(name, do, text):
-        command = verb(name, do, text)
-        command.add_argument("run", help="id of an experiment in configs/paper.yaml")
-        command.add_argument("--seed", type=int, default=0)
-        return command
-
-    reproduce_ = verb("reproduce", reproduce, "Make everything, or the named targets. Runs snakemake, shows one line per job, ends with where to look.")
-    reproduce_.add_argument("targets", nargs="*", help="table01 … table11, figure1, train_all (default: everything)")
-    reproduce_.add_argument("--cores", default="all")
-    plan_ = verb("plan", plan, "Say what a run would do, and do nothing. Per table: trainings, epochs saved by shared trunks. Reads the results folder.")
-    plan_.add_argument("targets", nargs="*", help="tables and figures (default: all)")
-    verb("status", status, "Say what is done, what runs and how long the rest may take. Reads the results folder, also while it is being filled.")
-
-    command = verb("make-data", make_data, "Draw an emoji-LVIS data set. Writes images and LVIS annotations below results/SCALE/data/, its manifest last.")
-    command.add_argument("dataset", choices=["v05", "v1", "pretrain"])
-    command = verb("check-data", check_data, "Check data sets before anything trains on them. Reads annotations, counts, image files; lists all that is "
-                   "wrong at once. Writes results/SCALE/data/DATASET.check.json.")
-    command.add_argument("datasets", nargs="*", help="v05, v1 (default: both)")
-    command = verb("contact-sheet", contact_sheet, "Draw images of a data set with their masks, names and r/c/f. Reads its annotations, writes one PNG.")
-    command.add_argument("dataset")
+    command = verb(reproduce)
+    command.add_argument("targets", nargs="*", help="table01 … table11, figure1, train_all (default: everything)")
+    command.add_argument("--cores", default="all")
+    verb(plan).add_argument("targets", nargs="*", help="tables and figures (default: all)")
+    verb(status)
+    verb(make_data).add_argument("dataset", choices=["v05", "v1", "pretrain"])
+    verb(check_data).add_argument("datasets", nargs="*", metavar="v05|v1", help="default: both")
+    command = verb(contact_sheet)
+    command.add_argument("dataset", choices=["v05", "v1"])
     command.add_argument("--split", default="train", choices=["train", "val", "dev"])
     command.add_argument("--out", default="contact-sheet.png", metavar="PNG")
-    command = verb("pretrain", pretrain, "Provide the weights that a backbone's trainings start from. Writes results/SCALE/pretrained/BACKBONE.pth.")
-    command.add_argument("backbone", choices=["r50", "r101"])
-
-    run_verb("trunk", train, "Train a shared trunk, up to the last epoch before PCB starts. Writes the run's trunk.json; continues what was cut off.")
-    run_verb("train", train, "Train one experiment. Starts from its trunk if it has one, continues what was cut off, writes the run's run.json last.")
-    command = run_verb("infer", infer, "Run a trained detector over the validation images. Reads run.json; writes shards of detections, the confusion matrix "
-                       "and, last, detections.json.")
-    command.add_argument("--split", default="val", choices=["val", "dev"])
-    run_verb("score", score, "Score a run's detections by LVIS's rules. Reads the shards, writes metrics.json. Needs no GPU.")
-
-    verb("index", index, "Write the index page of a results folder, from whatever exists in it: results/SCALE/index.html.")
-    for name, do, text in (
-        ("gather", gather, "Gather a table's rows, ours beside the paper's. Reads metrics.json of its runs, writes results/SCALE/gathered/TARGET.csv."),
-        ("render", render, "Render a table or figure. Reads the gathered CSV, runs notebooks/TARGET.ipynb; writes notebook, HTML, CSV, Markdown, LaTeX."),
-    ):
-        verb(name, do, text).add_argument("target", help="table01 … table11, figure1")
+    verb(pretrain).add_argument("backbone", choices=["r50", "r101"])
+    for do in (trunk, train, infer, score):
+        command = verb(do)
+        command.add_argument("run", help="id of an experiment in configs/paper.yaml")
+        command.add_argument("--seed", type=int, default=0)
+        if do is infer:
+            command.add_argument("--split", default="val", choices=["val", "dev"])
+    for do in (gather, render):
+        verb(do).add_argument("target", help="table01 … table11, figure1")
+    verb(index)
     return top
 
 

@@ -7,7 +7,8 @@
                 error: what is wrong
                 fix: how to mend it
 
-The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file below .snakemake/log stay as Snakemake has them. `describe` is the one place that words a run.
+The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file below .snakemake/log stay as Snakemake has them.
+`describe` is the one place that words a run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from pcb.study import Study
 
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
-COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1, "gather": 0.02, "notebook": 0.2}
+COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
+         "gather": 0.02, "notebook": 0.2}
 ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
 SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 LOG_LINES = 25  # of a failed job whose log has no line `error:`

@@ -17,7 +17,6 @@ from pcb.study import load_study
 from pcb.study.built import is_built
 
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 FULL = [run for run, experiment in load_study().experiments.items() if is_built(experiment)]
 
 
@@ -210,7 +209,8 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, mes
 def test_lint_and_format():
     lint = snakemake(ROOT, "--lint")
     assert lint.returncode == 0 and "Congratulations" in lint.stdout, lint.stdout
-    style = subprocess.run([BIN / "snakefmt", "--check", "Snakefile", "workflow/rules"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [Path(sys.executable).parent / "snakefmt", "--check", "Snakefile", "workflow/rules"]
+    style = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert style.returncode == 0, style.stdout + style.stderr
 
 

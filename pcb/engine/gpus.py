@@ -40,7 +40,8 @@ def lease(count: int, devices: dict[str, str] | None = None, folder: Path | None
         return
     devices = visible() if devices is None else devices
     if len(devices) < count:
-        raise UserError(f"the job needs {count} GPUs, but {len(devices)} can be seen here ({VARIABLE}={os.environ.get(VARIABLE, 'not set')})",
+        setting = os.environ.get(VARIABLE, "not set")
+        raise UserError(f"the job needs {count} GPUs, but {len(devices)} can be seen here ({VARIABLE}: {setting})",
                         "lower hardware.gpus_per_job in the scale's YAML file, or run where there are more")
     folder = folder or Path(tempfile.gettempdir()) / f"pcb-gpus-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def wait_for(count: int, devices: dict[str, str], folder: Path, held: ExitStack)
                 held.push(attempt.pop_all())
                 return ids
         if not told:
-            print(f"waiting for {count} of the GPUs {', '.join(devices)}: other jobs hold them (locks in {folder})", file=sys.stderr, flush=True)
+            print(f"waiting for {count} of the GPUs {', '.join(devices)}: other jobs hold them, by locks in {folder}", file=sys.stderr)
             told = True
         time.sleep(random.uniform(0.2, 1.0))
 
