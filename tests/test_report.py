@@ -153,6 +153,7 @@ def test_html_covers_every_column_in_every_row(tmp_path):
     study = study_in(tmp_path)
     fabricate(study, "v05_r50_random_softmax_plain")
     text = tables.html(gathered(study, "table02"))
+    assert text.count("not run") == 15
     open_spans, widths = [], []
     for row in re.findall(r"<tr[^>]*>(.*?)</tr>", text.split("<tbody>")[1], re.S):
         cells = re.findall(r"<t[dh]([^>]*)>", row)
@@ -161,7 +162,12 @@ def test_html_covers_every_column_in_every_row(tmp_path):
         open_spans = [left - 1 for left in open_spans if left > 1]
         open_spans += [int(n) - 1 for c in cells for n in re.findall(r'rowspan="(\d+)"', c)]
     assert set(widths) == {3 + 3 * 6}
-    assert text.count("not run") == 15
+
+
+def test_a_label_is_joined_only_within_the_label_to_its_left(tmp_path):
+    """In Table 3 the backbone R-50-FPN ends one data set and begins the next: two cells."""
+    text = tables.html(gathered(study_in(tmp_path), "table03"))
+    assert text.count(">R-50-FPN<") == 2 and text.count(">R-101-FPN<") == 1 and text.count(">LVIS v1.0<") == 1
 
 
 def test_sizes_are_called_incomparable_at_a_scale_of_its_own_only(tmp_path):

@@ -178,7 +178,7 @@ def panel(ax: Axes, table: Gathered, source: str, part: str | None = None) -> No
 def empty(ax: Axes) -> None:
     ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", fontsize=14, style="italic", color="#888888")
     ax.grid(visible=False)
-    ax.tick_params(labelcolor="#bbbbbb")
+    ax.tick_params(axis="x", labelcolor="#bbbbbb")
 
 
 def metric_legend(figure: Figure, metrics) -> None:

@@ -147,7 +147,7 @@ def html(table: Gathered) -> str:
 
 def html_rows(table: Gathered, text: pd.DataFrame) -> list[dict]:
     """Rows for the template: equal neighbours of a label column share one cell, and `not run` stands once across its block."""
-    spans = {label: merge(text["", label]) for label in table.labels[:-1]}
+    spans = {label: merge(text[""][table.labels[: i + 1]]) for i, label in enumerate(table.labels[:-1])}
     first = spans[table.labels[0]] if spans else []
     ruled = all(span != 1 for span in first)  # a line between groups, where all rows are in groups
     rows = []
@@ -164,10 +164,10 @@ def html_rows(table: Gathered, text: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def merge(values: pd.Series) -> list[int]:
-    """Row spans that join equal neighbours: the first of a group carries its length, the others 0."""
-    lengths = values.groupby((values != values.shift()).cumsum()).transform("size")
-    return list(lengths.where(values != values.shift(), 0))
+def merge(labels: pd.DataFrame) -> list[int]:
+    """Row spans that join neighbours with equal labels: the first of a group carries its length, the others 0."""
+    new = (labels != labels.shift()).any(axis=1)
+    return list(new.groupby(new.cumsum()).transform("size").where(new, 0))
 
 
 def markdown(table: Gathered) -> str:
