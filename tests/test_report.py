@@ -119,6 +119,22 @@ def test_unknown_targets_and_missing_files_are_named(tmp_path):
         tables.load(tmp_path / "table06.csv")
 
 
+def test_a_relative_path_counts_from_here_or_else_from_the_repository(tmp_path, monkeypatch):
+    """So a notebook's default works in JupyterLab wherever it was started."""
+    study = study_in(tmp_path)
+    gather(study, "table06")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.chdir("/")
+    assert len(tables.load("mini/gathered/table06.csv").rows) == 6 * 5
+
+
+def test_a_difference_of_nothing_has_no_sign(tmp_path):
+    study = study_in(tmp_path)
+    fabricate(study, RFS_PCB, AP=27.66, APr=21.84)
+    text = tables.cells(gathered(study, "table06"))
+    assert (text["Δ", "AP"][2], text["Δ", "APr"][2]) == ("0.0", "0.0")
+
+
 def test_copied_rows_carry_a_mark_and_its_source(tmp_path):
     table = gathered(study_in(tmp_path), "table02")
     text = tables.cells(table)

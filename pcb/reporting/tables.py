@@ -124,7 +124,7 @@ def cell(line: pd.Series, block: str, metric: str) -> str:
     if pd.isna(value):
         return NO_VALUE
     if block == DELTA:
-        return f"{value:+.1f}".replace("-", "−")
+        return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
     spread = line[f"std {metric}"] if block == OURS else float("nan")
     digits = 2 if block == OURS and metric == "PwB" else 1
     return f"{value:.{digits}f}" if pd.isna(spread) else f"{value:.{digits}f} ± {spread:.{digits}f}"
