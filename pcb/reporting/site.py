@@ -27,7 +27,7 @@ def build(study: Study) -> Path:
     write_text(out, style.templates().get_template("index.html.j2").render(
         scale=study.scale, warning=words.warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}),
         seeds=", ".join(map(str, study.seeds)), runs=trainings(study, found), cards=[card(study, target, found) for target in study.tables],
-        claims=claims, tally=tally(claims)))
+        claims=claims, all=True, tally=tally(claims)))
     return out
 
 
