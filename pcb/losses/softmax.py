@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pcb.losses.base import ClassifierLoss, Reduce
 from pcb.losses.regulariser import Regularised, Regulariser
@@ -39,21 +41,43 @@ class SoftTargetCrossEntropy(ClassifierLoss):
         raise NotImplementedError
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
-        ce = F.cross_entropy(logits, label, reduction="none")
         rows = self.positives(label)
-        classes, z = label[rows], logits.index_select(0, rows)
-        self.observe(z.detach()[:, : self.num_classes].softmax(dim=1), classes, step)
+        classes = label[rows]
+        self.observe(logits.detach().index_select(0, rows)[:, : self.num_classes].softmax(dim=1), classes, step)
         strength = self.strength(step)
         if not strength:
-            return reduce(ce)
-        # Targets sum to one, so the soft term is logsumexp(z) - Σ t_i z_i while L_CE = logsumexp(z) - z_y. Over the same
-        # logits the two differ by something linear, and Eq. 11 is L_CE + a (soft term - L_CE).
-        target = F.pad(self.targets(classes), (0, 1))  # nothing for background
+            return reduce(F.cross_entropy(logits, label, reduction="none"))
+        target = self.targets(classes).to(logits.dtype)
         if self.space == "full":
-            change = (z * (F.one_hot(classes, self.num_classes + 1) - target)).sum(dim=1)
-        else:
-            change = z[:, : self.num_classes].logsumexp(dim=1) - (z * target).sum(dim=1) - ce[rows]
-        return reduce(ce.index_add(0, rows, change, alpha=strength))
+            return reduce(SoftCrossEntropy.apply(logits, label, rows, target, strength))
+        ce, z = F.cross_entropy(logits, label, reduction="none"), logits[rows, : self.num_classes]
+        soft = z.logsumexp(dim=1) - (z * target).sum(dim=1)  # targets sum to one
+        return reduce(ce.index_add(0, rows, soft - ce[rows], alpha=strength))
+
+
+class SoftCrossEntropy(torch.autograd.Function):
+    """Cross entropy of N RoIs over C+1 logits, of which `rows` (n,) get (1 - a) one-hot + a `target` (n, C): values (N,).
+
+    One softmax forward, one exponential backward; left to autograd, the second term would cost two more passes over all logits.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, label: Tensor, rows: Tensor, target: Tensor, strength: float) -> Tensor:
+        log_p = logits.log_softmax(dim=1)
+        loss = -log_p.gather(1, label[:, None]).squeeze(1)
+        soft = -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1)
+        ctx.save_for_backward(log_p, label, rows, target)
+        ctx.strength = strength
+        return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, strength))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        log_p, label, rows, target = ctx.saved_tensors
+        onehot = grad.index_add(0, rows, grad[rows], alpha=-ctx.strength)
+        out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -onehot[:, None])
+        out[:, :-1].index_add_(0, rows, target * grad[rows, None], alpha=-ctx.strength)  # rows are distinct: no race
+        return out, None, None, None, None
 
 
 class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
