@@ -17,6 +17,7 @@ from pcb.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    arguments.given = sys.argv[1:] if argv is None else argv
     try:
         arguments.do(arguments)
     except UserError as error:
@@ -106,11 +107,14 @@ def pretrain(arguments):
 
 def train(arguments):
     """Train one experiment. Starts from its trunk if it has one, continues what was cut off, writes the run's run.json last."""
-    from pcb.engine.gpus import lease
+    from pcb.engine import gpus
 
     loaded = study(arguments)
     known_run(loaded, arguments)
-    with lease(loaded.scale["hardware"]["gpus_per_job"]):
+    count = loaded.scale["hardware"]["gpus_per_job"]
+    with gpus.lease(0 if gpus.is_rank() else count):
+        if count > 1 and not gpus.is_rank():
+            gpus.launch(count, arguments.given)
         from pcb.engine.train import train as run
 
         run(loaded, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")

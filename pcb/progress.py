@@ -20,6 +20,7 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.study import Study
+from pcb.study.plan import duration, tables_of
 
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
 COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
@@ -32,7 +33,7 @@ LOG_LINES = 25  # of a failed job whose log has no line `error:`
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
     """`Train RUN (training 2 of 20, for table02, table06)`; the seed is named only where there are several."""
     runs = study.runs()
-    tables = [key for key, table in study.tables.items() if any(row.run == run for row in table.rows)]
+    tables = tables_of(study, run)
     with_seed = f", seed {seed}" if len(study.seeds) > 1 else ""
     place = f"training {runs.index(run) + 1} of {len(runs)}, for {', '.join(tables)}" if tables else "for no table by itself"
     return f"{verb} {run}{with_seed} ({place})"
@@ -110,11 +111,3 @@ def says_more(record: logging.LogRecord) -> bool:
     event = getattr(record, "event", None)
     failed_shell = event == LogEvent.ERROR and getattr(record, "exception", None) == "RuleException"
     return event not in SAID_HERE and not failed_shell and record.msg != "Select jobs to execute..."
-
-
-def duration(seconds: float) -> str:
-    """`43 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

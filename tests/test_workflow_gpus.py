@@ -98,3 +98,37 @@ def test_only_devices_that_a_scheduler_assigned_are_considered(tmp_path, monkeyp
     if assigned is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
     assert gpus.visible() == names
+
+
+def test_a_lease_outlives_exec_and_ends_with_the_program(tmp_path):
+    code = f"""
+        import os
+        from pathlib import Path
+        from pcb.engine.gpus import lease
+        with lease(1, {DEVICES!r}, Path({str(tmp_path)!r})):
+            os.execvp("sh", ["sh", "-c", "echo ready; exec sleep 60"])
+    """
+    program = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert program.stdout.readline() == "ready\n"
+    with gpus.ExitStack() as held:
+        assert not gpus.lock(tmp_path / "GPU-a.lock", held)
+        program.kill()
+        program.wait()
+        assert gpus.lock(tmp_path / "GPU-a.lock", held)
+
+
+def test_several_gpus_start_torchrun_with_a_port_of_its_own_and_a_share_of_the_threads(monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
+    monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    gpus.launch(8, ["train", "x", "--seed", "0"])
+    (command,) = called
+    assert command[1:3] == ["-m", "torch.distributed.run"] and "--standalone" in command and "--nproc-per-node=8" in command
+    assert command[-6:] == ["-m", "pcb", "train", "x", "--seed", "0"] and os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_rank_takes_no_lease_of_its_own(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert not gpus.is_rank()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert gpus.is_rank()

@@ -1,10 +1,10 @@
 """Leases on GPUs: jobs that run at the same time on one machine never share a device by accident.
 
 `with lease(2) as ids: ...` takes two free devices and shows only these to the process (`CUDA_VISIBLE_DEVICES`), waiting
-until enough are free. Snakemake's local executor counts GPUs but does not name them; this does. A lease is a file lock,
-so the kernel gives it back when the process ends, however it ends. Devices are known by their UUID, and only those that
-`CUDA_VISIBLE_DEVICES` allows are considered: what a batch scheduler assigned is respected, also where it renumbers.
-Must be entered before CUDA is initialised.
+until enough are free. Snakemake's local executor counts GPUs but does not name them; this does. A lease is a file lock, so
+the kernel gives it back when the process ends, however it ends; it outlives an `exec`. Devices are known by their UUID, and
+only those that `CUDA_VISIBLE_DEVICES` allows are considered: what a batch scheduler assigned is respected, also where it
+renumbers. Must be entered before CUDA is initialised. `launch` turns a job with several devices into torchrun.
 """
 
 from __future__ import annotations
@@ -83,8 +83,25 @@ def lock(path: Path, held: ExitStack) -> bool:
     except BlockingIOError:
         file.close()
         return False
+    os.set_inheritable(file.fileno(), True)
     held.callback(file.close)
     return True
+
+
+def launch(ranks: int, arguments: list[str]) -> None:
+    """Become torchrun with `ranks` processes of `pcb ARGUMENTS` on this machine, on a port of its own. Does not return.
+
+    Called inside a lease, which the new program keeps. The job's threads are shared out among the ranks.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(os.environ.get("OMP_NUM_THREADS", ranks)) // ranks))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "pcb"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, *arguments])
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def visible() -> dict[str, str]:

@@ -8,9 +8,12 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from pcb.study.built import is_built, is_variant_built
 from pcb.study.study import Study
@@ -105,7 +108,59 @@ def status(study: Study) -> str:
         cells = [states[row.run, seed] if is_variant_built(row.variant) else NOT_BUILT for row in table.rows for seed in study.seeds]
         counts = [cells.count(name) for name in (DONE, TRAINED, PARTIAL, TO_RUN, NOT_BUILT)]
         text.append("{:<9}{:>6}{:>7}{:>9}{:>9}{:>8}{:>11}".format(key, len(cells), *counts))
-    return "\n".join(text)
+    return "\n".join([*text, "", *outlook(study)])
+
+
+def outlook(study: Study) -> list[str]:
+    """Trainings and evaluations done of all, the last line of each job under way, and how long the rest may take."""
+    todo = [job for job in jobs(study) if job.state != NOT_BUILT]
+    trainings = [job for job in todo if not job.trunk]
+    counts = Counter(job.state for job in trainings)
+    running = under_way(study, todo)
+    left = seconds_left(study, todo) / max(1, len(running))
+    eta = f"; about {duration(left)} left" if left and running else ""
+    return [f"{counts[DONE] + counts[TRAINED]} of {len(trainings)} trainings done, {counts[DONE]} evaluated{eta}", *running]
+
+
+def under_way(study: Study, todo: Sequence[Job], within: float = 120) -> list[str]:
+    """The last line of the log of every job that wrote one in the last `within` seconds and has not ended."""
+    lines = []
+    for job in todo:
+        stages = {TRAINED: ("infer", "score"), PARTIAL: ("train", "trunk"), TO_RUN: ("trunk",) if job.trunk else ("train",)}
+        for stage in stages.get(job.state, ()):
+            log = study.paths.log(f"{stage}/{job.run}/seed{job.seed}")
+            if log.exists() and time.time() - log.stat().st_mtime < within:
+                said = log.read_text(errors="replace").split("\n")
+                lines.append(f"  {stage:<6} " + (next((line for line in reversed(said) if line), "") or job.run))
+    return lines
+
+
+def seconds_left(study: Study, todo: Sequence[Job]) -> float:
+    """Time of what is left on one device: epochs at the mean pace of the finished trainings, evaluations at their mean time; 0: unknown."""
+    finished = [job for job in todo if not job.trunk and job.state in (DONE, TRAINED)]
+    records = [json.loads(study.paths.train(job.run, job.seed).read_text()) for job in finished]
+    epochs = sum(job.epochs for job in finished)
+    pace = sum(record.get("seconds", 0.0) for record in records) / epochs if epochs else 0.0
+    evaluations = [sum(measured(study, stage, job) for stage in ("infer", "score")) for job in finished if job.state == DONE]
+    waiting = sum(not job.trunk and job.state != DONE for job in todo)
+    return pace * sum(job.epochs_left for job in todo) + (fmean(evaluations) if evaluations else 0.0) * waiting
+
+
+def measured(study: Study, stage: str, job: Job) -> float:
+    """Seconds that a job took, by Snakemake's benchmark file; 0 where it was run by hand."""
+    try:
+        names, values = study.paths.benchmark(f"{stage}/{job.run}/seed{job.seed}").read_text().splitlines()[:2]
+    except (OSError, ValueError):
+        return 0.0
+    return float(dict(zip(names.split("\t"), values.split("\t"), strict=True))["s"])
+
+
+def duration(seconds: float) -> str:
+    """`43 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def short(target: str) -> str:
