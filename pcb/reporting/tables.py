@@ -177,7 +177,7 @@ def markdown(table: Gathered) -> str:
     align = ["---" if block == "" else "---:" for block, _ in text.columns]
     lines = [f"**{heading(table.about)}**", "", *(f"> {line}" for line in statements(table.about)), ""]
     lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in [head, align, *text.itertuples(index=False)]]
-    return "\n".join([*lines, "", *footnotes(table)]).rstrip() + "\n"
+    return "\n".join([*lines, *(f"\n{note}" for note in footnotes(table))]) + "\n"
 
 
 TEX = str.maketrans({
