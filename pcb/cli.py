@@ -115,6 +115,10 @@ def train(arguments):
     with gpus.lease(0 if gpus.is_rank() else count):
         if count > 1 and not gpus.is_rank():
             gpus.launch(count, arguments.given)
+        if gpus.is_rank():
+            from pcb.distributed import join
+
+            join(loaded.scale["hardware"]["device"])
         from pcb.engine.train import train as run
 
         run(loaded, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")

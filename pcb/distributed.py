@@ -1,7 +1,13 @@
-"""The one collective that the method needs: a sum over ranks that costs nothing, and needs nothing, with a single process."""
+"""Several processes as one training: `join` the ranks that torchrun started, and the one collective that the method needs.
+
+`all_sum` costs nothing, and needs nothing, with a single process.
+"""
 
 from __future__ import annotations
 
+import os
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,3 +21,10 @@ def all_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def join(device: str) -> None:
+    """Join the ranks that torchrun started on this machine, each on a device of its own. Before anything asks how many there are."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
