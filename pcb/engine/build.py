@@ -138,6 +138,7 @@ def lay_model(cfg: Config, study: Study, run: str) -> None:
     overrides = model_overrides(
         experiment, num_classes=len(data.categories), start_epoch=study.schedule["pcb_start_epoch"],
         momenta=study.momenta(run) or [study.scaled_gamma(0.99)], active=own, absent=data.absent,
+        instance_counts=data.instance_count, soft_labels=study.keeps_soft_labels(run),
         hidden=scale["pcb"]["hidden"], identity_start=scale["pcb"]["identity_start"])
     cfg.merge_from_dict({"model": overrides})
     rcnn = cfg.model.test_cfg.rcnn

@@ -16,7 +16,8 @@ from pcb.engine.hooks import say
 from pcb.errors import UserError
 from pcb.study import Study
 
-FRESH = ("bbox_head.fc_cls.", "roi_head.mlp_", ".loss_cls.")  # belongs to the classes, or to the method
+# Parts that belong to the classes, or to the method.
+FRESH = ("bbox_head.fc_cls.", "roi_head.mlp_", "roi_head.aux_cls.", "roi_head.refine.", "roi_head.memory.", ".loss_cls.")
 PER_CLASS = {"bbox_head.fc_reg.": 4, "mask_head.conv_logits.": 1}  # predictors, with so many rows for each class
 
 

@@ -48,6 +48,11 @@ class BAGSLoss(ClassifierLoss):
         scores[..., -1] = objectness[..., 1]
         return scores
 
+    def foreground(self, cls_score: Tensor) -> Tensor:
+        """Scores of the classes divided by their sum: there is no one softmax over them (guess)."""
+        scores = self.get_activation(cls_score)[..., :-1]
+        return scores / scores.sum(dim=-1, keepdim=True)
+
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         right = self.get_activation(cls_score).argmax(dim=1) == labels
         return {"acc": 100 * right.float().mean() if len(labels) else cls_score.new_zeros(())}

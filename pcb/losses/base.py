@@ -43,9 +43,8 @@ class ClassifierLoss(nn.Module):
         return cls_score.softmax(dim=-1)
 
     def foreground(self, cls_score: Tensor) -> Tensor:
-        """p̂ of Eq. 1: logits -> (N, C) class probabilities, given that the RoI is not background."""
-        scores = self.get_activation(cls_score)[..., :-1]
-        return scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+        """p̂ of Eq. 1, what a confusion matrix is made of: logits (N, channels) -> (N, C). A softmax over the C foreground logits."""
+        return cls_score[..., : self.num_classes].softmax(dim=-1)
 
     def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None,
                 step: int | None = None, reduction_override: str | None = None) -> Tensor | dict[str, Tensor]:

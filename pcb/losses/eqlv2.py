@@ -36,6 +36,10 @@ class EQLv2Loss(ClassifierLoss):
         background = scores[..., -1:]
         return torch.cat([scores[..., :-1] * (1 - background), background], dim=-1)
 
+    def foreground(self, cls_score: Tensor) -> Tensor:
+        """Sigmoids, each class by itself, as the matrix of PCB takes them."""
+        return cls_score[..., :-1].sigmoid()
+
     def class_weights(self) -> tuple[Tensor, Tensor]:
         """w⁺ and w⁻, (C+1,) each."""
         ratio = torch.where(self.pos + self.neg > 0, self.pos / (self.neg + 1e-10), 100.0)
@@ -94,7 +98,7 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
         onehot = self.one_hot(logits, label)
         rows = self.positives(label)
         classes = label[rows]
-        self.pcb.observe(logits.detach()[rows, : self.num_classes].sigmoid(), classes, step)
+        self.pcb.observe(self.foreground(logits.detach()[rows]), classes, step)
         alpha = self.pcb.strength(step)
         target = onehot
         if alpha:

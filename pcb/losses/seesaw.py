@@ -89,7 +89,7 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         self.pcb = Regulariser(num_classes, alpha, **pcb)
 
     def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        self.pcb.observe(z.detach().softmax(dim=1), classes, step)
+        self.pcb.observe(self.foreground(z.detach()), classes, step)
         alpha = self.pcb.strength(step)
         if not alpha:
             return super().classes_loss(z, classes, reduce, step)

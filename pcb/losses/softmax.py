@@ -43,7 +43,7 @@ class SoftTargetCrossEntropy(ClassifierLoss):
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         rows = self.positives(label)
         classes = label[rows]
-        self.observe(logits.detach().index_select(0, rows)[:, : self.num_classes].softmax(dim=1), classes, step)
+        self.observe(self.foreground(logits.detach().index_select(0, rows)), classes, step)
         strength = self.strength(step)
         if not strength:
             return reduce(F.cross_entropy(logits, label, reduction="none"))

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pcb.study.built import is_variant_built
+from pcb.study.built import is_built, is_variant_built
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.paths import Paths
@@ -106,6 +106,11 @@ class Study:
         gammas = sorted({self.experiments[m].pcb.gamma for m in members if self.experiments[m].pcb})
         return [self.scaled_gamma(g) for g in gammas]
 
+    def keeps_soft_labels(self, run: str) -> bool:
+        """Whether a trunk keeps the soft labels of online label smoothing, because a built branch needs them."""
+        members = (self.experiments[m] for m in self.trunks.get(run, ()))
+        return any(m.loss == "ols" and is_built(m) for m in members)
+
     def scaled_gamma(self, gamma: float) -> float:
         """The momentum whose memory 1/(1-γ) is the scale's `pcb.memory` times that of `gamma`, or 0 where that is under 1.
 
@@ -135,6 +140,8 @@ class Study:
                "data": self._files(experiment.dataset, "version", "train", "images"), "start": self.pretrain_job(experiment.backbone)}
         if experiment.trunk == run:
             job["momenta"] = self.momenta(run)
+            if self.keeps_soft_labels(run):
+                job["soft_labels"] = True
         elif experiment.trunk:
             job["trunk"] = self.fingerprint(experiment.trunk, seed)
         return job
