@@ -10,7 +10,8 @@ import torch
 from pcb.data.emoji import Recipe, write_dataset
 from pcb.engine import build, infer, predict
 from pcb.engine.checkpoint import store
-from pcb.engine.score import score
+from pcb.engine.columns import columns, gamma_of
+from pcb.engine.score import Detections, score
 from pcb.engine.shards import Shards
 from pcb.errors import UserError
 from pcb.files import write_json
@@ -139,6 +140,55 @@ def test_score_writes_every_variant(copied):
     with np.load(study.paths.confusion(RUN, 0)) as found:
         matrix = found["matrix"].astype(np.float64)
     assert metrics["variants"]["plain"]["PwB"] == pytest.approx(((matrix - matrix.T) ** 2).sum() ** 0.5, abs=1e-5)
+
+
+def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
+    study, folder = copied
+    names = ["plain", "cm-val", "ms-val", "cm-train", "norcal"]
+    manifest = infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
+    assert manifest["variants"] == names and manifest["columns"] == [*names[:4], *(f"norcal-{g / 10:g}" for g in range(1, 11))]
+    shards = Shards(folder / manifest["folder"], manifest["shards"])
+    network = infer.Network(study, RUN, "val", infer.trained(study, RUN, 0))
+    part = next(shards.read("plain")).images
+    with np.load(study.paths.confusion(RUN, 0)) as val, np.load(folder / "confusion-train.npz") as train:
+        matrices = {"val": torch.from_numpy(val["matrix"]), "train": torch.from_numpy(train["matrix"])}
+        assert (train["seen"] != val["seen"]).any()
+    by_column = infer.rules(network.model, names[:4], matrices)
+    for image in network.images(part[:1]):
+        kept = predict.detect(network.model, image, by_column)
+        for column in names[:4]:
+            rows = next(shards.read(column))
+            expected = kept.scores[column][~kept.scores[column].isnan()]
+            np.testing.assert_allclose(rows.score[rows.image_id == part[0]], expected, atol=1e-5)
+    complete = contents(folder)
+    shutil.rmtree(folder / "detections")
+    shutil.rmtree(folder / "confusion")
+    monkeypatch.setattr(infer, "KEEP", 0)  # nothing is remembered between counting and scoring
+    infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
+    assert contents(folder) == complete
+
+
+def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
+    study, folder = copied
+    infer.infer(study, RUN, 0, variants=["plain", "norcal"])
+    metrics = score(study, RUN, 0)
+    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-dev"]
+    curves = metrics["norcal"]
+    for split in ("val", "dev"):
+        assert [gamma for gamma, _ in curves[split]["AP"]] == [g / 10 for g in range(11)]
+        assert dict(curves[split]["AP"])[curves[split]["gamma"]] == max(ap for _, ap in curves[split]["AP"])
+    for variant, split in (("norcal", "val"), ("norcal-dev", "dev")):
+        assert metrics["variants"][variant]["AP"] == dict(curves["val"]["AP"])[curves[split]["gamma"]]
+    assert dict(curves["val"]["AP"])[0] == metrics["variants"]["plain"]["AP"]
+    assert json.loads((folder / "detections-dev.json").read_text())["variants"] == ["plain", "norcal"]
+
+
+@pytest.mark.parametrize("peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)])  # between two equals the smaller
+def test_gamma_is_chosen_by_mask_ap(monkeypatch, peak, best):
+    detections = object.__new__(Detections)
+    detections.manifest = {"columns": columns(["plain", "cm-val", "norcal"])}
+    monkeypatch.setattr(Detections, "evaluate", lambda self, column, iou_type: {"AP": 30 - round(abs(gamma_of(column) - peak), 9)})
+    assert detections.norcal()["gamma"] == best
 
 
 def test_another_split_lies_beside_and_leaves_val_alone(copied):

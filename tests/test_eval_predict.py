@@ -15,8 +15,10 @@ from mmengine.registry import init_default_scope
 
 import pcb.engine.frozen
 import pcb.mmdet  # noqa: F401
-from pcb.engine import predict
-from pcb.engine.matrix import Sums, foreground, match, write_confusion
+from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
+from pcb.engine import predict, suppress
+from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
+from pcb.engine.variants import rules
 
 CLASSES = 12
 BASE = Path(__file__).resolve().parents[1] / "configs/mmdet/mini_r18.py"
@@ -57,13 +59,13 @@ def items():
     return out
 
 
-def run(model, items, variants):
+def run(model, items, variants, matrices=None, image_counts=()):
     """Per image: (kept, boxes, masks as RLE), in batches of images of one shape."""
-    rules = predict.rules(model, variants)
+    by_name = rules(model, variants, matrices, image_counts)
     out = []
     for batch in predict.batches(items, 8):
         for image in predict.forward(model, batch):
-            kept = predict.detect(model, image, rules)
+            kept = predict.detect(model, image, by_name)
             out.append((kept, *predict.segment(model, image, kept)))
     return out
 
@@ -113,6 +115,35 @@ def test_a_step_variant_is_what_a_head_using_that_step_predicts(items, step):
         assert_is(mine, theirs, f"step{step}")
 
 
+@pytest.mark.parametrize("column", ["cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"])
+def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(items, column):
+    """All variants are suppressed together; each must come out as by mmdet's own NMS."""
+    model, columns = tiny(3), ["plain", "step1", "cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"]
+    rng = np.random.default_rng(1)
+    matrices = {source: torch.from_numpy(rng.dirichlet(np.full(CLASSES, 0.3), CLASSES)) for source in ("val", "train")}
+    counts = rng.integers(1, 200, CLASSES).tolist()
+    ours = run(model, items, columns, matrices, counts)
+    loss = model.roi_head.bbox_head.loss_cls
+    calibrate = {"cm-val": ConfusionMatrixCalibration(matrices["val"]), "ms-val": MeanScoreCalibration(matrices["val"].diagonal()),
+                 "cm-train": ConfusionMatrixCalibration(matrices["train"]), "norcal-0.3": NorCal(torch.tensor(counts), 0.3),
+                 "norcal-1": NorCal(torch.tensor(counts), 1.0)}[column]
+    loss.get_activation = lambda logits: calibrate(logits.softmax(dim=-1))
+    reference = [sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch]
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert_is(mine, theirs, column)
+        assert not torch.equal(mine[0].scores[column], mine[0].scores["plain"])
+
+
+def test_large_tables_are_suppressed_by_mmdet_itself_and_agree(items, monkeypatch):
+    model, columns = tiny(3), ["plain", "step1", "step2", "norcal-0.5"]
+    counts = list(range(1, CLASSES + 1))
+    together = run(model, items, columns, image_counts=counts)
+    monkeypatch.setattr(suppress, "SMALL", 0)
+    for (kept, *_), (own, *_) in zip(together, run(model, items, columns, image_counts=counts), strict=True):
+        for column in columns:
+            torch.testing.assert_close(kept.scores[column], own.scores[column], rtol=0, atol=0, equal_nan=True)
+
+
 def test_masks_of_the_union_equal_those_of_each_variant_alone(items):
     model, variants = tiny(3), ["plain", "step1", "step2"]
     union = run(model, items, variants)
@@ -152,12 +183,12 @@ def test_the_confusion_matrix_by_brute_force(tmp_path):
                 counts[labels[np.argmax(ious)]] += 1
         rows, of = match(*map(torch.as_tensor, (proposals, truth, labels)))
         total[i % 2].add(of, foreground(head, logits[rows]))
-    for k, part in enumerate(total):  # parts of an interrupted pass add up
-        part.save(tmp_path / f"{k}.npz")
-    joined = Sums(CLASSES)
-    for k in range(2):
-        joined.load(tmp_path / f"{k}.npz")
-    write_confusion(tmp_path / "confusion.npz", joined)
+    tally, parts = Tally(tmp_path, "abc", CLASSES), [[1, 2], [3, 4]]
+    for part, sums in zip(parts, total, strict=True):  # parts of an interrupted pass add up
+        assert not tally.has(part)
+        tally.save(part, sums)
+        assert tally.has(part) and not tally.has([*part, 9]) and not Tally(tmp_path, "other", CLASSES).has(part)
+    write_confusion(tmp_path / "confusion.npz", tally.total(parts))
     expected /= np.maximum(counts, 1)[:, None]
     with np.load(tmp_path / "confusion.npz") as found:
         np.testing.assert_allclose(found["matrix"], expected, atol=1e-6)

@@ -4,13 +4,16 @@
 
 Everything that costs is done once an image: features, proposals, logits, masks (pcb.engine.predict). An interrupted pass continues
 with the shards that are missing; it yields the same bytes as an uninterrupted one.
+
+Calibration by the split's own confusion matrix needs the whole split counted before the first score. Up to `KEEP` bytes, what the
+network said of an image is kept in memory meanwhile; on a larger split the network runs twice, for the two runs of the paper that ask.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,12 @@ from mmdet.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pcb.engine import build, checkpoint
-from pcb.engine.matrix import Sums, foreground, match, write_confusion
-from pcb.engine.predict import Image, batches, detect, forward, rules, segment
+from pcb.engine.columns import columns, sources
+from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
+from pcb.engine.predict import Image, batches, detect, forward, segment
 from pcb.engine.score import of_split
 from pcb.engine.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan
+from pcb.engine.variants import Rule, rules
 from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import Study
@@ -30,40 +35,122 @@ from pcb.study.load import read_json
 from pcb.study.study import fingerprint
 
 IMAGES_AT_ONCE = 8  # of one shape; mmdet tests with one at a time
+KEEP = 2**30
 
 
-def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shard: int = IMAGES_PER_SHARD) -> dict:
-    """Detect on `split` with every built variant that some table asks of this run. Returns the manifest it wrote.
+def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shard: int = IMAGES_PER_SHARD,
+          variants: Sequence[str] | None = None) -> dict:
+    """Detect on `split` with every built variant that some table asks of this run, or with those given. Returns the manifest it wrote.
 
+    Where NorCal is among them and the scale names a `dev` split, that is detected on too: the scorer chooses γ there as well.
     Raises `UserError` where the run is not trained, its checkpoint is missing, damaged or of another class count, or predicts NaN.
     """
     started = time.monotonic()
     torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     record = trained(study, run, seed)
-    data = test_set(study, run, split)
-    job = {**study.eval_job(run, seed), "split": split, "checkpoint": record["sha256"]}
+    job = study.eval_job(run, seed) | {"split": split, "checkpoint": record["sha256"]}
+    job["variants"] = names = list(variants or job["variants"])
+    if split == "val" and "norcal" in names and "dev" in study.scale["datasets"][study.experiments[run].dataset]:
+        infer(study, run, seed, "dev", images_per_shard, ["plain", "norcal"])
+
+    network = Network(study, run, split, record)
+    parts = plan(network.places, images_per_shard)
     manifest_path = of_split(study.paths.detections(run, seed), split)
-    writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), job["variants"])
-    index = {data.get_data_info(i)["img_id"]: i for i in range(len(data))}
-    parts = plan(list(index), images_per_shard)
-    missing = [part for part in parts if not (writer.has(part) and writer.path(part, "npz").exists())]
+    writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), columns(names))
+    matrix_path = of_split(study.paths.confusion(run, seed), split)
+    tally = network.tally(matrix_path.with_suffix(""))
+    missing = [part for part in parts if not (writer.has(part) and tally.has(part))]
     if missing:
-        model = build.detector(study, run, record["checkpoint"])
-        items = iter(loader(data, [index[i] for part in missing for i in part], study.scale["hardware"]["workers"]))
+        matrices = {}
+        if "val" in sources(names):
+            matrices["val"] = torch.from_numpy(network.counted(tally, parts, keep=True).matrix)
+        if "train" in sources(names):
+            path = of_split(study.paths.confusion(run, seed), "train")
+            training = Network(study, run, "train", record, network.model)
+            total = training.counted(training.tally(path.with_suffix("")), plan(training.places, images_per_shard))
+            write_confusion(path, total)
+            matrices["train"] = torch.from_numpy(total.matrix)
+        counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train")).image_count
+        by_column = rules(network.model, writer.variants, matrices, counts)
         progress = Progress(f"{run} on {split}", sum(map(len, missing)))
         for part in missing:
-            rows, sums = detect_all(model, data, index, progress.watch(islice(items, len(part))), job["variants"])
-            sums.save(writer.path(part, "npz"))
+            sums = None if tally.has(part) else Sums(tally.classes)
+            rows = detect_all(network, progress.watch(network.images(part)), by_column, sums)
+            if sums:
+                tally.save(part, sums)
             writer.write(part, rows)
-    total = Sums(len(data.metainfo["classes"]))
-    for part in parts:
-        total.load(writer.path(part, "npz"))
-    write_confusion(of_split(study.paths.confusion(run, seed), split), total)
+    write_confusion(matrix_path, tally.total(parts))
     manifest = {"run": run, "seed": seed, "split": split, "fingerprint": study.fingerprint(run, seed), "evaluation": writer.fingerprint,
-                "variants": job["variants"], "images": len(index), "folder": writer.folder.name, "shards": writer.finish(parts),
-                "seconds": round(time.monotonic() - started, 1)}
+                "variants": names, "columns": writer.variants, "images": len(network.places), "folder": writer.folder.name,
+                "shards": writer.finish(parts), "seconds": round(time.monotonic() - started, 1)}
     write_json(manifest_path, manifest)
     return manifest
+
+
+class Network:
+    """A trained detector and the images of a split: what it says about each of them."""
+
+    def __init__(self, study: Study, run: str, split: str, record: dict, model: torch.nn.Module | None = None):
+        self.study, self.run, self.split, self.record = study, run, split, record
+        self.data = test_set(study, run, split)
+        self.places = {self.data.get_data_info(i)["img_id"]: i for i in range(len(self.data))}  # image id -> place in the data set
+        self.kept: dict[int, list[Image]] = {}
+        self.kept_bytes = 0
+        if model is not None:
+            self.model = model
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        model = build.detector(self.study, self.run, self.record["checkpoint"])
+        classes, ours = len(self.data.metainfo["classes"]), model.roi_head.bbox_head.num_classes
+        if classes != ours:
+            raise UserError(f"{self.data.ann_file} has {classes} categories, the checkpoint {ours} classes",
+                            "use the annotation file of the data set that the run was trained on")
+        return model
+
+    def images(self, part: Sequence[int], keep: bool = False) -> Iterator[Image]:
+        """The images of a part, in order. With `keep` they stay in memory, if they fit, for the next time that they are asked for."""
+        if part[0] in self.kept:
+            yield from self.kept.pop(part[0])
+            return
+        found = []
+        items = DataLoader(Subset(self.data, [self.places[i] for i in part]), batch_size=None, collate_fn=_as_it_is,
+                           num_workers=self.study.scale["hardware"]["workers"])
+        for batch in batches(items, IMAGES_AT_ONCE):
+            images = forward(self.model, batch)
+            self.kept_bytes += sum(image.nbytes for image in images) if keep else 0
+            found += images if keep and self.kept_bytes <= KEEP else []
+            yield from images
+        if len(found) == len(part):
+            self.kept[part[0]] = found
+
+    def tally(self, folder: Path) -> Tally:
+        """Where this network's confusions on this split are counted: they depend on weights and images, not on test settings."""
+        dataset = self.study.experiments[self.run].dataset
+        made_by = {"checkpoint": self.record["sha256"], "data": build.dataset_files(self.study, dataset, self.split)}
+        return Tally(folder, fingerprint(made_by), len(self.data.metainfo["classes"]))
+
+    def counted(self, tally: Tally, parts: Sequence[Sequence[int]], keep: bool = False) -> Sums:
+        """The confusions of the whole split, counting the parts that are not counted yet."""
+        missing = [part for part in parts if not tally.has(part)]
+        progress = Progress(f"{self.run}, confusion matrix of {self.split}", sum(map(len, missing)))
+        for part in missing:
+            sums = Sums(tally.classes)
+            for image in progress.watch(self.images(part, keep)):
+                self.count(sums, image)
+            tally.save(part, sums)
+        return tally.total(parts)
+
+    def count(self, sums: Sums, image: Image) -> None:
+        """Add an image's proposals to the sums of the confusion matrix."""
+        instances = self.data.get_data_info(self.places[image.meta["img_id"]])["instances"]  # in pixels of the original image
+        if not instances or not image.logits:
+            return
+        scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
+        truth = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
+        labels = torch.tensor([i["bbox_label"] for i in instances], device=truth.device)
+        rows, labels = match(image.proposals, truth, labels)
+        sums.add(labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows]))
 
 
 def trained(study: Study, run: str, seed: int) -> dict:
@@ -94,49 +181,28 @@ def test_set(study: Study, run: str, split: str) -> Dataset:
                            "pipeline": pipeline})
 
 
-def loader(data: Dataset, indices: list[int], workers: int) -> DataLoader:
-    return DataLoader(Subset(data, indices), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-
-
 def _as_it_is(item):
     return item
 
 
-def detect_all(model: torch.nn.Module, data: Dataset, index: dict[int, int], items: Iterator[dict],
-               variants: list[str]) -> tuple[dict, Sums]:
-    """One shard's images -> its columns, and its part of the confusion matrix."""
-    head, by_name = model.roi_head.bbox_head, rules(model, variants)
-    classes = len(data.metainfo["classes"])
-    if classes != head.num_classes:
-        raise UserError(f"{data.ann_file} has {classes} categories, the checkpoint {head.num_classes} classes",
-                        "use the annotation file of the data set that the run was trained on")
-    found: dict[str, list] = {name: [] for name in ("image_id", "category_id", "box", "height", "width", *(SCORE + v for v in variants))}
-    rles, sums = [], Sums(classes)
-    for batch in batches(items, IMAGES_AT_ONCE):
-        for image in forward(model, batch):
-            count(sums, head, image, data.get_data_info(index[image.meta["img_id"]])["instances"])
-            kept = detect(model, image, by_name)
-            boxes, masks = segment(model, image, kept)
-            rles += masks
-            found["box"].append(to_xywh(boxes))
-            found["category_id"].append(kept.labels.cpu().numpy() + 1)  # ids are 1..C, labels 0..C-1
-            for name, value in zip(("image_id", "height", "width"), (image.meta["img_id"], *image.meta["ori_shape"][:2]), strict=True):
-                found[name].append(np.full(len(boxes), value))
-            for variant, scores in kept.scores.items():
-                found[SCORE + variant].append(scores.cpu().numpy())
-    columns = {name: np.concatenate(parts) for name, parts in found.items()}
-    return columns | dict(zip(BOX, columns.pop("box").T, strict=True)) | {"rle": rles}, sums
-
-
-def count(sums: Sums, head: torch.nn.Module, image: Image, instances: list[dict]) -> None:
-    """Add an image's proposals to the confusion matrix. `instances` in pixels of the original image, as the data set gives them."""
-    if not instances or not image.logits:
-        return
-    scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
-    truth = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
-    labels = torch.tensor([i["bbox_label"] for i in instances], device=truth.device)
-    rows, labels = match(image.proposals, truth, labels)
-    sums.add(labels, foreground(head, image.logits[-1][rows]))
+def detect_all(network: Network, images: Iterator[Image], rules: dict[str, Rule], sums: Sums | None = None) -> dict:
+    """The columns of one shard; the images are also counted into `sums` if given."""
+    found: dict[str, list] = {name: [] for name in ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in rules))}
+    rles = []
+    for image in images:
+        if sums:
+            network.count(sums, image)
+        kept = detect(network.model, image, rules)
+        boxes, masks = segment(network.model, image, kept)
+        rles += masks
+        found["box"].append(to_xywh(boxes))
+        found["category_id"].append(kept.labels.cpu().numpy() + 1)  # ids are 1..C, labels 0..C-1
+        for name, value in zip(("image_id", "height", "width"), (image.meta["img_id"], *image.meta["ori_shape"][:2]), strict=True):
+            found[name].append(np.full(len(boxes), value))
+        for column, scores in kept.scores.items():
+            found[SCORE + column].append(scores.cpu().numpy())
+    table = {name: np.concatenate(parts) for name, parts in found.items()}
+    return table | dict(zip(BOX, table.pop("box").T, strict=True)) | {"rle": rles}
 
 
 def to_xywh(boxes: torch.Tensor) -> np.ndarray:
@@ -150,7 +216,7 @@ class Progress:
         self.title, self.total, self.every, self.done = title, total, every, 0
         self.started = self.said = time.monotonic()
 
-    def watch(self, items: Iterator[dict]) -> Iterator[dict]:
+    def watch(self, items: Iterator) -> Iterator:
         for item in items:
             yield item
             self.done += 1

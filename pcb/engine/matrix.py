@@ -7,6 +7,8 @@ a plain mean, another object than the moving average of training. From it come P
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +50,44 @@ class Sums:
         np.add.at(self.sums, labels, probabilities.double().cpu().numpy())
         np.add.at(self.counts, labels, 1)
 
-    def save(self, path: Path) -> None:
-        rows = self.counts.nonzero()[0]
-        with atomic(path) as temporary:
-            np.savez(temporary, rows=rows, sums=self.sums[rows], counts=self.counts[rows])
-
-    def load(self, path: Path) -> None:
-        """Add what `save` wrote."""
-        with np.load(path) as found:
-            self.sums[found["rows"]] += found["sums"]
-            self.counts[found["rows"]] += found["counts"]
-
     @property
     def matrix(self) -> np.ndarray:
         """M of Eq. 3, (C, C): row = ground truth. Rows of classes without a matched proposal are zero."""
         return self.sums / np.maximum(self.counts, 1)[:, None]
+
+
+class Tally:
+    """The sums of a split, kept on disk part by part, so that an interrupted pass does not count an image twice or never.
+
+    A part is a list of image ids; what was counted with another `fingerprint` does not stand.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str, classes: int):
+        self.folder, self.fingerprint, self.classes = Path(folder), fingerprint, classes
+
+    def path(self, part: Sequence[int]) -> Path:
+        return self.folder / f"images-{part[0]:012d}.npz"
+
+    def has(self, part: Sequence[int]) -> bool:
+        try:
+            with np.load(self.path(part)) as found:
+                return str(found["fingerprint"]) == self.fingerprint and found["images"].tolist() == list(part)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+
+    def save(self, part: Sequence[int], sums: Sums) -> None:
+        rows = sums.counts.nonzero()[0]
+        with atomic(self.path(part)) as temporary:
+            np.savez(temporary, rows=rows, sums=sums.sums[rows], counts=sums.counts[rows], fingerprint=self.fingerprint, images=part)
+
+    def total(self, parts: Sequence[Sequence[int]]) -> Sums:
+        """The sums over all parts, added in their order."""
+        total = Sums(self.classes)
+        for part in parts:
+            with np.load(self.path(part)) as found:
+                total.sums[found["rows"]] += found["sums"]
+                total.counts[found["rows"]] += found["counts"]
+        return total
 
 
 def write_confusion(path: Path, total: Sums) -> None:

@@ -2,7 +2,7 @@
 
     batch = forward(model, items)                # features, proposals, logits and boxes of every step
     for image in batch:                          # plain numbers per image
-        kept = detect(model, image, rules)       # each variant scores, thresholds and suppresses on its own: mmdet's multiclass NMS
+        kept = detect(model, image, rules)       # each variant scores, thresholds and suppresses on its own, as mmdet does
         masks = segment(model, batch, image, kept)   # once for the union of what the variants kept
 
 A variant is a rule from logits to scores. Boxes are the last step's in every variant (Table 7 compares classifications), so what
@@ -12,23 +12,23 @@ The `plain` variant equals mmdet's own `model.predict`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import hotcoco.mask
 import numpy as np
 import torch
-from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.structures.bbox import bbox2roi
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pcb.engine.suppress import suppress
+from pcb.engine.variants import Rule
 from pcb.errors import UserError
 
-Rule = Callable[[list[Tensor]], Tensor]  # logits of every step, each (n, channels) -> scores (n, C+1), background last
 MASKS_AT_ONCE = 128    # mask logits of 1,230 classes take 4 MB a box
 SMALL_IMAGE = 200**2   # pixels; up to here a CPU pastes all masks at once faster than one by one
 
@@ -38,7 +38,7 @@ class Image:
     """What the network says about one image. Boxes in pixels of the resized image, C classes, n proposals.
 
     proposals: (n, 4). logits: one (n, channels) per step. boxes: (n, C, 4), or (n, 1, 4) where class-agnostic.
-    features: pyramid of the batch, in which this image is number `place`.
+    features: the levels of the batch's pyramid that the mask head reads; this image is number `place` in them.
     """
 
     meta: dict
@@ -47,6 +47,12 @@ class Image:
     boxes: Tensor
     features: tuple[Tensor, ...]
     place: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, its share of the batch's features included."""
+        shared = sum(level[0].nbytes for level in self.features)
+        return shared + self.boxes.nbytes + sum(step.nbytes for step in self.logits)
 
 
 @dataclass
@@ -75,9 +81,9 @@ def forward(model: nn.Module, items: list[dict]) -> list[Image]:
     samples, head = data["data_samples"], model.roi_head
     features = tuple(model.extract_feat(data["inputs"]))
     proposals = [found.bboxes for found in model.rpn_head.predict(features, samples, rescale=False)]
-    rois = bbox2roi(proposals)
+    rois, of_masks = bbox2roi(proposals), features[: head.mask_roi_extractor.num_inputs]
     if not len(rois):
-        return [Image(sample.metainfo, proposals[i], [], rois.new_zeros(0, 1, 4), features, i) for i, sample in enumerate(samples)]
+        return [Image(sample.metainfo, proposals[i], [], rois.new_zeros(0, 1, 4), of_masks, i) for i, sample in enumerate(samples)]
     out = head._bbox_forward(features, rois)
     if not out["cls_score"].isfinite().all():
         raise UserError("the detector's class scores are not finite", "its checkpoint is of a diverged training: train it again")
@@ -87,39 +93,25 @@ def forward(model: nn.Module, items: list[dict]) -> list[Image]:
         rois=rois.split(sizes), cls_scores=out["cls_score"].split(sizes), bbox_preds=out["bbox_pred"].split(sizes),
         batch_img_metas=[s.metainfo for s in samples], rcnn_test_cfg=None, rescale=False)
     logits = list(zip(*(step.split(sizes) for step in steps), strict=True))
-    return [Image(samples[i].metainfo, proposals[i], list(logits[i]), raw[i].bboxes.view(sizes[i], -1, 4), features, i)
+    return [Image(samples[i].metainfo, proposals[i], list(logits[i]), raw[i].bboxes.view(sizes[i], -1, 4), of_masks, i)
             for i in range(len(samples))]
-
-
-def rules(model: nn.Module, variants: Iterable[str]) -> dict[str, Rule]:
-    """The rule behind each variant's name: `plain`, or `step<r>` with the 1-based step of the paper's Table 7."""
-    head = model.roi_head.bbox_head
-    activation = head.loss_cls.get_activation if head.custom_cls_channels else (lambda logits: logits.softmax(-1))
-
-    def of_step(step: int) -> Rule:
-        return lambda logits: activation(logits[step])
-
-    return {v: of_step(-1 if v == "plain" else int(v.removeprefix("step")) - 1) for v in variants}
 
 
 @torch.no_grad()
 def detect(model: nn.Module, image: Image, rules: dict[str, Rule]) -> Kept:
     """Score, threshold and suppress by each rule, as mmdet does, and take the union."""
-    cfg, (n, per_class) = model.roi_head.test_cfg, image.boxes.shape[:2]
-    found = {}  # variant -> (indices into the (n, C) pairs, scores)
-    for variant, rule in rules.items() if n else ():
-        scores = rule(image.logits)
-        kept, _, pairs = multiclass_nms(image.boxes.reshape(n, -1), scores, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
-        found[variant] = pairs, kept[:, -1]
-    if not found:
+    n, per_class = image.boxes.shape[:2]
+    if not n:
         nothing = image.boxes.new_zeros(0)
         return Kept(image.boxes.new_zeros(0, 4), nothing.long(), dict.fromkeys(rules, nothing))
-    classes = scores.shape[1] - 1
+    scores = {variant: rule(image.logits) for variant, rule in rules.items()}
+    found = suppress(image.boxes, scores, model.roi_head.test_cfg)
+    classes = next(iter(scores.values())).shape[1] - 1
     pairs = torch.cat([pairs for pairs, _ in found.values()]).unique()
     columns = {}
-    for variant, (mine, scores) in found.items():
-        columns[variant] = scores.new_full((len(pairs),), torch.nan)
-        columns[variant][torch.searchsorted(pairs, mine)] = scores
+    for variant, (mine, values) in found.items():
+        columns[variant] = values.new_full((len(pairs),), torch.nan)
+        columns[variant][torch.searchsorted(pairs, mine)] = values
     labels = pairs % classes
     return Kept(image.boxes[pairs // classes, labels if per_class > 1 else 0], labels, columns)
 

@@ -10,19 +10,21 @@ over IoU .5:.05:.95 and over the classes that have ground truth; AP_r, AP_c, AP_
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import hotcoco
 import numpy as np
 
 from pcb.data.index import LVISIndex
+from pcb.engine.columns import gamma_of
 from pcb.engine.shards import Rows, Shards
 from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import Study
+from pcb.study.load import read_json
 
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
@@ -113,21 +115,28 @@ def points(values: np.ndarray) -> float | None:
 
 
 def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
-    """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`."""
-    manifest_path = of_split(study.paths.detections(run, seed), split)
-    if not manifest_path.exists():
-        raise UserError(f"{manifest_path} does not exist", f"run the inference first: pcb infer {run} --seed {seed}")
-    manifest = json.loads(manifest_path.read_text())
-    shards = Shards(manifest_path.parent / manifest["folder"], manifest["shards"])
-    dataset = study.experiments[run].dataset
-    gt = GroundTruth(study.scale["datasets"][dataset][split])
-    train = LVISIndex(study.scale["datasets"][dataset]["train"], keep=False)
-    out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": dataset, "split": split,
+    """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`.
+
+    NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have chosen it (it does not say); where `infer`
+    left a `dev` split too, `norcal-dev` is NorCal with the γ chosen there.
+    """
+    detections = Detections(study, run, seed, split)
+    gt, manifest = detections.gt, detections.manifest
+    train = LVISIndex(study.scale["datasets"][study.experiments[run].dataset]["train"])
+    out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": study.experiments[run].dataset, "split": split,
            "fingerprint": manifest["fingerprint"], "evaluation": manifest["evaluation"], "images": len(gt.images),
            "variants": {}, "classes": {}}
-    for variant in manifest["variants"]:
-        masks, boxes = (evaluate(gt, shards, variant, iou_type) for iou_type in ("segm", "bbox"))
-        out["variants"][variant] = {**{k: masks[k] for k in MASK}, **{name: boxes[k] for k, name in BOX.items()}}
+    column = {variant: variant for variant in manifest["variants"] if variant != "norcal"}
+    if "norcal" in manifest["variants"]:
+        out["norcal"] = {split: detections.norcal()}
+        column["norcal"] = out["norcal"][split]["column"]
+        dev = Detections(study, run, seed, "dev")
+        if split == "val" and dev.belongs_to(manifest):
+            out["norcal"]["dev"] = dev.norcal()
+            column["norcal-dev"] = out["norcal"]["dev"]["column"]
+    for variant, name in column.items():
+        masks, boxes = detections.evaluate(name, "segm"), detections.evaluate(name, "bbox")
+        out["variants"][variant] = {**{k: masks[k] for k in MASK}, **{k: boxes[key] for key, k in BOX.items()}}
         out["classes"][variant] = [
             {"id": c["id"], "name": c["name"], "frequency": c["frequency"], "train_images": count,
              "AP": masks["classes"][c["id"]], "APb": boxes["classes"][c["id"]]}
@@ -135,6 +144,43 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     out["variants"]["plain"] |= pairwise_bias(of_split(study.paths.confusion(run, seed), split))
     write_json(of_split(study.paths.metrics(run, seed), split), out)
     return out
+
+
+class Detections:
+    """What `infer` left of a run on one split, with its ground truth; every column is scored once."""
+
+    def __init__(self, study: Study, run: str, seed: int, split: str):
+        self.path = of_split(study.paths.detections(run, seed), split)
+        self.command = f"pcb infer {run} --seed {seed} --split {split}"
+        self.annotations = study.scale["datasets"][study.experiments[run].dataset].get(split)
+        self.scored: dict[tuple[str, str], dict] = {}
+
+    @cached_property
+    def manifest(self) -> dict:
+        if not self.path.exists():
+            raise UserError(f"{self.path} does not exist", f"run the inference first: {self.command}")
+        return read_json(self.path)
+
+    @cached_property
+    def gt(self) -> GroundTruth:
+        return GroundTruth(self.annotations)
+
+    def belongs_to(self, manifest: dict) -> bool:
+        """Whether these are detections of the same training."""
+        return self.path.exists() and self.manifest["fingerprint"] == manifest["fingerprint"]
+
+    def evaluate(self, column: str, iou_type: str) -> dict:
+        if (column, iou_type) not in self.scored:
+            shards = Shards(self.path.parent / self.manifest["folder"], self.manifest["shards"])
+            self.scored[column, iou_type] = evaluate(self.gt, shards, column, iou_type)
+        return self.scored[column, iou_type]
+
+    def norcal(self) -> dict:
+        """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column."""
+        by_gamma = {gamma_of(c): c for c in self.manifest["columns"] if gamma_of(c) is not None}
+        found = {gamma: self.evaluate(column, "segm")["AP"] for gamma, column in sorted(by_gamma.items())}
+        best = max(found, key=lambda gamma: (found[gamma] or 0, -gamma))
+        return {"gamma": best, "column": by_gamma[best], "AP": [[gamma, ap] for gamma, ap in found.items()]}
 
 
 def of_split(path: Path, split: str) -> Path:
