@@ -198,7 +198,7 @@ def test_the_caption_names_data_seeds_departures_and_code(tmp_path):
     caption = dict(words.caption(gathered(study, "table06").about))
     assert "24 val images, 12 classes (4 rare, 4 common, 4 frequent)" in caption["Data"]
     assert caption["Seeds"] == "0" and "drops by 0.3" in caption["Departures"]
-    assert "1 training finished, 2030-01-02" in caption["Runs"] and caption["Code"] == "git 0123456+"
+    assert caption["Runs"] == "1 training finished, 2030-01-02, 40 s in all" and caption["Code"] == "git 0123456+"
 
 
 def test_claims_on_a_page_rest_on_its_own_runs(tmp_path):

@@ -50,7 +50,7 @@ def trainings(study: Study, found: dict) -> dict:
     dates = sorted(str(r["finished"])[:10] for r in records if r.get("finished"))
     return {"done": sum(m is not None for m in found.values()), "all": len(found),
             "missing": [f"{run}, seed {seed}" for (run, seed), metrics in found.items() if metrics is None],
-            "hours": sum(r.get("seconds") or 0 for r in records) / 3600, "dates": list(dict.fromkeys([*dates[:1], *dates[-1:]])),
+            "time": words.duration(sum(r.get("seconds") or 0 for r in records)), "dates": list(dict.fromkeys([*dates[:1], *dates[-1:]])),
             "code": sorted({words.commit(r["git"]) for r in records if r.get("git")})}
 
 

@@ -45,9 +45,8 @@ def caption(about: dict) -> list[tuple[str, str]]:
     if not runs:
         return [*out, ("Runs", "none of this page's runs has been done at this scale")]
     dates = sorted(str(r["finished"])[:10] for r in runs if r["finished"])
-    hours = sum(r["seconds"] or 0 for r in runs) / 3600
     span = dates[0] if dates and dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}" if dates else "undated"
-    out.append(("Runs", f"{len(runs)} training{'s' if len(runs) > 1 else ''} finished, {span}, {hours:.1f} h in all"))
+    out.append(("Runs", f"{len(runs)} training{'s' if len(runs) > 1 else ''} finished, {span}, {duration(sum(r['seconds'] or 0 for r in runs))} in all"))
     if code := sorted({commit(r["git"]) for r in runs if r["git"]}):
         out.append(("Code", "git " + ", ".join(code)))
     return out
@@ -60,6 +59,10 @@ def dataset(about: dict, entry: dict) -> str:
     groups = entry["classes"]
     return (f"{name}: {entry['val_images']} val images, {sum(groups.values())} classes "
             f"({groups['r']} rare, {groups['c']} common, {groups['f']} frequent)")
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def commit(git: dict) -> str:
