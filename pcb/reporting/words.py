@@ -46,7 +46,8 @@ def caption(about: dict) -> list[tuple[str, str]]:
         return [*out, ("Runs", "none of this page's runs has been done at this scale")]
     dates = sorted(str(r["finished"])[:10] for r in runs if r["finished"])
     span = dates[0] if dates and dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}" if dates else "undated"
-    out.append(("Runs", f"{len(runs)} training{'s' if len(runs) > 1 else ''} finished, {span}, {duration(sum(r['seconds'] or 0 for r in runs))} in all"))
+    many, spent = "s" if len(runs) > 1 else "", duration(sum(r["seconds"] or 0 for r in runs))
+    out.append(("Runs", f"{len(runs)} training{many} finished, {span}, {spent} in all"))
     if code := sorted({commit(r["git"]) for r in runs if r["git"]}):
         out.append(("Code", "git " + ", ".join(code)))
     return out
