@@ -54,6 +54,7 @@ class Lines(logging.StreamHandler):
         self.running: dict[int, tuple[str, str, float]] = {}  # job id -> rule, words, start
         self.took: dict[str, list[float]] = {}  # rule -> seconds of its jobs that ended
         self.side_by_side: list[int] = []  # jobs that ran when one ended
+        self.killed = False  # whether the last shell that failed was killed
 
     def begin(self, logger: logging.Logger) -> None:
         self.speaking = True
@@ -70,6 +71,8 @@ class Lines(logging.StreamHandler):
             line = self.start(record.jobid, record.rule_name, record.rule_msg)
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
             line = self.end(record.job_id)
+        elif failed_shell(record):  # comes before the job's own event, which lacks the status
+            self.killed = "exit status 137" in record.getMessage()
         elif event == LogEvent.JOB_ERROR and record.jobid in self.running:
             line = self.failure(record.jobid, record.log)
         if line and self.speaking:
@@ -96,7 +99,9 @@ class Lines(logging.StreamHandler):
         self.waiting[rule] = self.waiting.get(rule, 1) - 1
         lines = "".join(Path(log).read_text() for log in logs if Path(log).exists()).splitlines()
         begin = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=max(0, len(lines) - LOG_LINES))
-        return "\n".join([f"FAILED      {words}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
+        why = " (killed, perhaps because memory ran out; what it had saved is kept)" if self.killed else ""
+        self.killed = False
+        return "\n".join([f"FAILED      {words}{why}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
 
     def seconds_left(self) -> float:
         unit = sum(map(sum, self.took.values())) / sum(COSTS[rule] * len(times) for rule, times in self.took.items())
@@ -109,5 +114,8 @@ class Lines(logging.StreamHandler):
 def says_more(record: logging.LogRecord) -> bool:
     """Whether Snakemake's own line tells more than ours: not of a job's start and end, nor that its shell exited with an error."""
     event = getattr(record, "event", None)
-    failed_shell = event == LogEvent.ERROR and getattr(record, "exception", None) == "RuleException"
-    return event not in SAID_HERE and not failed_shell and record.msg != "Select jobs to execute..."
+    return event not in SAID_HERE and not failed_shell(record) and record.msg != "Select jobs to execute..."
+
+
+def failed_shell(record: logging.LogRecord) -> bool:
+    return getattr(record, "event", None) == LogEvent.ERROR and getattr(record, "exception", None) == "RuleException"

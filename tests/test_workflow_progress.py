@@ -84,6 +84,17 @@ def test_a_failed_job_says_its_error_and_where_its_log_is(tmp_path, log, tail):
     assert [line.strip() for line in run.out.getvalue().splitlines()[1:]] == tail
 
 
+def test_a_killed_job_is_said_to_have_been_killed_and_the_next_failure_is_not():
+    run = Run(train=2)
+    for job in (1, 2):
+        run.start(job, "train", f"Train {job}")
+    run.event(LogEvent.ERROR, exception="RuleException", msg="... returned non-zero exit status 137.")
+    run.event(LogEvent.JOB_ERROR, jobid=1, log=[])
+    run.event(LogEvent.ERROR, exception="RuleException", msg="... returned non-zero exit status 2.")
+    run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
+    assert "Train 1 (killed" in run.said[2] and "killed" not in run.said[3]
+
+
 def test_snakemake_s_other_errors_are_still_said():
     assert says_more(logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "MissingInputException"}))
     assert says_more(logging.makeLogRecord({"msg": "Nothing to be done"}))
