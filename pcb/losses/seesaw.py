@@ -49,7 +49,7 @@ class SeesawLoss(ClassifierLoss):
         self.count(label)
         rows = self.positives(label)
         losses = {"loss_cls_objectness": reduce(F.cross_entropy(logits[:, -2:], (label == self.num_classes).long(), reduction="none"))}
-        return losses | self.classes_loss(logits[rows, :-2], label[rows], lambda loss: reduce(loss, rows), step)
+        return losses | self.classes_loss(logits.index_select(0, rows)[:, :-2], label[rows], lambda loss: reduce(loss, rows), step)
 
     def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
         """Loss of the positives: logits (n, C), classes (n,)."""
