@@ -6,7 +6,7 @@ from pcb.study.experiment import Experiment
 
 LOSSES = frozenset({"softmax"})
 PARADIGMS = frozenset({"plain", "iterative"})
-VARIANTS = frozenset({"plain", "step1", "step2"})
+VARIANTS = frozenset({"plain", "step1", "step2", "cm-val", "ms-val", "cm-train", "norcal"})
 
 
 def is_built(experiment: Experiment) -> bool:
