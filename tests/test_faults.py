@@ -14,7 +14,7 @@ import pytest
 import yaml
 from training import PLAIN, tiny_study
 
-from pcb.engine.train import train
+from pcb.engine.checkpoint import sha256, store
 from pcb.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,16 +205,10 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_leaves_earlier_results
     assert snapshot(study.paths.root) == before
 
 
-def test_a_checkpoint_of_another_class_count_is_refused_and_kept(study, tmp_path):
-    train(study, PLAIN, 0)
-    annotations = tmp_path / "data/train.json"
-    value = json.loads(annotations.read_text())
-    last = value["categories"].pop()["id"]
-    value["annotations"] = [a for a in value["annotations"] if a["category_id"] != last]
-    for image in value["images"]:
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            image[key] = [c for c in image[key] if c != last]
-    annotations.write_text(json.dumps(value))
-    before = snapshot(study.paths.root)
-    assert_refused(pcb("infer", PLAIN, "--study", study.paths.study), "class count", ".pth")
-    assert snapshot(study.paths.root) == before
+def test_a_checkpoint_of_another_class_count_is_refused_and_kept(study):
+    work = study.paths.work(study.fingerprint(PLAIN, 0))
+    path = store(work, "final", {"meta": {"run": PLAIN, "classes": 80}, "state_dict": {}})
+    write_json(study.paths.train(PLAIN, 0), {"fingerprint": work.name, "checkpoint": str(path), "sha256": sha256(path)})
+    before = {**snapshot(study.paths.root), path: path.read_bytes()}
+    assert_refused(pcb("infer", PLAIN, "--study", study.paths.study), path, "class count", "80")
+    assert {**snapshot(study.paths.root), path: path.read_bytes()} == before

@@ -162,7 +162,10 @@ def finish():
     """After a run, whatever its outcome: the index page of all that exists by now, and where it lies."""
     from pcb.reporting.site import build
 
-    logger.info(f"Look at {build(study)}")
+    try:
+        logger.info(f"Look at {build(study)}")
+    except UserError as error:
+        logger.error(f"error: {error.what}\nfix: {error.fix}")
 
 
 lines = progress.Lines()
