@@ -86,7 +86,7 @@ class Payload:
 def test_a_pickled_payload_is_refused_and_not_run(tmp_path, study):
     planted = checkpoint.Checkpoints(work(study)).folder / "planted.pth"
     torch.save({"state_dict": {}, "extra": Payload(tmp_path / "owned")}, planted)
-    with pytest.raises(UserError, match="planted.pth is refused"):
+    with pytest.raises(UserError, match=r"planted\.pth is refused"):
         build.detector(study, PLAIN, planted)
     assert not (tmp_path / "owned").exists()
 
@@ -101,14 +101,14 @@ def test_a_checkpoint_of_another_class_count_is_named(tmp_path, study):
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path, study):
     path = Checkpoints(work(study)).files()[-1]
-    with pytest.raises(UserError, match="another model: it differs in .*mlp"):
+    with pytest.raises(UserError, match=r"another model: it differs in .*mlp"):
         build.detector(study, TRUNK, path)
 
 
 def test_weights_that_are_not_there_are_named_with_the_way_to_get_them(tmp_path):
     lvis = load_study("lvis", overrides={"results": str(tmp_path)})
     lvis.scale["backbones"]["r50"]["weights"] = str(tmp_path / "resnet50-0676ba61.pth")
-    with pytest.raises(UserError, match="resnet50-0676ba61.pth: no pretrained weights for r50") as error:
+    with pytest.raises(UserError, match=r"resnet50-0676ba61\.pth: no pretrained weights for r50") as error:
         pretrain(lvis, "r50")
     assert "https://download.pytorch.org/models/resnet50-0676ba61.pth" in error.value.fix and "random" in error.value.fix
     torch.save({}, tmp_path / "resnet50-0676ba61.pth")

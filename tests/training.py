@@ -22,7 +22,8 @@ BRANCH = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.9"
 def scenes(folder):
     """Generate the data once; returns the scale's `datasets` entry."""
     write_dataset(Recipe(train_images=24, val_images=2, dev_images=2, head=10), "v05", folder)
-    files = {"version": "v0.5", "images": str(folder / "images"), **{split: str(folder / f"{split}.json") for split in ("train", "val", "dev")}}
+    splits = {split: str(folder / f"{split}.json") for split in ("train", "val", "dev")}
+    files = {"version": "v0.5", "images": str(folder / "images"), **splits}
     return {"v05": files, "v1": files}
 
 
