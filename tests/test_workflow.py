@@ -64,7 +64,7 @@ def finished_once(tmp_path_factory):
             path = folder / line.split("\t")[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
-    result = snakemake(folder, "--touch", "--forceall", "--cores", "8")
+    result = snakemake(folder, "--touch", "--forceall", "--cores", "100")
     assert result.returncode == 0, result.stdout
     return folder
 
