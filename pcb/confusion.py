@@ -112,9 +112,9 @@ class ConfusionMatrix(nn.Module):
         A collective where there are several ranks: all of them must call it equally often.
         """
         classes, sums, counts = class_sums(probs.detach().to(self.bank.dtype), labels, self.num_classes)
-        mean = sums / counts[:, None]
+        mean = sums.div_(counts[:, None])
         weight = (1 - self.momenta).to(self.bank.dtype)[:, None, None]
-        rows = torch.lerp(self.bank.index_select(1, classes), mean.expand(len(weight), -1, -1), weight)
+        rows = self.bank.index_select(1, classes).lerp_(mean, weight)
         if self.normalise:
             rows /= rows.sum(dim=-1, keepdim=True)
         self.bank.index_copy_(1, classes, rows)
@@ -127,7 +127,7 @@ class ConfusionMatrix(nn.Module):
         Posterior columns sum to one. Where a column is empty, because nothing is ever predicted as that class, it is one-hot.
         """
         classes, slot = labels.unique(return_inverse=True)
-        columns = self.matrix.index_select(1, classes).t().contiguous()
+        columns = self.matrix.t().index_select(0, classes)
         if posterior:
             columns[torch.arange(len(classes), device=labels.device), classes] += NO_COLUMN
             columns /= columns.sum(dim=1, keepdim=True)

@@ -32,17 +32,19 @@ class PCBEpochHook(Hook):
     KEY = "pcb_gate_opened_at_iteration"
 
     def before_train_epoch(self, runner) -> None:
-        for module in _model(runner).modules():
+        modules = list(_model(runner).modules())
+        for module in modules:
             if hasattr(module, "set_epoch"):
                 module.set_epoch(runner.epoch + 1)
+        self.gates = [m for m in modules if isinstance(m, losses.Regulariser) and m.alpha]
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self.KEY not in runner.message_hub.runtime_info and any(gate.open for gate in _gates(runner)):
+        if self.KEY not in runner.message_hub.runtime_info and any(gate.open for gate in self.gates):
             runner.message_hub.update_info(self.KEY, runner.iter)
             runner.logger.info(f"PCB regularisation acts from iteration {runner.iter} on (epoch {runner.epoch + 1})")
 
     def after_train_epoch(self, runner) -> None:
-        for gate in _gates(runner):
+        for gate in self.gates:
             waiting = gate.waiting_for() if runner.epoch + 1 >= gate.start_epoch and not gate.open else []
             if waiting:
                 runner.logger.warning(f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
@@ -64,7 +66,3 @@ class LOCEFillHook(Hook):
 
 def _model(runner):
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _gates(runner) -> list[losses.Regulariser]:
-    return [m for m in _model(runner).modules() if isinstance(m, losses.Regulariser) and m.alpha]

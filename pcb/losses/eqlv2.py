@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,11 +90,12 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
     Further arguments are those of `Regulariser` and `EQLv2Loss`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.2, literal: bool = False, gamma: float = 12.0, mu: float = 0.8,
-                 weight_of_positives: float = 4.0, loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+    def __init__(self, num_classes: int, alpha: float = 0.2, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
+                 start_epoch: int = 17, *, literal: bool = False, gamma: float = 12.0, mu: float = 0.8, weight_of_positives: float = 4.0,
+                 loss_weight: float = 1.0, reduction: str = "mean", **pcb):
         super().__init__(num_classes, gamma, mu, weight_of_positives, loss_weight, reduction)
         self.literal = literal
-        self.pcb = Regulariser(num_classes, alpha, posterior=False, **pcb)
+        self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, posterior=False, **pcb)
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         onehot = self.one_hot(logits, label)

@@ -28,8 +28,8 @@ class Regulariser(nn.Module):
             once a minibatch).
     """
 
-    def __init__(self, num_classes: int, alpha: float, momentum: float | Sequence[float] = 0.99, active: float | int | None = None,
-                 num_steps: int = 3, start_epoch: int = 17, absent: Sequence[int] = (), posterior: bool = True, update: str = "each"):
+    def __init__(self, num_classes: int, alpha: float, momentum: float | Sequence[float] = 0.99, num_steps: int = 3, start_epoch: int = 17,
+                 active: float | int | None = None, absent: Sequence[int] = (), posterior: bool = True, update: str = "each"):
         super().__init__()
         if update not in ("each", "last"):
             raise ValueError(f"update={update!r}: 'each' or 'last'")

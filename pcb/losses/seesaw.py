@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,15 @@ class SeesawLoss(ClassifierLoss):
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
         self.count(label)
         rows = self.positives(label)
-        losses = {"loss_cls_objectness": reduce(F.cross_entropy(logits[:, -2:], (label == self.num_classes).long(), reduction="none"))}
-        return losses | self.classes_loss(logits.index_select(0, rows)[:, :-2], label[rows], lambda loss: reduce(loss, rows), step)
+        z, objectness = logits.split([self.num_classes, 2], dim=1)
+        losses = {"loss_cls_objectness": reduce(F.cross_entropy(objectness, (label == self.num_classes).long(), reduction="none"))}
+        z, classes = z.index_select(0, rows), label[rows]
+        log_score = z.detach().log_softmax(dim=1)
+        return losses | self.classes_loss(z, log_score, classes, lambda loss: reduce(loss, rows), step)
 
-    def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        """Loss of the positives: logits (n, C), classes (n,)."""
-        return {"loss_cls_classes": reduce(F.cross_entropy(z + self.log_factors(z, classes), classes, reduction="none"))}
+    def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+        """Loss of the positives: logits (n, C), their log-softmax without gradient, classes (n,)."""
+        return {"loss_cls_classes": reduce(F.cross_entropy(z + self.log_factors(log_score, classes), classes, reduction="none"))}
 
     @torch.no_grad()
     def count(self, label: Tensor) -> None:
@@ -61,14 +65,13 @@ class SeesawLoss(ClassifierLoss):
         self.cum_samples += all_sum(counts) if self.counts == "all" else counts
 
     @torch.no_grad()
-    def log_factors(self, z: Tensor, classes: Tensor) -> Tensor:
-        """log S_yj for logits (..., C) and the class y of each: (..., C), 0 at j = y."""
-        seen = self.cum_samples[:-1].clamp(min=1).log().to(z.dtype)
-        score = z.log_softmax(dim=-1)
-        own = score.gather(-1, classes[..., None]).clamp(min=math.log(self.eps))
-        mitigation = (seen - seen[classes][..., None]).clamp(max=0)
-        compensation = (score - own).clamp(min=0)
-        return self.p * mitigation + self.q * compensation
+    def log_factors(self, log_score: Tensor, classes: Tensor) -> Tensor:
+        """log S_yj for log-softmax scores (..., C) and the class y of each: (..., C), 0 at j = y."""
+        seen = self.cum_samples[:-1].clamp(min=1).log().to(log_score.dtype)
+        own = log_score.gather(-1, classes[..., None]).clamp(min=math.log(self.eps))
+        mitigation = (seen - seen[classes][..., None]).clamp_(max=0)
+        compensation = (log_score - own).clamp_(min=0)
+        return compensation.mul_(self.q).add_(mitigation, alpha=self.p)
 
 
 class PCBSeesawLoss(Regularised, SeesawLoss):
@@ -80,29 +83,30 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
     `loss_pcb_classes` appears only while the regularisation acts. Further arguments are those of `Regulariser` and `SeesawLoss`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.05, factors: str = "label", p: float = 0.8, q: float = 2.0, eps: float = 1e-2,
-                 counts: str = "all", loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+    def __init__(self, num_classes: int, alpha: float = 0.05, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
+                 start_epoch: int = 17, *, factors: str = "label", p: float = 0.8, q: float = 2.0, eps: float = 1e-2, counts: str = "all",
+                 loss_weight: float = 1.0, reduction: str = "mean", **pcb):
         super().__init__(num_classes, p, q, eps, counts, loss_weight, reduction)
         if factors not in ("label", "class"):
             raise ValueError(f"factors={factors!r}: 'label' or 'class'")
         self.factors = factors
-        self.pcb = Regulariser(num_classes, alpha, **pcb)
+        self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
 
-    def classes_loss(self, z: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        self.pcb.observe(self.foreground(z.detach()), classes, step)
+    def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+        self.pcb.observe(log_score.exp(), classes, step)
         alpha = self.pcb.strength(step)
         if not alpha:
-            return super().classes_loss(z, classes, reduce, step)
-        log_p = (z + self.log_factors(z, classes)).log_softmax(dim=1)
+            return super().classes_loss(z, log_score, classes, reduce, step)
+        log_p = (z + self.log_factors(log_score, classes)).log_softmax(dim=1)
         seesaw = F.nll_loss(log_p, classes, reduction="none")
-        soft = -(self.pcb.targets(classes) * (log_p if self.factors == "label" else self.log_p_of_each_class(z))).sum(dim=1)
+        soft = -(self.pcb.targets(classes) * (log_p if self.factors == "label" else self.log_p_of_each_class(z, log_score))).sum(dim=1)
         return {"loss_cls_classes": reduce((1 - alpha) * seesaw), "loss_pcb_classes": reduce(alpha * soft)}
 
-    def log_p_of_each_class(self, z: Tensor) -> Tensor:
+    def log_p_of_each_class(self, z: Tensor, log_score: Tensor) -> Tensor:
         """log p̂_i of Eq. 17, with the factors of class i: (n, C) -> (n, C)."""
         every = torch.arange(self.num_classes, device=z.device).expand(len(z), -1)
-        rows = z[:, None, :].expand(-1, self.num_classes, -1)  # [k, i, j] = z_kj
-        return z - (rows + self.log_factors(rows, every)).logsumexp(dim=2)
+        factors = self.log_factors(log_score[:, None, :].expand(-1, self.num_classes, -1), every)  # [k, i, j] = log S_ij of RoI k
+        return z - (z[:, None, :] + factors).logsumexp(dim=2)
 
 
 def percent(logits: Tensor, labels: Tensor) -> Tensor:

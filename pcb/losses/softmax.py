@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -87,11 +89,12 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
     online label smoothing too, for a run whose first epochs are shared with it. Further arguments are those of `Regulariser`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.4, space: str = "full", loss_weight: float = 1.0, reduction: str = "mean",
+    def __init__(self, num_classes: int, alpha: float = 0.4, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
+                 start_epoch: int = 17, *, space: str = "full", loss_weight: float = 1.0, reduction: str = "mean",
                  soft_labels: bool = False, **pcb):
         super().__init__(num_classes, space, loss_weight, reduction)
-        self.pcb = Regulariser(num_classes, alpha, **pcb)
-        self.soft_labels = SoftLabels(num_classes, self.pcb.start_epoch) if soft_labels else None
+        self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
+        self.soft_labels = SoftLabels(num_classes, start_epoch) if soft_labels else None
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
