@@ -37,8 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def reproduce(arguments):
     """Make everything, or the named targets. Becomes snakemake: its Ctrl-C, its exit status; one line per job."""
+    from pcb.study.load import ROOT
+
     known_targets(study(arguments), set(arguments.targets) - {"all", "train_all"})
-    command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--config", f"scale={arguments.scale}"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
+    command += ["--config", f"scale={arguments.scale}"]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, "--", *arguments.targets])
 
