@@ -102,7 +102,8 @@ def pretrain(arguments):
     from pcb.engine.gpus import lease
 
     loaded = study(arguments)
-    with lease(min(1, loaded.scale["hardware"]["gpus_per_job"])):
+    trains = loaded.scale["backbones"][arguments.backbone]["weights"] == "pretrain"
+    with lease(min(1, loaded.scale["hardware"]["gpus_per_job"]) if trains else 0):
         from pcb.engine.pretrain import pretrain as run
 
         run(loaded, arguments.backbone)

@@ -64,7 +64,7 @@ def test_a_job_waits_until_enough_are_free_and_holds_none_meanwhile(tmp_path, ca
 
 
 def test_more_than_the_machine_has_is_said_at_once(tmp_path):
-    with pytest.raises(UserError, match="needs 4 GPUs, but 3"), gpus.lease(4, DEVICES, tmp_path):
+    with pytest.raises(UserError, match="needs: 4; that it can see here: 3"), gpus.lease(4, DEVICES, tmp_path):
         pass
 
 

@@ -41,7 +41,7 @@ def lease(count: int, devices: dict[str, str] | None = None, folder: Path | None
     devices = visible() if devices is None else devices
     if len(devices) < count:
         setting = os.environ.get(VARIABLE, "not set")
-        raise UserError(f"the job needs {count} GPUs, but {len(devices)} can be seen here ({VARIABLE}: {setting})",
+        raise UserError(f"GPUs that the job needs: {count}; that it can see here: {len(devices)} ({VARIABLE}: {setting})",
                         "lower hardware.gpus_per_job in the scale's YAML file, or run where there are more")
     folder = folder or Path(tempfile.gettempdir()) / f"pcb-gpus-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)

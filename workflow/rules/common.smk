@@ -126,6 +126,11 @@ def check_job(dataset):
     return {"data": about, "settings": settings}
 
 
+def pretrain_gpus(backbone):
+    trains = study.scale["backbones"][backbone]["weights"] == "pretrain"
+    return min(1, HARDWARE["gpus_per_job"]) if trains else 0
+
+
 def gather_job(target):
     """Everything that a page says apart from the measured numbers."""
     about = {

@@ -58,7 +58,7 @@ rule pretrain:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
-        gpu=min(1, HARDWARE["gpus_per_job"]) if EMBEDDED else 0,
+        gpu=lambda w: pretrain_gpus(w.backbone),
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.pretrain_job(w.backbone)),
