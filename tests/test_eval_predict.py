@@ -105,6 +105,14 @@ def test_large_images_take_mmdets_own_paste_and_agree(model, items, monkeypatch)
         assert torch.equal(boxes, own_boxes) and rles == own_rles
 
 
+def test_a_box_without_area_is_pasted_as_mmdet_does(model, monkeypatch):
+    boxes = torch.tensor([[10.0, 10.0, 40.0, 30.0], [96.0, 20.0, 96.0, 60.0], [5.0, 50.0, 60.0, 50.0], [0.0, 0.0, 0.0, 0.0]])
+    meta, logits = {"ori_shape": (96, 96), "scale_factor": (1.0, 1.0)}, torch.randn(4, 1, 14, 14)
+    masks = predict.paste(model, logits, boxes, meta)[1]
+    monkeypatch.setattr(predict, "SMALL_IMAGE", 0)
+    assert torch.equal(masks, predict.paste(model, logits, boxes, meta)[1])
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_step_variant_is_what_a_head_using_that_step_predicts(items, step):
     model = tiny(3)

@@ -139,7 +139,8 @@ def paste(model: nn.Module, logits: Tensor, boxes: Tensor, meta: dict) -> tuple[
     The same values as mmdet's mask head gives, which on a CPU goes through them one by one.
     """
     head, (height, width) = model.roi_head, meta["ori_shape"][:2]
-    if boxes.is_cuda or height * width > SMALL_IMAGE:
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any()  # a mask without width would be smeared over the whole row
+    if boxes.is_cuda or flat or height * width > SMALL_IMAGE:
         result = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(len(boxes), dtype=torch.long, device=boxes.device))
         head.mask_head.predict_by_feat((logits,), [result], [meta], head.test_cfg, rescale=True)
         return result.bboxes, result.masks
