@@ -3,6 +3,8 @@
 if EMBEDDED:
 
     rule data:
+        input:
+            sorted(map(str, (ROOT / "pcb" / "data" / "assets").iterdir())),
         output:
             paths.data_manifest("{dataset}"),
         log:

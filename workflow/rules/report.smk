@@ -23,12 +23,20 @@ rule gather:
         "pcb gather {wildcards.target:q} &> {log:q}"
 
 
+# What draws a page: code, style sheets, templates.
+REPORTING = sorted(
+    str(path)
+    for path in (ROOT / "pcb" / "reporting").rglob("*")
+    if path.suffix in {".py", ".css", ".j2"}
+)
+
+
 rule notebook:
     input:
         rows=paths.gathered("{target}"),
         head=paths.gathered("{target}").with_suffix(".json"),
         notebook=str(ROOT / "notebooks" / "{target}.ipynb"),
-        plots=sorted(map(str, (ROOT / "pcb" / "reporting").glob("*.py"))),
+        plots=REPORTING,
     output:
         paths.notebook("{target}"),
         paths.html("{target}"),
