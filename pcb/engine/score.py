@@ -121,7 +121,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     left a `dev` split too, `norcal-dev` is NorCal with the γ chosen there.
     """
     detections = Detections(study, run, seed, split)
-    gt, manifest = detections.gt, detections.manifest
+    manifest, gt = detections.manifest, detections.gt
     train = LVISIndex(study.scale["datasets"][study.experiments[run].dataset]["train"])
     out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": study.experiments[run].dataset, "split": split,
            "fingerprint": manifest["fingerprint"], "evaluation": manifest["evaluation"], "images": len(gt.images),
