@@ -1,8 +1,10 @@
 """The detectors that an experiment gets: the small one remembers what is frozen, the paper's own trains on real LVIS photographs."""
 
+import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import training
@@ -48,6 +50,35 @@ def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
     assert losses() == computed
     model.load_state_dict(model.state_dict())
     assert not model.memory  # these may be other weights
+
+
+def test_a_packed_image_is_the_same_at_second_sight(tmp_path, datasets):
+    """Also after a batch of it went through a training step: what the pipeline returns is shared, and nobody may change it."""
+    study = tiny_study(tmp_path, datasets)
+    model = build.detector(study, PLAIN).train()
+    cfg = build.config(study, PLAIN, 0, tmp_path)
+
+    def digest(batch):
+        truths = [(sample.metainfo, sample.gt_instances) for sample in batch["data_samples"]]
+        return [batch["inputs"], [(meta, truth.bboxes.tensor, truth.labels, truth.masks.masks) for meta, truth in truths]]
+
+    def packed(loader):
+        loader.sampler.set_position(0)
+        return next(iter(loader))
+
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    batch = packed(loader)
+    before = copy.deepcopy(digest(batch))
+    assert len({s.flip for s in batch["data_samples"]}) == 2
+    ready = model.data_preprocessor(batch, training=True)
+    model.loss(ready["inputs"], ready["data_samples"])
+    plainly = copy.deepcopy(cfg.train_dataloader)
+    plainly.dataset.dataset.pipeline = cfg.train_pipeline
+    for again in (packed(loader), packed(Runner.build_dataloader(plainly, seed=0))):
+        assert str(digest(again)) == str(before)
+        assert all(torch.equal(a, b) for a, b in zip(digest(again)[0], before[0], strict=True))
+        for ours, theirs in zip(digest(again)[1], before[1], strict=True):
+            assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(ours[1:], theirs[1:], strict=True))
 
 
 def test_only_the_roi_heads_of_the_small_detector_learn(tmp_path, datasets):

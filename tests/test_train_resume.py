@@ -1,10 +1,13 @@
 """A training is a pure function of its seed: however it is interrupted or branched, the same weights come out, bit for bit."""
 
 import pytest
+import torch
 import training
-from training import BRANCH, TRUNK, assert_same_bits, final_state, interrupted, tiny_study, without_trunk
+from training import BRANCH, PLAIN, TRUNK, assert_same_bits, final_state, interrupt, interrupted, tiny_study, without_trunk
 
+from pcb.data.emoji import Recipe, write_dataset
 from pcb.engine import checkpoint
+from pcb.engine.pretrain import pretrain
 from pcb.engine.train import train
 from pcb.study.load import read_json
 
@@ -50,6 +53,25 @@ def test_branch_of_a_trunk_equals_an_unbroken_training(tmp_path, datasets, unbro
     train(study, BRANCH, 0)
     assert_same_bits(final_state(study, BRANCH), final_state(unbroken, BRANCH))
     assert read_json(study.paths.train(BRANCH, 0))["trunk"]["run"] == TRUNK
+
+
+def test_interrupted_pretraining_equals_an_unbroken_one_and_trainings_start_from_it(tmp_path, datasets, monkeypatch):
+    """Here all layers learn, and batch norm keeps statistics."""
+    found = []
+    for name in ("whole", "cut"):
+        study = tiny_study(tmp_path / name, datasets)
+        write_dataset(Recipe(pretrain_images=32), "pretrain", study.paths.data("pretrain"))
+        study.scale["backbones"]["r50"]["weights"] = "pretrain"
+        study.scale["pretrain"].update(iterations=3, batch_size=16)  # two batches an epoch
+        if name == "cut":
+            interrupt(monkeypatch, lambda study=study: pretrain(study, "r50"), 1)
+        found.append(checkpoint.load(pretrain(study, "r50")))
+    whole, cut = found
+    assert whole["meta"]["iterations"] == cut["meta"]["iterations"] == 3
+    assert all(torch.equal(whole["state_dict"][key], cut["state_dict"][key]) for key in whole["state_dict"])
+    train(study, PLAIN, 0)
+    trained = final_state(study, PLAIN)["state_dict"]
+    assert torch.equal(trained["backbone.conv1.weight"], whole["state_dict"]["backbone.conv1.weight"])
 
 
 def iterations_per_epoch(study):

@@ -74,10 +74,14 @@ class EndAt:
 
 def interrupted(monkeypatch, study, run, iteration, clean=True, **kwargs):
     """Start `train` and end it after `iteration`; returns what it raised."""
+    return interrupt(monkeypatch, lambda: train(study, run, 0, **kwargs), iteration, clean)
+
+
+def interrupt(monkeypatch, job, iteration, clean=True):
     with monkeypatch.context() as patch:
         EndAt(patch, iteration, clean)
         try:
-            train(study, run, 0, **kwargs)
+            job()
         except (SystemExit, KeyboardInterrupt) as error:
             return error
     raise AssertionError("the training was not interrupted")

@@ -34,7 +34,6 @@ from pcb.methods import model_overrides
 from pcb.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
-HOOKS = ("PCBEpochHook", "FiniteLossHook", "ProgressHook", "SaveHook")
 ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
 
 
@@ -85,6 +84,14 @@ def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> to
     if checkpoint is not None:
         load_weights(model, checkpoints.load(checkpoint), checkpoint)
     return model.to(device(study)).eval()
+
+
+def check_heads(model: torch.nn.Module, classes: int) -> None:
+    """Assert that every predictor is as wide as the data set has classes, rather than let a label index past it on a GPU."""
+    box, mask = model.roi_head.bbox_head, model.roi_head.mask_head
+    widths = {"box deltas": box.fc_reg.out_features // 4, "masks": mask.conv_logits.out_channels, "classes": box.num_classes}
+    wrong = {what: width for what, width in widths.items() if width != classes}
+    assert not wrong, f"{classes} classes in the data set, but the heads are built for {wrong}"
 
 
 def load_weights(model: torch.nn.Module, state: dict, source: str | Path) -> None:
@@ -151,6 +158,8 @@ def lay_data(cfg: Config, study: Study, files: tuple[str, str], seed: int, batch
     annotations, images = files
     pipeline, workers = cfg.train_pipeline, study.scale["hardware"]["workers"]
     sizes_vary = any(step["type"] == "RandomChoiceResize" for step in pipeline)
+    if cfg.model.get("remember"):
+        pipeline = [dict(type="FlipPipeline", steps=pipeline)]
     data = dict(type="PCBLVISDataset", ann_file=annotations, data_prefix=dict(img=images), pipeline=pipeline, cache_images=not sizes_vary)
     if rfs_threshold is not None:
         data = dict(type="ClassBalancedDataset", oversample_thr=rfs_threshold, dataset=data)
@@ -176,10 +185,12 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
     cfg.default_hooks = dict.fromkeys(("timer", "sampler_seed", "logger", "checkpoint"))
-    cfg.custom_hooks = [dict(type=name) for name in HOOKS]
+    cuda = study.scale["hardware"]["device"] == "cuda"
+    finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
+    cfg.custom_hooks = [dict(type="PCBEpochHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
-    cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if study.scale["hardware"]["device"] == "cuda" else "gloo"))
+    cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if cuda else "gloo"))
 
 
 def device(study: Study) -> torch.device:

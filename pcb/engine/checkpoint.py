@@ -101,11 +101,20 @@ class Checkpoints:
             say(f"{path} is damaged (an interrupted write?): falling back to the checkpoint before it")
         return None
 
-    def named(self, stem: str) -> dict | None:
-        """The good checkpoint stored as `stem`, or None."""
-        return next((load(path) for path in self.folder.glob(f"{stem}.*.pth") if NAME.fullmatch(path.name) and good(path)), None)
+    def keep_as(self, stem: str, state: dict) -> Path:
+        """Store `state` as the one checkpoint of that name, and drop what `save` keeps: this stretch of training is over."""
+        path = store(self.folder, stem, state)
+        for old in set(self.folder.glob(f"{stem}.*.pth")) - {path}:
+            old.unlink(missing_ok=True)
+        self.clear()
+        return path
+
+    def kept(self, stem: str) -> tuple[Path, dict] | None:
+        """(path, content) of what `keep_as` stored under that name, or None where there is nothing good."""
+        paths = (path for path in self.folder.glob(f"{stem}.*.pth") if NAME.fullmatch(path.name))
+        return next(((path, load(path)) for path in paths if good(path)), None)
 
     def clear(self) -> None:
-        """Drop what `save` keeps: the training is over."""
+        """Drop what `save` keeps."""
         for path in self.files():
             path.unlink(missing_ok=True)

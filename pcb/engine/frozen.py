@@ -1,14 +1,17 @@
 """Mask R-CNN whose backbone, FPN and RPN stay as they were loaded: only its RoI heads learn.
 
 Nothing of the frozen part is trained, so its loss is not computed, and what it says about an image is always the same.
-Where augmentation is nothing but a flip there are two versions of an image, and both are remembered.
+Where augmentation is nothing but a flip there are two versions of an image, and both are remembered: the image as the
+pipeline packs it (`FlipPipeline`), and what the frozen part makes of it.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from mmcv.transforms import BaseTransform, Compose
 from mmdet.models.detectors import MaskRCNN
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -70,3 +73,23 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
             self.memory[key] = features, proposals
         features, proposals = self.memory[key]
         return features, InstanceData(bboxes=proposals.bboxes)  # a new one: the RoI head takes it apart
+
+
+@TRANSFORMS.register_module()
+class FlipPipeline(BaseTransform):
+    """A training pipeline in which only RandomFlip is random: draws whether to flip, and packs either version of an image once.
+
+    What it returns is shared: mmdet's data preprocessor makes copies. 70 kB for each version of a 96x96 image.
+    """
+
+    def __init__(self, steps: list[dict]):
+        self.prob = next(step["prob"] for step in steps if step["type"] == "RandomFlip")
+        self.versions = [
+            Compose([{**step, "prob": float(flip)} if step["type"] == "RandomFlip" else step for step in steps]) for flip in (False, True)]
+        self.memory: dict[tuple[int, bool], dict] = {}
+
+    def transform(self, results: dict) -> dict:
+        key = results["img_id"], bool(np.random.random() < self.prob)
+        if key not in self.memory:
+            self.memory[key] = self.versions[key[1]](results)
+        return dict(self.memory[key])

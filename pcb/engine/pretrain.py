@@ -23,9 +23,9 @@ def pretrain(study: Study, backbone: str) -> Path:
     """Write `paths.weights(backbone)` and return it. Resumable as `train` is. Raises `UserError` for a missing or damaged file."""
     source, path = study.scale["backbones"][backbone]["weights"], study.paths.weights(backbone)
     if source == "random":
-        state = {"meta": {"kind": "random"}, "state_dict": {}}
+        put(path, {"meta": {"kind": "random"}, "state_dict": {}})
     elif source != "pretrain":
-        state = from_torchvision(Path(source), backbone)
+        put(path, from_torchvision(Path(source), backbone))
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)
@@ -33,9 +33,12 @@ def pretrain(study: Study, backbone: str) -> Path:
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
             record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes,
                       **provenance.record(study, runner.started)}
-            state = {"meta": record, "state_dict": runner.state()["state_dict"]}
+            put(path, {"meta": record, "state_dict": runner.state()["state_dict"]})
             Checkpoints(work).clear()
+    return path
+
+
+def put(path: Path, state: dict) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write(path, buffer.getbuffer())
-    return path

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 
 from pcb.engine import build, provenance, weights
-from pcb.engine.checkpoint import Checkpoints, load_recorded, sha256, store
+from pcb.engine.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.engine.hooks import StopRequest, say
 from pcb.engine.loop import Runner
 from pcb.errors import UserError
@@ -39,16 +40,15 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
     with only_one(work, run):
-        state = Checkpoints(work).named(stem) or train_to_end(study, run, seed, work, trunk)
-        (path,) = work.glob(f"{stem}.*.pth")
+        path, state = Checkpoints(work).kept(stem) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
             write_json(record_path, {**state["record"], "checkpoint": str(path), "sha256": sha256(path)})
         barrier()
     return record_path
 
 
-def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> dict:
-    """Train, and store the final checkpoint, which is returned: the weights and the record; of a trunk the whole state."""
+def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> tuple[Path, dict]:
+    """Train, and keep the final checkpoint, which is returned: the weights and the record; of a trunk the whole state."""
     experiment, schedule = study.experiments[run], study.schedule
     origin = None if trunk or not experiment.trunk else trunk_record(study, experiment.trunk, seed)
     epochs = schedule["pcb_start_epoch"] - 1 if trunk else schedule["epochs"]
@@ -67,17 +67,16 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         state = {key: value for key, value in state.items() if key not in RESUMING}
         warn_of_shut_gate(runner)
     if is_main_process():
-        store(work, "trunk" if trunk else "final", state)
-        if not trunk:
-            Checkpoints(work).clear()
+        Checkpoints(work).keep_as("trunk" if trunk else "final", state)
     barrier()
-    return state
+    return Checkpoints(work).kept("trunk" if trunk else "final")
 
 
 def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runner:
     """Run a training to its end: from the newest good checkpoint in its work folder, else from what `begin` makes of the runner."""
     if build.device(study).type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine takes a GPU wherever it sees one
+        torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     started = provenance.now()
     with StopRequest() as stop:
         runner = Runner.from_cfg(cfg)
@@ -87,7 +86,9 @@ def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runne
 
 
 def resume_or(begin: Callable[[Runner], None], runner: Runner) -> None:
-    repeat_factors(runner.train_dataloader.dataset)  # an error now rather than after the training
+    dataset = runner.train_dataloader.dataset
+    repeat_factors(dataset)  # an error now rather than after the training
+    build.check_heads(runner.bare_model, len(dataset.metainfo["classes"]))
     if (state := runner.checkpoints.newest(say)) is None:
         begin(runner)
     else:
