@@ -185,7 +185,8 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
     cfg.default_hooks = dict.fromkeys(("timer", "sampler_seed", "logger", "checkpoint"))
-    cuda = study.scale["hardware"]["device"] == "cuda"
+    cfg.device = device(study).type
+    cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [dict(type="PCBEpochHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])

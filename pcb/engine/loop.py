@@ -100,6 +100,10 @@ class Runner(MMRunner):
     def bare_model(self) -> torch.nn.Module:
         return getattr(self.model, "module", self.model)
 
+    def wrap_model(self, model_wrapper_cfg, model: torch.nn.Module) -> torch.nn.Module:
+        """On the device that the scale names; mmengine would take a GPU wherever it sees one."""
+        return super().wrap_model(model_wrapper_cfg, model) if self.distributed else model.to(self.cfg.device)
+
     def build_logger(self, *args, **kwargs):
         logger = super().build_logger(*args, **kwargs)
         logger.handlers[0].setLevel("ERROR")  # the stream handler; the file keeps everything

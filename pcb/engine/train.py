@@ -7,7 +7,6 @@ without a trunk it starts from the pretrained weights. The record, run.json, is 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,8 +73,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
 
 def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runner:
     """Run a training to its end: from the newest good checkpoint in its work folder, else from what `begin` makes of the runner."""
-    if build.device(study).type == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine takes a GPU wherever it sees one
+    if cfg.device == "cpu":
         torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     started = provenance.now()
     with StopRequest() as stop:
