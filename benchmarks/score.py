@@ -124,7 +124,7 @@ def alone(side: str, folder: Path, iou_type: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[2000], help="sizes for ours alone")
+    parser.add_argument("--images", type=int, nargs="*", default=[2000], help="sizes for ours alone")
     parser.add_argument("--both", type=int, default=500, help="size for ours and lvis-api")
     parser.add_argument("--full", action="store_true", help=f"also {LVIS_V1_VAL} images, the size of LVIS v1 val")
     parser.add_argument("--write", action="store_true", help=f"write {OUT.relative_to(OUT.parents[2])}")
