@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from mmdet.registry import LOOPS
 from mmengine.dist import get_rank, is_main_process
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
 
@@ -101,8 +102,12 @@ class Runner(MMRunner):
         return getattr(self.model, "module", self.model)
 
     def wrap_model(self, model_wrapper_cfg, model: torch.nn.Module) -> torch.nn.Module:
-        """On the device that the scale names; mmengine would take a GPU wherever it sees one."""
-        return super().wrap_model(model_wrapper_cfg, model) if self.distributed else model.to(self.cfg.device)
+        """On the device that the scale names: mmengine would take a GPU wherever it sees one, and several processes only with GPUs."""
+        model = model.to(self.cfg.device)
+        if not self.distributed:
+            return model
+        here = [torch.cuda.current_device()] if self.cfg.device == "cuda" else None
+        return MMDistributedDataParallel(model, device_ids=here, broadcast_buffers=False)
 
     def build_logger(self, *args, **kwargs):
         logger = super().build_logger(*args, **kwargs)
