@@ -30,28 +30,36 @@ from mmengine.registry import init_default_scope
 from pcb.data.index import LVISIndex
 from pcb.engine import checkpoint as checkpoints
 from pcb.errors import UserError
-from pcb.methods import model_overrides
+from pcb.methods import model_overrides, stages
 from pcb.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
 
 
-def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch: int | None = None) -> Config:
-    """The training of `run` as mmengine runs it, its outputs in `work_dir`; `until_epoch` stops it early, on the same schedule."""
+def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch: int | None = None, stage: int = -1) -> Config:
+    """The training of `run` as mmengine runs it, its outputs in `work_dir`; `until_epoch` stops it early, on the same schedule.
+
+    `stage`: which of `pcb.methods.stages`, where the method has two.
+    """
     experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
+    part = stages(experiment)[stage]
+    epochs, milestones = part.epochs or schedule["epochs"], part.milestones or schedule["milestones"]
     files = dataset_files(study, experiment.dataset, "train")
     classes = len(index(*files).categories)
     cfg = base(study, experiment.backbone)
-    lay_model(cfg, study, run)
+    lay_model(cfg, study, run, stage)
     lay_data(cfg, study, files, seed, train["batch_size"], train["rfs_threshold"] if experiment.sampler == "rfs" else None)
-    lay_optimizer(cfg, {**cfg.pop("optimizer"), "lr": train["lr"]}, train["amp"], train["clip_grad"])
+    lay_optimizer(cfg, {**cfg.pop("optimizer"), "lr": part.lr * train["lr"]}, train["amp"], train["clip_grad"])
     # Without an end mmengine would take that of this stretch of training for it, and a trunk would never see its drop.
-    drops = dict(type="MultiStepLR", milestones=schedule["milestones"], gamma=train["lr_drop"], end=schedule["epochs"])
+    drops = dict(type="MultiStepLR", milestones=list(milestones), gamma=train["lr_drop"], end=epochs)
     warmup = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=train["warmup_iters"])
     cfg.param_scheduler = [warmup, drops] if train["warmup_iters"] else [drops]
-    cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or schedule["epochs"], seed=seed)
+    cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or epochs, seed=seed)
     lay_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
+    if part.trained:
+        cfg.custom_hooks.append(dict(type="TrainOnlyHook", parts=list(part.trained)))
+    cfg.custom_hooks += [dict(type=hook) for hook in part.hooks]
     return cfg
 
 
@@ -137,13 +145,13 @@ def dataset_files(study: Study, dataset: str, split: str) -> tuple[str, str]:
     return str(entry[split]), str(entry["images"])
 
 
-def lay_model(cfg: Config, study: Study, run: str) -> None:
+def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
     """The experiment's loss and RoI head, class counts from the annotation file, test thresholds from the scale."""
     experiment, scale = study.experiments[run], study.scale
     data = index(*dataset_files(study, experiment.dataset, "train"))
     own = experiment.pcb and study.scaled_gamma(experiment.pcb.gamma)
     overrides = model_overrides(
-        experiment, num_classes=len(data.categories), start_epoch=study.schedule["pcb_start_epoch"],
+        experiment, num_classes=len(data.categories), stage=stage, start_epoch=study.schedule["pcb_start_epoch"],
         momenta=study.momenta(run) or [study.scaled_gamma(0.99)], active=own, absent=data.absent,
         instance_counts=data.instance_count, soft_labels=study.keeps_soft_labels(run),
         hidden=scale["pcb"]["hidden"], identity_start=scale["pcb"]["identity_start"])

@@ -74,6 +74,19 @@ def require_finite(runner) -> None:
 
 
 @HOOKS.register_module()
+class TrainOnlyHook(Hook):
+    """Freezes every parameter whose name starts with none of `parts`: the second stages of BAGS and LOCE."""
+
+    def __init__(self, parts: list[str]):
+        self.parts = tuple(parts)
+
+    def before_train(self, runner) -> None:
+        for name, parameter in runner.bare_model.named_parameters():
+            if not name.startswith(self.parts):
+                parameter.requires_grad_(False)
+
+
+@HOOKS.register_module()
 class SaveHook(Hook):
     """Writes a resumable checkpoint after every epoch, after `minutes` without one, and when the process is asked to end."""
 

@@ -23,6 +23,7 @@ from pcb.engine.hooks import StopRequest, say
 from pcb.engine.loop import Runner
 from pcb.errors import UserError
 from pcb.files import write_json
+from pcb.methods import stages
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
 from pcb.study.load import read_json
@@ -52,10 +53,17 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     origin = None if trunk or not experiment.trunk else trunk_record(study, experiment.trunk, seed)
     epochs = schedule["pcb_start_epoch"] - 1 if trunk else schedule["epochs"]
     begin = partial(branch, origin=origin) if origin else lambda runner: weights.initialise(runner.bare_model, study, experiment.backbone)
+    first = None
+    if len(stages(experiment)) == 2:
+        first = first_stage(study, run, seed, work / "first", begin)
+        begin, epochs = partial(next_stage, state=first), stages(experiment)[-1].epochs
     runner = execute(build.config(study, run, seed, work, until_epoch=epochs), study, begin)
+    for key in ("seconds", "cpu_seconds"):
+        runner.notes[key] += first["notes"][key] if first else 0.0
     state = runner.state()
     state["record"] = {
-        "run": run, "seed": seed, "fingerprint": work.name, "epochs": epochs, "iterations": runner.iter,
+        "run": run, "seed": seed, "fingerprint": work.name, "epochs": epochs + (first["epochs"] if first else 0),
+        "iterations": runner.iter + (first["iter"] if first else 0),
         "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
         "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
         "gate_opened_at_iteration": state["notes"][PCBEpochHook.KEY],
@@ -69,6 +77,23 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         Checkpoints(work).keep_as("trunk" if trunk else "final", state)
     barrier()
     return Checkpoints(work).kept("trunk" if trunk else "final")
+
+
+def first_stage(study: Study, run: str, seed: int, work: Path, begin: Callable[[Runner], None]) -> dict:
+    """The ordinary training that BAGS and LOCE start from, kept in a folder of its own: done once, continued like any other."""
+    work.mkdir(exist_ok=True)
+    if (kept := Checkpoints(work).kept("final")) is None:
+        runner = execute(build.config(study, run, seed, work, stage=0), study, begin)
+        state = {**{key: value for key, value in runner.state().items() if key not in RESUMING}, "epochs": runner.train_loop.max_epochs}
+        if is_main_process():
+            Checkpoints(work).keep_as("final", state)
+        barrier()
+        kept = Checkpoints(work).kept("final")
+    return kept[1]
+
+
+def next_stage(runner: Runner, state: dict) -> None:
+    weights.carry_over(runner.bare_model, state["state_dict"])
 
 
 def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runner:

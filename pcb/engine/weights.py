@@ -57,6 +57,13 @@ def take_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor], source: P
     model.load_state_dict(start, strict=False)
 
 
+def carry_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor]) -> None:
+    """Load the weights of a method's first stage into its second; a predictor of another width (BAGS) and loss states start anew."""
+    ours = model.state_dict()
+    same = {key: value for key, value in theirs.items() if key in ours and ours[key].shape == value.shape and ".loss_cls." not in key}
+    model.load_state_dict(same, strict=False)
+
+
 def from_torchvision(path: Path, backbone: str) -> dict:
     """Content of the weights file for a downloaded ResNet, whose name ends in the first digits of its sha256."""
     if not path.exists():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pcb.study.experiment import Experiment
 
-LOSSES = frozenset({"softmax"})
-PARADIGMS = frozenset({"plain", "iterative"})
+LOSSES = frozenset({"softmax", "eqlv2", "seesaw", "ls", "ols", "bags", "loce"})
+PARADIGMS = frozenset({"plain", "iterative", "dsn", "rm"})
 VARIANTS = frozenset({"plain", "step1", "step2", "cm-val", "ms-val", "cm-train", "norcal"})
 
 
