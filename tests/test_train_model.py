@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +170,14 @@ def test_a_scale_that_asks_for_a_gpu_says_so_where_there_is_none(lvis, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):
         build.detector(lvis, BRANCH)
+
+
+def test_the_engine_starts_without_what_it_does_not_use():
+    code = "import sys, pcb.engine.train, pcb.engine.infer; print(*sorted({'sympy', 'numba', 'matplotlib'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == ""
+
+
+def test_stand_ins_are_gone_after_the_import():
+    code = "import pcb.engine.build, torch.distributed.optim as real; real.ZeroRedundancyOptimizer.__init__; import mmdet.utils.mot_error_visualize"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

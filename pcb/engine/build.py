@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
-with redirect_stdout(io.StringIO()):  # mmdet tells of every optional package that it lacks
+from pcb.engine.lean import lean
+
+with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional package that it lacks
     from mmdet.registry import MODELS
 
     import pcb.data.dataset
