@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pcb.methods import stages
 from pcb.study import load_study
 from pcb.study.built import is_built, is_variant_built
 
@@ -70,7 +71,8 @@ def test_every_training_says_where_it_comes_from(study):
     for run, experiment in study.experiments.items():
         if is_built(experiment):
             record = json.loads(study.paths.train(run, 0).read_text())
-            assert record["fingerprint"] == study.fingerprint(run, 0) and record["epochs"] == study.schedule["epochs"]
+            epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages(experiment))
+            assert record["fingerprint"] == study.fingerprint(run, 0) and record["epochs"] == epochs
             assert {"git", "versions", "hardware", "seconds", "sha256", "checkpoint"} <= set(record)
 
 
