@@ -14,7 +14,7 @@ import torch
 from pcb.engine import build, provenance
 from pcb.engine.checkpoint import Checkpoints, write
 from pcb.engine.train import execute, only_one
-from pcb.engine.weights import from_torchvision
+from pcb.engine.weights import from_file
 from pcb.study import Study
 from pcb.study.study import fingerprint
 
@@ -25,7 +25,7 @@ def pretrain(study: Study, backbone: str) -> Path:
     if source == "random":
         put(path, {"meta": {"kind": "random"}, "state_dict": {}})
     elif source != "pretrain":
-        put(path, from_torchvision(Path(source), backbone))
+        put(path, from_file(Path(source), backbone))
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)

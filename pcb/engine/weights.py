@@ -1,7 +1,7 @@
 """What every training starts from: one file for each backbone, `paths.weights`, and how a detector takes it over.
 
 `backbones.<name>.weights` of the scale's YAML says what it holds: `pretrain` (the base detector, trained on classes of
-which no experiment knows), a path to a torchvision ResNet, or `random` (nothing). The file says it too, as `meta.kind`.
+which no experiment knows), a path to such weights or to a torchvision ResNet, or `random` (nothing). The file says it too, as `meta.kind`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pcb.engine import checkpoint
 from pcb.engine.hooks import say
 from pcb.errors import UserError
 from pcb.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Parts that belong to the classes, or to the method.
 FRESH = ("bbox_head.fc_cls.", "roi_head.mlp_", "roi_head.aux_cls.", "roi_head.refine.", "roi_head.memory.", ".loss_cls.")
@@ -64,15 +66,25 @@ def carry_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(same, strict=False)
 
 
-def from_torchvision(path: Path, backbone: str) -> dict:
-    """Content of the weights file for a downloaded ResNet, whose name ends in the first digits of its sha256."""
+def from_file(path: Path, name: str) -> dict:
+    """Content of the weights file for a downloaded torchvision ResNet, or for a detector of ours as tools/ship_weights.py writes it.
+
+    The name of either ends in the first digits of its sha256.
+    """
+    if not path.is_absolute() and not path.exists():
+        path = ROOT / path
     if not path.exists():
-        raise UserError(f"{path}: no pretrained weights for {backbone}; training does not start at random unasked",
-                        f"download https://download.pytorch.org/models/{path.name} to that path, or set backbones.{backbone}.weights "
+        raise UserError(f"{path}: no pretrained weights for {name}; training does not start at random unasked",
+                        f"download https://download.pytorch.org/models/{path.name} to that path, or set backbones.{name}.weights "
                         "in the scale's YAML to another file, or to `random`")
     digest = checkpoint.sha256(path)
     digits = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
     if digits and not digest.startswith(digits[1]):
         raise UserError(f"{path} is damaged: its sha256 is {digest[:8]}…, its name says {digits[1]}", "download it again")
-    weights = {key: value for key, value in checkpoint.load(path).items() if not key.startswith("fc.")}
-    return {"meta": {"kind": "backbone", "source": path.name, "sha256": digest}, "state_dict": weights}
+    content = checkpoint.load(path)
+    about = {"source": path.name, "sha256": digest}
+    if content.get("meta", {}).get("kind") == "detector":
+        full = {key: value.float() if value.is_floating_point() else value for key, value in content["state_dict"].items()}
+        return {"meta": {**content["meta"], **about}, "state_dict": full}
+    backbone = {key: value for key, value in content.items() if not key.startswith("fc.")}
+    return {"meta": {"kind": "backbone", **about}, "state_dict": backbone}

@@ -126,9 +126,13 @@ def check_job(dataset):
     return {"data": about, "settings": settings}
 
 
+def pretrains(backbone):
+    """Whether a backbone's weights are trained here, not read from a file."""
+    return study.scale["backbones"][backbone]["weights"] == "pretrain"
+
+
 def pretrain_gpus(backbone):
-    trains = study.scale["backbones"][backbone]["weights"] == "pretrain"
-    return min(1, HARDWARE["gpus_per_job"]) if trains else 0
+    return min(1, HARDWARE["gpus_per_job"]) if pretrains(backbone) else 0
 
 
 def gather_job(target):

@@ -48,7 +48,7 @@ rule check_data:
 
 rule pretrain:
     input:
-        paths.data_manifest("pretrain") if EMBEDDED else [],
+        lambda w: paths.data_manifest("pretrain") if pretrains(w.backbone) else [],
     output:
         paths.weights("{backbone}"),
     log:
