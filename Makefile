@@ -2,7 +2,7 @@
 #   make demo    the whole paper at the mini scale, two CPU cores, no data needed; prints where to look
 #   make test    the tests, the smoke run of the whole pipeline included
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench clean-env
+.PHONY: help setup demo test clean-env
 
 PYTHON ?= python3
 CORES ?= all
@@ -11,7 +11,6 @@ BIN := $(ENV)/bin
 
 help:
 	@sed -n '2,3s/^# //p' Makefile
-	@echo "  make bench   the benchmarks behind README's figures"
 	@echo "  make setup   only the set-up"
 
 setup: $(ENV)/.ready
@@ -23,10 +22,7 @@ demo: $(ENV)/.ready
 	@$(BIN)/python -m pcb reproduce --scale mini --cores $(CORES)
 
 test: $(ENV)/.ready
-	@$(BIN)/python -m pytest
-
-bench: $(ENV)/.ready
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m pytest -n 2
 
 clean-env:
 	rm -rf .venv
