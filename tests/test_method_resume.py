@@ -7,7 +7,6 @@ import training
 from training import assert_same_bits, final_state, interrupted, tiny_study, without_trunk
 
 from pcb.engine.train import train
-from pcb.study import built
 
 RUNS = {  # run -> state of the method that must have moved
     "v05_r50_random_eqlv2_iterative_pcb-a0.2-g0.99": "pos",
@@ -32,8 +31,7 @@ def test_resumed_equals_uninterrupted(tmp_path, datasets, monkeypatch, run):
     assert final_state(whole, run)["state_dict"][STATE + RUNS[run]].unique().numel() > 1
 
 
-def test_online_label_smoothing_branches_from_its_trunk(tmp_path, datasets, monkeypatch):
-    monkeypatch.setattr(built, "LOSSES", built.LOSSES | {"ols"})
+def test_online_label_smoothing_branches_from_its_trunk(tmp_path, datasets):
     shared, alone = tiny_study(tmp_path / "shared", datasets), without_trunk(tiny_study(tmp_path / "alone", datasets), OLS)
     train(shared, OLS_TRUNK, 0, trunk=True)
     train(shared, OLS, 0)

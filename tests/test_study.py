@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from pcb.study import METRICS, Study, canonical, load_study
-from pcb.study import study as study_module
-from pcb.study.built import is_built
 from pcb.study.load import ROOT
 from pcb.study.plan import jobs, plan, status
 
@@ -129,17 +127,17 @@ def test_the_linear_check_catches_a_slip(study):
 
 
 # ------------------------------------------------------------------------------------------------- trunks and plans
-def test_trunks_share_what_happens_before_pcb_and_save_240_of_1032_epochs(study, monkeypatch):
+def test_trunks_share_what_happens_before_pcb_and_save_240_of_1074_epochs(study):
     trunks = study.trunks
     assert {key: len(members) for key, members in trunks.items()} == {
         "v05_r50_rfs_softmax_plain": 8, "v05_r50_rfs_softmax_iterative": 8, "v05_r50_rfs_softmax_dsn": 2}
     for trunk, members in trunks.items():
         assert members[0] == trunk and {canonical(study.experiments[m].early_factors) for m in members} == {
             canonical(study.experiments[trunk].factors)}
-    monkeypatch.setattr("pcb.study.plan.is_built", lambda experiment: True)
     everything = jobs(study)
     assert len(everything) == 43 + 3
-    assert 43 * 24 == 1032 and sum(job.epochs for job in everything) == 1032 - (7 + 7 + 1) * 16 == 792
+    second = 2 * 12 + 3 * 6  # of BAGS (v0.5, and v1.0 in R-101) and LOCE (v0.5, and v1.0 in both)
+    assert 43 * 24 + second == 1074 and sum(job.epochs for job in everything) == 1074 - (7 + 7 + 1) * 16 == 834
 
 
 def test_experiments_outside_a_trunk_could_not_share_one(study):
@@ -150,9 +148,14 @@ def test_experiments_outside_a_trunk_could_not_share_one(study):
 
 
 def test_plan_is_text_of_100_columns_that_counts_a_trunk_once(study, tmp_path):
-    text = plan(load_study("mini", overrides={"results": str(tmp_path)}), ["table06"])
-    assert max(map(len, text.splitlines())) <= 100 and text.count("trunk of v05_r50_rfs_softmax_iterative") == 1
-    assert "64 epochs, 144 without shared trunks; 64 left to train" in text
+    fresh = load_study("mini", overrides={"results": str(tmp_path)})
+    text = plan(fresh, ["table06"])
+    assert text.count("trunk of v05_r50_rfs_softmax_iterative") == 1
+    assert text.splitlines()[-2:] == ["64 epochs, 64 left to train", "without shared trunks 144: 144 = 6 x 24 of the paper's schedule"]
+    text = plan(fresh)
+    assert text.splitlines()[-2:] == [
+        "834 epochs, 834 left to train", "without shared trunks 1074: 1032 = 43 x 24 of the paper's schedule, plus 42 of second stages"]
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_state_follows_records_of_this_configuration_only(tmp_path):
@@ -179,13 +182,13 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
     record(study.paths.metrics(BEST, 0), study.fingerprint(BEST, 0))
     assert states()[BEST] == "done"
     line = next(line for line in status(study).splitlines() if line.startswith("table06"))
-    assert line.split() == ["table06", "6", "1", "0", "1", "4", "0"]
+    assert line.split() == ["table06", "6", "1", "0", "1", "4"]
 
 
-def test_what_is_not_built_is_named_so(study):
-    missing = {job.run for job in jobs(study) if job.state == "not built"}
-    assert missing == {run for run, e in study.experiments.items() if not is_built(e)}
-    assert not missing & set(study.runs("table05", "table06", "table09", "table10", "figure1"))
+def test_a_second_stage_counts_in_its_own_training_alone(study):
+    epochs = {job.run: job.epochs for job in jobs(study, "table03")}
+    assert epochs["v05_r50_random_bags_plain"] == 24 + 12 and epochs["v05_r50_random_loce_plain"] == 24 + 6
+    assert {run: n for run, n in epochs.items() if n != 24}.keys() == {run for run in epochs if "bags" in run or "loce" in run}
 
 
 # ------------------------------------------------------------------------------------------------------------ jobs
@@ -238,13 +241,15 @@ def test_a_new_variant_evaluates_its_run_alone(study, changed):
     assert [key for key in before if before[key] != after[key]] == [("eval", "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.9")]
 
 
-def test_a_variant_is_evaluated_once_the_code_has_it(study, monkeypatch):
-    monkeypatch.setattr(study_module, "is_variant_built", lambda name: name in {"plain", "step1", "step2"})
-    before = every_job(study)
-    monkeypatch.setattr(study_module, "is_variant_built", lambda name: name in {"plain", "step1", "step2", "norcal"})
-    after = every_job(study)
-    assert {run for kind, run in before if before[kind, run] != after[kind, run]} == {
-        "v05_r50_rfs_softmax_plain", "v05_r50_random_eqlv2_plain", "v05_r50_rfs_seesaw_plain"}
+def test_norcal_is_evaluated_on_the_runs_that_table_8_lists(study):
+    asked = {run for run in study.experiments if "norcal" in study.eval_job(run, 0)["variants"]}
+    assert asked == {"v05_r50_rfs_softmax_plain", "v05_r50_random_eqlv2_plain", "v05_r50_rfs_seesaw_plain"}
+
+
+def test_a_trunk_keeps_soft_labels_where_online_label_smoothing_branches_from_it(study, changed):
+    assert {run for run in study.experiments if study.train_job(run, 0).get("soft_labels")} == {"v05_r50_rfs_softmax_plain"}
+    alone = changed(["experiments", "v05_r50_rfs_ols_plain", "trunk"], None)
+    assert not any(alone.keeps_soft_labels(run) for run in alone.experiments)
 
 
 def test_a_new_gamma_on_a_trunk_retrains_the_trunk_and_its_branches(study, changed):

@@ -47,6 +47,7 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
 @pytest.mark.parametrize("pattern, replacement, message", [
     (r"^schedule: {epochs", "schedule: {epoch", "schedule.epoch: unknown key; did you mean 'epochs'?"),
     (r"loss: eqlv2", "loss: eql", "experiments.v05_r50_random_eqlv2_plain.loss: 'eql' is not one of"),
+    (r"paradigm: dsn\b", "paradigm: dns", "experiments.v05_r50_rfs_softmax_dsn.paradigm: 'dns' is not one of"),
     (r"sampler: random, loss: softmax}", "sampler: rfs, loss: softmax}", "is spelled 'v05_r50_rfs_softmax_plain' by its own factors"),
     (r"trunk: \*A", "trunk: nowhere", "names the trunk 'nowhere', which is no experiment"),
     (r"pcb: {alpha: 0.2}, trunk: \*A", "pcb: {alpha: 0.2}, trunk: v05_r50_rfs_softmax_plain", "their first epochs differ"),
@@ -65,6 +66,14 @@ def test_the_paper_s_mistakes(tmp_path, pattern, replacement, message):
     with pytest.raises(UserError) as error:
         load_study("mini", paper=path)
     assert str(path) in str(error.value) and message in str(error.value) and error.value.fix
+
+
+def test_the_schema_allows_the_methods_of_the_paper_and_no_other():
+    study, allowed = load_study("mini"), validator("paper").schema["$defs"]
+    factors = allowed["experiment"]["properties"]
+    for factor in ("loss", "paradigm", "regression"):
+        assert {getattr(e, factor) for e in study.experiments.values()} == set(factors[factor]["enum"])
+    assert {v for run in study.experiments for v in study.variants(run)} == set(allowed["row"]["properties"]["variant"]["enum"])
 
 
 def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():

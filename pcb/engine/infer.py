@@ -40,7 +40,7 @@ KEEP = 2**30
 
 def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shard: int = IMAGES_PER_SHARD,
           variants: Sequence[str] | None = None) -> dict:
-    """Detect on `split` with every built variant that some table asks of this run, or with those given. Returns the manifest it wrote.
+    """Detect on `split` with every variant that some table asks of this run, or with those given. Returns the manifest it wrote.
 
     Where NorCal is among them and the scale names a `dev` split, that is detected on too: the scorer chooses γ there as well.
     Raises `UserError` where the run is not trained, its checkpoint is missing, damaged or of another class count, or predicts NaN.

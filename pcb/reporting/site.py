@@ -13,7 +13,6 @@ from pcb.reporting import style, words
 from pcb.reporting.gather import read_metrics, read_record
 from pcb.reporting.verdicts import verdicts
 from pcb.study import Study
-from pcb.study.built import is_built, is_variant_built
 from pcb.study.claims import FAILS, HOLDS, NOT_RUN, WITHIN_NOISE
 
 
@@ -35,13 +34,12 @@ def card(study: Study, target: str, found: dict) -> dict:
     """What the index shows of one table: its name, picture, links, and how many of its rows were measured."""
     table, paths = study.tables[target], study.paths
     measured = [any(row.variant in ((found[row.run, seed] or {}).get("variants") or {}) for seed in study.seeds) for row in table.rows]
-    later = [row for row in table.rows if not (is_built(study.experiments[row.run]) and is_variant_built(row.variant))]
     missing = [" · ".join(row.labels.values()) for row, done in zip(table.rows, measured, strict=True) if not done]
     files = [{"name": name, "href": existing(study, path)} for name, path in
              (("notebook", paths.notebook(target)), *((s, paths.table(target, s)) for s in ("csv", "md", "tex")))]
     return {"name": words.number(target), "title": table.title, "claim": table.claim, "page": existing(study, paths.html(target)),
             "picture": existing(study, paths.figure(target)), "files": [f for f in files if f["href"]], "rows": len(measured),
-            "measured": sum(measured), "missing": missing, "later": len(later), "target": target}
+            "measured": sum(measured), "missing": missing, "target": target}
 
 
 def trainings(study: Study, found: dict) -> dict:

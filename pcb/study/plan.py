@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from pcb.study.built import is_built, is_variant_built
+from pcb.methods import stages
 from pcb.study.study import Study
 
-DONE, TRAINED, PARTIAL, TO_RUN, NOT_BUILT = "done", "trained", "partial", "to run", "not built"
+DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
 
 
 @dataclass(frozen=True)
 class Job:
     """A training (or, with `trunk`, the first epochs that `branches` share): its state, and the epochs that it trains itself.
 
-    `state`: done (trained and scored; a trunk: trained), trained (not scored), partial (a checkpoint to continue from), to run,
-    not built. A record of another configuration than the study's counts as none.
+    `state`: done (trained and scored; a trunk: trained), trained (not scored), partial (a checkpoint to continue from), to run.
+    A record of another configuration than the study's counts as none.
     """
 
     run: str
@@ -51,19 +51,23 @@ def jobs(study: Study, *targets: str) -> list[Job]:
         ready: set[str] = set()
         for run in runs:
             trunk = study.experiments[run].trunk
-            if trunk and trunk not in ready and is_built(study.experiments[run]):
+            if trunk and trunk not in ready:
                 ready.add(trunk)
-                branches = tuple(b for b in runs if study.experiments[b].trunk == trunk and is_built(study.experiments[b]))
+                branches = tuple(b for b in runs if study.experiments[b].trunk == trunk)
                 out.append(Job(trunk, seed, state(study, trunk, seed, trunk=True), study.trunk_epochs, True, (), branches))
-            epochs = study.schedule["epochs"] - (study.trunk_epochs if trunk else 0)
-            out.append(Job(run, seed, state(study, run, seed), epochs, False, tables_of(study, run)))
+            out.append(Job(run, seed, state(study, run, seed), epochs_to_train(study, run), False, tables_of(study, run)))
     return out
+
+
+def epochs_to_train(study: Study, run: str) -> int:
+    """Epochs that a run's own job trains, in all its stages, after what its trunk did."""
+    experiment = study.experiments[run]
+    epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages(experiment))
+    return epochs - (study.trunk_epochs if experiment.trunk else 0)
 
 
 def state(study: Study, run: str, seed: int, trunk: bool = False) -> str:
     """How far a training is, by its records and its work folder."""
-    if not is_built(study.experiments[run]):
-        return NOT_BUILT
     paths, fingerprint = study.paths, study.fingerprint(run, seed)
     if is_current(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
         return DONE if trunk or is_current(paths.metrics(run, seed), fingerprint) else TRAINED
@@ -93,27 +97,34 @@ def plan(study: Study, targets: Sequence[str] = ()) -> str:
         lines.append((name, str(job.seed), str(job.epochs), job.state, tables))
     width = max(len(line[0]) for line in lines)
     text = [f"{name:<{width}}  {seed:>4}  {epochs:>6}  {state:<9} {tables}".rstrip() for name, seed, epochs, state, tables in lines]
-    built = [job for job in todo if job.state != NOT_BUILT]
-    alone = sum(not job.trunk for job in built) * study.schedule["epochs"]
-    text.append(f"\n{sum(job.epochs for job in built)} epochs, {alone} without shared trunks; "
-                f"{sum(job.epochs_left for job in built)} left to train; {len(todo) - len(built)} trainings not built")
-    return "\n".join(text)
+    return "\n".join([*text, "", *totals(study, todo)])
+
+
+def totals(study: Study, todo: Sequence[Job]) -> list[str]:
+    """The epochs of all jobs and those left, and how many there would be if no trunk were shared."""
+    trainings = [job for job in todo if not job.trunk]
+    each = study.schedule["epochs"]
+    whole = len(trainings) * each
+    second = sum(stage.epochs or 0 for job in trainings for stage in stages(study.experiments[job.run]))
+    more = f", plus {second} of second stages" if second else ""
+    return [f"{sum(job.epochs for job in todo)} epochs, {sum(job.epochs_left for job in todo)} left to train",
+            f"without shared trunks {whole + second}: {whole} = {len(trainings)} x {each} of the paper's schedule{more}"]
 
 
 def status(study: Study) -> str:
-    """One line per table and figure: how many of its rows (times seeds) are measured, wait for a job, or are not built."""
+    """One line per table and figure: how many of its rows (times seeds) are measured or wait for a job."""
     states = {(job.run, job.seed): job.state for job in jobs(study) if not job.trunk}
-    text = [f"{'':<9}{'rows':>6}{DONE:>7}{TRAINED:>9}{PARTIAL:>9}{TO_RUN:>8}{NOT_BUILT:>11}"]
+    text = [f"{'':<9}{'rows':>6}{DONE:>7}{TRAINED:>9}{PARTIAL:>9}{TO_RUN:>8}"]
     for key, table in study.tables.items():
-        cells = [states[row.run, seed] if is_variant_built(row.variant) else NOT_BUILT for row in table.rows for seed in study.seeds]
-        counts = [cells.count(name) for name in (DONE, TRAINED, PARTIAL, TO_RUN, NOT_BUILT)]
-        text.append("{:<9}{:>6}{:>7}{:>9}{:>9}{:>8}{:>11}".format(key, len(cells), *counts))
+        cells = [states[row.run, seed] for row in table.rows for seed in study.seeds]
+        counts = [cells.count(name) for name in (DONE, TRAINED, PARTIAL, TO_RUN)]
+        text.append("{:<9}{:>6}{:>7}{:>9}{:>9}{:>8}".format(key, len(cells), *counts))
     return "\n".join([*text, "", *outlook(study)])
 
 
 def outlook(study: Study) -> list[str]:
     """Trainings and evaluations done of all, the last line of each job under way, and how long the rest may take."""
-    todo = [job for job in jobs(study) if job.state != NOT_BUILT]
+    todo = jobs(study)
     trainings = [job for job in todo if not job.trunk]
     counts = Counter(job.state for job in trainings)
     running = under_way(study, todo)

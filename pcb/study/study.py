@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pcb.study.built import is_built, is_variant_built
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.paths import Paths
@@ -96,7 +95,7 @@ class Study:
         return [key for key in self.experiments if key in wanted]
 
     def variants(self, run: str) -> list[str]:
-        """Evaluation variants that some table asks of this run, `plain` first, whether built or not."""
+        """Evaluation variants that some table asks of this run, `plain` first."""
         wanted = {row.variant for table in self.tables.values() for row in table.rows if row.run == run}
         return ["plain", *sorted(wanted - {"plain"})]
 
@@ -107,9 +106,8 @@ class Study:
         return [self.scaled_gamma(g) for g in gammas]
 
     def keeps_soft_labels(self, run: str) -> bool:
-        """Whether a trunk keeps the soft labels of online label smoothing, because a built branch needs them."""
-        members = (self.experiments[m] for m in self.trunks.get(run, ()))
-        return any(m.loss == "ols" and is_built(m) for m in members)
+        """Whether a trunk keeps the soft labels of online label smoothing, because a branch needs them."""
+        return any(self.experiments[member].loss == "ols" for member in self.trunks.get(run, ()))
 
     def scaled_gamma(self, gamma: float) -> float:
         """The momentum whose memory 1/(1-γ) is the scale's `pcb.memory` times that of `gamma`, or 0 where that is under 1.
@@ -147,9 +145,9 @@ class Study:
         return job
 
     def eval_job(self, run: str, seed: int) -> dict:
-        """What determines a run's detections and metrics: the training, the val set, the built variants, the test settings."""
+        """What determines a run's detections and metrics: the training, the val set, the variants, the test settings."""
         return {"train": self.fingerprint(run, seed), "data": self._files(self.experiments[run].dataset, "version", "val", "images"),
-                "variants": [v for v in self.variants(run) if is_variant_built(v)], "test": self.scale["test"]}
+                "variants": self.variants(run), "test": self.scale["test"]}
 
     def fingerprint(self, run: str, seed: int) -> str:
         return fingerprint(self.train_job(run, seed))

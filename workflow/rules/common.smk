@@ -11,7 +11,7 @@ from pcb import progress
 from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import canonical, load_study
-from pcb.study.built import is_built, is_variant_built
+from pcb.study.plan import epochs_to_train
 
 SETTINGS = {"scale", "seeds", "results"}
 
@@ -46,7 +46,6 @@ HARDWARE = study.scale["hardware"]
 EMBEDDED = bool(study.scale.get("embedded"))
 ROOT = Path(os.path.relpath(workflow.basedir))
 
-BUILT = [run for run in study.runs() if is_built(study.experiments[run])]
 TARGETS = [t for t in study.tables if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
 
 # environment.yml documents the software; the jobs run in the interpreter that runs Snakemake.
@@ -99,12 +98,6 @@ def words(verb):
     )
 
 
-def epochs_to_train(run):
-    """Epochs that a run's own job trains, after what its trunk did."""
-    shared = study.trunk_epochs if study.experiments[run].trunk else 0
-    return study.schedule["epochs"] - shared
-
-
 def trunk_of(run, seed):
     trunk = study.experiments[run].trunk
     return paths.trunk(trunk, seed) if trunk else []
@@ -150,16 +143,9 @@ def gather_job(target):
 
 
 def measured(target):
-    """The metrics behind a table's rows, as far as their methods are built."""
-    rows = [
-        row
-        for row in study.tables[target].rows
-        if row.run in BUILT and is_variant_built(row.variant)
-    ]
+    """The metrics behind a table's rows."""
     return [
-        paths.metrics(run, seed)
-        for run in dict.fromkeys(row.run for row in rows)
-        for seed in study.seeds
+        paths.metrics(run, seed) for run in study.runs(target) for seed in study.seeds
     ]
 
 

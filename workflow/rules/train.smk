@@ -39,7 +39,7 @@ rule train:
         paths.log("train/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("train/{run}/seed{seed}")
-    priority: lambda w: epochs_to_train(w.run)
+    priority: lambda w: epochs_to_train(study, w.run)
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -57,4 +57,4 @@ rule train:
 
 rule train_all:
     input:
-        [paths.train(run, seed) for run in BUILT for seed in study.seeds],
+        [paths.train(run, seed) for run in study.runs() for seed in study.seeds],
