@@ -223,11 +223,16 @@ def test_words_published_numbers_and_hardware_change_no_job(study, changed, keys
 
 @pytest.mark.parametrize("keys, value", [
     (["scale", "train", "lr"], 1.0), (["scale", "pcb", "hidden"], 7), (["scale", "embedded", "seed"], 99), (["schedule", "epochs"], 25),
-    (["scale", "pretrain", "iterations"], 7),
 ])
 def test_the_recipe_changes_every_training(study, changed, keys, value):
     before, after = every_job(study), every_job(changed(keys, value))
     assert all(before[key] != after[key] for key in before)
+
+
+def test_a_pretraining_s_recipe_changes_what_starts_from_it(study, changed):
+    with_file, pretrained = every_job(study), every_job(changed(["scale", "backbones", "r50", "weights"], "pretrain"))
+    assert {run for kind, run in with_file if with_file[kind, run] == pretrained[kind, run]} == {
+        run for run, experiment in study.experiments.items() if experiment.backbone == "r101"}
 
 
 def test_test_settings_change_evaluations_alone(study, changed):
