@@ -35,7 +35,8 @@ def edited(tmp_path, source, pattern, replacement):
     (r"^  rfs_threshold: .*\n", "", "train: 'rfs_threshold' is a required property"),
     (r"device: cpu", "device: gpu", "hardware.device: 'gpu' is not one of"),
     (r"^name: mini", "name: mini\nname: mini", "the key 'name' appears twice"),
-    (r"weights: configs[^}]*(.*\n[^\0]*)^pretrain: .*\n", r"weights: pretrain\1", "weights are `pretrain`, but there is no `pretrain` recipe"),
+    (r"weights: configs[^}]*(.*\n[^\0]*)^pretrain: .*\n", r"weights: pretrain\1",
+     "weights are `pretrain`, but there is no `pretrain` recipe"),
 ])
 def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
     path = edited(tmp_path, MINI, pattern, replacement)
