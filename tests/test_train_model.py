@@ -54,6 +54,27 @@ def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
     assert not model.memory  # these may be other weights
 
 
+def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
+    study = tiny_study(tmp_path, datasets)
+    cfg = build.config(study, PLAIN, 0, tmp_path)
+    first = build.detector(study, PLAIN).train()
+    batch = first.data_preprocessor(first_batch(cfg), training=True)
+    second = copy.deepcopy(first)
+    other = copy.deepcopy(first)
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1)
+    for model in (first, second, other):
+        model.folder, model.images = str(tmp_path / "features"), "digest of the images"
+    first.loss(batch["inputs"], batch["data_samples"])
+    first.keep_memory()
+    for model in (second, other):
+        model.recollect(torch.device("cpu"))
+    assert second.memory.keys() == first.memory.keys() and len(second.memory) == 8
+    for key, (features, proposals) in first.memory.items():
+        assert all(map(torch.equal, features, second.memory[key][0])) and torch.equal(proposals.bboxes, second.memory[key][1].bboxes)
+    assert not other.memory  # another backbone: nothing there is its own
+
+
 def test_a_packed_image_is_the_same_at_second_sight(tmp_path, datasets):
     """Also after a batch of it went through a training step: what the pipeline returns is shared, and nobody may change it."""
     study = tiny_study(tmp_path, datasets)

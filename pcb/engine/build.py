@@ -161,7 +161,10 @@ def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
     rcnn = cfg.model.test_cfg.rcnn
     rcnn.score_thr, rcnn.max_per_img = scale["test"]["score_thr"], scale["test"]["max_per_image"]
     if cfg.model.type == "FrozenTrunkMaskRCNN":
-        cfg.model.remember = {step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED
+        cfg.model.update(remember={step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED)
+        manifest = study.paths.data_manifest(experiment.dataset)  # only of a generated set is every image's digest on record
+        if manifest.exists():
+            cfg.model.update(folder=str(study.paths.features), images=checkpoints.sha256(manifest))
 
 
 def lay_data(cfg: Config, study: Study, files: tuple[str, str], seed: int, batch_size: int, rfs_threshold: float | None) -> None:
@@ -198,7 +201,7 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.device = device(study).type
     cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
-    cfg.custom_hooks = [dict(type="PCBEpochHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
+    cfg.custom_hooks = [dict(type="PCBEpochHook"), dict(type="KeepMemoryHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
     cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if cuda else "gloo"))

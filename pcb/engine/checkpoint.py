@@ -34,10 +34,20 @@ def write(path: str | Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def store(folder: str | Path, stem: str, state: dict) -> Path:
-    """Write `state` (tensors and plain values) as `<stem>.<sha256>.pth`; the name has the digest's first 16 digits."""
+def save(path: str | Path, state: dict) -> None:
+    """Write `state` (tensors and plain values), whole or not at all."""
+    write(path, packed(state).getbuffer())
+
+
+def packed(state: dict) -> io.BytesIO:
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    return buffer
+
+
+def store(folder: str | Path, stem: str, state: dict) -> Path:
+    """Write `state` (tensors and plain values) as `<stem>.<sha256>.pth`; the name has the digest's first 16 digits."""
+    buffer = packed(state)
     path = Path(folder) / f"{stem}.{hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]}.pth"
     write(path, buffer.getbuffer())
     return path

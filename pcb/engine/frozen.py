@@ -2,10 +2,13 @@
 
 Nothing of the frozen part is trained, so its loss is not computed, and what it says about an image is always the same.
 Where augmentation is nothing but a flip there are two versions of an image, and both are remembered: the image as the
-pipeline packs it (`FlipPipeline`), and what the frozen part makes of it.
+pipeline packs it (`FlipPipeline`), and what the frozen part makes of it, which the next training is spared too.
 """
 
 from __future__ import annotations
+
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+from pcb.engine import checkpoint
 
 Outputs = tuple[list[Tensor], InstanceData]
 
@@ -24,11 +29,15 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
 
     Then an image passes the frozen part alone, never within a batch, whose composition could change the last bits:
     what is remembered equals what would be computed. It costs 150 kB for each version of a 96x96 image.
+
+    `folder` and `images`: where trainings share what they remember, and a digest of the images. A file there is named by that digest
+    and the frozen weights', so it can only hold what this detector would compute; `keep_memory` writes it.
     """
 
-    def __init__(self, *args, remember: bool = False, **kwargs):
+    def __init__(self, *args, remember: bool = False, folder: str = "", images: str = "", **kwargs):
         super().__init__(*args, **kwargs)
         self.memory: dict[tuple, Outputs] | None = {} if remember else None
+        self.folder, self.images = folder, images
         for part in self.frozen:
             part.requires_grad_(False)
 
@@ -66,7 +75,32 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
         used = max(self.roi_head.bbox_roi_extractor.num_inputs, self.roi_head.mask_roi_extractor.num_inputs)
         return list(features[:used]), proposals
 
+    def memory_file(self) -> Path | None:
+        if not self.images:
+            return None
+        digest = hashlib.sha256(self.images.encode())
+        for part in self.frozen:
+            for value in part.state_dict().values():
+                digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return Path(self.folder) / f"features-{digest.hexdigest()[:16]}.pth"
+
+    def keep_memory(self) -> None:
+        """Write what is remembered for the trainings to come, unless one did before."""
+        path = self.memory_file() if self.memory else None
+        if path and not path.exists():
+            rows = [(*key, [f.cpu() for f in features], proposals.bboxes.cpu()) for key, (features, proposals) in self.memory.items()]
+            checkpoint.save(path, {"rows": rows})
+
+    def recollect(self, device: torch.device) -> None:
+        """Read what an earlier training left, if any did."""
+        path = self.memory_file()
+        if path and path.exists():
+            rows = checkpoint.load(path, map_location=device)["rows"]
+            self.memory.update({tuple(key): (features, InstanceData(bboxes=boxes)) for *key, features, boxes in rows})
+
     def recall(self, image: Tensor, sample) -> Outputs:
+        if not self.memory:
+            self.recollect(image.device)
         key = sample.img_id, sample.flip, tuple(image.shape)
         if key not in self.memory:
             features, (proposals,) = self.propose(image[None], [sample])

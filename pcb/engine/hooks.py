@@ -87,6 +87,15 @@ class TrainOnlyHook(Hook):
 
 
 @HOOKS.register_module()
+class KeepMemoryHook(Hook):
+    """Leaves what a frozen trunk said of every image to the next training with the same trunk and images."""
+
+    def after_train(self, runner) -> None:
+        if hasattr(runner.bare_model, "keep_memory") and is_main_process():
+            runner.bare_model.keep_memory()
+
+
+@HOOKS.register_module()
 class SaveHook(Hook):
     """Writes a resumable checkpoint after every epoch, after `minutes` without one, and when the process is asked to end."""
 

@@ -6,13 +6,10 @@ sees: it stands in for ImageNet. Else the weights are a file's, checked, or none
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import torch
-
 from pcb.engine import build, provenance
-from pcb.engine.checkpoint import Checkpoints, write
+from pcb.engine.checkpoint import Checkpoints, save
 from pcb.engine.train import execute, only_one
 from pcb.engine.weights import from_file
 from pcb.study import Study
@@ -23,9 +20,9 @@ def pretrain(study: Study, backbone: str) -> Path:
     """Write `paths.weights(backbone)` and return it. Resumable as `train` is. Raises `UserError` for a missing or damaged file."""
     source, path = study.scale["backbones"][backbone]["weights"], study.paths.weights(backbone)
     if source == "random":
-        put(path, {"meta": {"kind": "random"}, "state_dict": {}})
+        save(path, {"meta": {"kind": "random"}, "state_dict": {}})
     elif source != "pretrain":
-        put(path, from_file(Path(source), backbone))
+        save(path, from_file(Path(source), backbone))
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)
@@ -33,12 +30,6 @@ def pretrain(study: Study, backbone: str) -> Path:
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
             record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes,
                       **provenance.record(study, runner.started)}
-            put(path, {"meta": record, "state_dict": runner.state()["state_dict"]})
+            save(path, {"meta": record, "state_dict": runner.state()["state_dict"]})
             Checkpoints(work).clear()
     return path
-
-
-def put(path: Path, state: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write(path, buffer.getbuffer())

@@ -47,6 +47,11 @@ class Paths:
         """Checkpoints and logs of a training. Undeclared to Snakemake, so that a failure never deletes it."""
         return self.root / "work" / fingerprint
 
+    @property
+    def features(self) -> Path:
+        """What frozen trunks said of the training images, shared by the trainings; may be deleted at any time."""
+        return self.root / "work" / "features"
+
     def detections(self, run: str, seed: int) -> Path:
         """Manifest of the detection shards that one inference pass wrote."""
         return self.run(run, seed) / "detections.json"
