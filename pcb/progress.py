@@ -1,9 +1,9 @@
 """What a person sees while the workflow runs: one line when a training starts, one when a job ends, with done of all and ETA.
 
-    14:02:11  start       Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06)
-    14:02:54  done 12/96  Train v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06), 43 s; about 12 min left
+    14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
+    14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
 
-    14:03:20  FAILED      Score v05_r50_rfs_softmax_plain (training 2 of 20, for table02, table06); log: results/mini/logs/score/…
+    14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/score/…
                 error: what is wrong
                 fix: how to mend it
 
@@ -20,10 +20,10 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.study import Study
-from pcb.study.plan import duration, tables_of
+from pcb.study.plan import duration, short, tables_of
 
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
-COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 5.0, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
+COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 0.1, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
          "gather": 0.02, "notebook": 0.2}
 ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
 SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS, LogEvent.SHELLCMD}
@@ -31,11 +31,10 @@ LOG_LINES = 25  # of a failed job whose log has no line `error:`
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
-    """`Train RUN (training 2 of 20, for table02, table06)`; the seed is named only where there are several."""
-    runs = study.runs()
+    """`Train RUN (tables 2 6)`; the seed is named only where there are several, `shared` is what is in no table by itself."""
     tables = tables_of(study, run)
-    with_seed = f", seed {seed}" if len(study.seeds) > 1 else ""
-    place = f"training {runs.index(run) + 1} of {len(runs)}, for {', '.join(tables)}" if tables else "for no table by itself"
+    with_seed = f" seed {seed}" if len(study.seeds) > 1 else ""
+    place = f"table{'s' * (len(tables) > 1)} {' '.join(map(short, tables))}" if tables else "shared"
     return f"{verb} {run}{with_seed} ({place})"
 
 
@@ -81,7 +80,7 @@ class Lines(logging.StreamHandler):
 
     def start(self, job: int, rule: str, words: str) -> str | None:
         self.running[job] = (rule, words, self.clock())
-        return f"start       {words}" if rule in ANNOUNCED else None
+        return f"start         {words}" if rule in ANNOUNCED else None
 
     def end(self, job: int) -> str:
         self.side_by_side.append(len(self.running))
@@ -91,8 +90,8 @@ class Lines(logging.StreamHandler):
         self.waiting[rule] = self.waiting.get(rule, 1) - 1
         done = sum(map(len, self.took.values()))
         left = self.seconds_left()
-        eta = f"; about {duration(left)} left" if left >= 1 else ""
-        return f"done {f'{done}/{done + sum(self.waiting.values())}':<7}{words}, {duration(seconds)}{eta}"
+        eta = f"; {duration(left)} left" if left >= 1 else ""
+        return f"done {f'{done}/{done + sum(self.waiting.values())}':<9}{words}, {duration(seconds)}{eta}"
 
     def failure(self, job: int, logs: list[str]) -> str:
         rule, words, _ = self.running.pop(job)
@@ -101,7 +100,7 @@ class Lines(logging.StreamHandler):
         begin = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=max(0, len(lines) - LOG_LINES))
         why = " (killed, perhaps because memory ran out; what it had saved is kept)" if self.killed else ""
         self.killed = False
-        return "\n".join([f"FAILED      {words}{why}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
+        return "\n".join([f"FAILED        {words}{why}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
 
     def seconds_left(self) -> float:
         unit = sum(map(sum, self.took.values())) / sum(COSTS[rule] * len(times) for rule, times in self.took.items())

@@ -42,7 +42,7 @@ def test_a_long_job_is_announced_and_its_end_has_done_total_and_time():
     run.start(1, "train", "Train x")
     run.now = 40
     run.end(1)
-    assert run.said == ["start       Train x", "done 1/3    Train x, 40 s; about 80 s left"]
+    assert run.said == ["start         Train x", "done 1/3      Train x, 40 s; 80 s left"]
 
 
 def test_jobs_side_by_side_halve_the_time_left():
@@ -51,7 +51,7 @@ def test_jobs_side_by_side_halve_the_time_left():
     run.start(2, "train")
     run.now = 60
     run.end(1)
-    assert run.said[-1].endswith("60 s; about 2 min left")  # four more and none of the running one's 60 s, two at a time
+    assert run.said[-1].endswith("60 s; 2 min left")  # four more and none of the running one's 60 s, two at a time
 
 
 def test_a_rule_without_a_finished_job_is_estimated_from_the_others():
@@ -59,7 +59,7 @@ def test_a_rule_without_a_finished_job_is_estimated_from_the_others():
     run.start(1, "train")
     run.now = 100
     run.end(1)
-    assert run.said[-1].endswith("; about 50 s left")  # an inference costs a quarter of a training
+    assert run.said[-1].endswith("; 50 s left")  # an inference costs a quarter of a training
 
 
 def test_a_short_job_says_only_its_end_and_a_target_nothing():
@@ -68,7 +68,7 @@ def test_a_short_job_says_only_its_end_and_a_target_nothing():
     run.end(1)
     run.start(2, "table05")
     run.end(2)
-    assert run.said == ["done 1/1    Gather the rows of table05, 0 s"]
+    assert run.said == ["done 1/1      Gather the rows of table05, 0 s"]
 
 
 @pytest.mark.parametrize(("log", "tail"), [
@@ -80,7 +80,7 @@ def test_a_failed_job_says_its_error_and_where_its_log_is(tmp_path, log, tail):
     run = Run(score=2)
     run.start(1, "score", "Score x")
     run.event(LogEvent.JOB_ERROR, jobid=1, log=[str(tmp_path / "x.log")])
-    assert run.said[0] == f"FAILED      Score x; log: {tmp_path}/x.log"
+    assert run.said[0] == f"FAILED        Score x; log: {tmp_path}/x.log"
     assert [line.strip() for line in run.out.getvalue().splitlines()[1:]] == tail
 
 
@@ -111,9 +111,9 @@ def test_a_dry_run_says_nothing_of_this_kind():
 def test_a_run_is_described_by_its_place_and_its_tables():
     study = load_study("mini")
     words = describe(study, "Train", "v05_r50_rfs_softmax_plain", "0")
-    assert words == "Train v05_r50_rfs_softmax_plain (training 2 of 43, for table01, table02, table04, table08, table10)"
+    assert words == "Train v05_r50_rfs_softmax_plain (tables 1 2 4 8 10)"
     several = load_study("mini", overrides={"seeds": [0, 1]})
-    assert "v05_r50_rfs_softmax_plain, seed 1 (" in describe(several, "Train", "v05_r50_rfs_softmax_plain", "1")
+    assert "v05_r50_rfs_softmax_plain seed 1 (" in describe(several, "Train", "v05_r50_rfs_softmax_plain", "1")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (3600 * 3 + 1200, "3 h 20 min")])

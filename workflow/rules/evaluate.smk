@@ -20,7 +20,7 @@ rule infer:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
-        words=words("Run the detector of"),
+        words=words("Detect"),
     message:
         "{params.words}"
     shell:

@@ -21,7 +21,7 @@ rule trunk:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Train the shared first epochs of"),
+        words=words("Trunk"),
     message:
         "{params.words}"
     shell:
