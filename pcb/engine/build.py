@@ -36,6 +36,7 @@ from pcb.methods import model_overrides, stages
 from pcb.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMORY = "roi_head.memory."  # in the names of LOCE's remembered features
 ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
 
 
@@ -107,7 +108,7 @@ def check_heads(model: torch.nn.Module, classes: int) -> None:
 def load_weights(model: torch.nn.Module, state: dict, source: str | Path) -> None:
     """Load the weights of a checkpoint of the same model. Raises `UserError` for another class count or another model.
 
-    A branch may lack statistics of the loss that its trunk keeps; nothing else may be left over, and nothing may be missing.
+    A branch may lack statistics of the loss that its trunk keeps, and a finished training LOCE's memory; else they must agree.
     """
     ours = model.roi_head.bbox_head.num_classes
     theirs = state.get("meta", {}).get("classes")
@@ -115,7 +116,7 @@ def load_weights(model: torch.nn.Module, state: dict, source: str | Path) -> Non
         raise UserError(f"{source} is a checkpoint of another class count: {theirs} classes, this data set has {ours}",
                         "delete it, or mend the annotation files that the scale's `datasets` names")
     weights = state["state_dict"]
-    missing = set(model.state_dict()) - set(weights)
+    missing = {key for key in set(model.state_dict()) - set(weights) if MEMORY not in key}
     extra = {key for key in set(weights) - set(model.state_dict()) if ".loss_cls." not in key}
     if missing or extra:
         names = ", ".join(sorted(missing | extra)[:4])

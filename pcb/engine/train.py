@@ -7,6 +7,7 @@ without a trunk it starts from the pretrained weights. The record, run.json, is 
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,10 +72,11 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         **provenance.record(study, runner.started),
     }
     if not trunk:
-        state = {key: value for key, value in state.items() if key not in RESUMING}
+        state = finished(state)
         warn_of_shut_gate(runner)
     if is_main_process():
         Checkpoints(work).keep_as("trunk" if trunk else "final", state)
+        shutil.rmtree(work / "first", ignore_errors=True)
     barrier()
     return Checkpoints(work).kept("trunk" if trunk else "final")
 
@@ -84,12 +86,18 @@ def first_stage(study: Study, run: str, seed: int, work: Path, begin: Callable[[
     work.mkdir(exist_ok=True)
     if (kept := Checkpoints(work).kept("final")) is None:
         runner = execute(build.config(study, run, seed, work, stage=0), study, begin)
-        state = {**{key: value for key, value in runner.state().items() if key not in RESUMING}, "epochs": runner.train_loop.max_epochs}
+        state = {**finished(runner.state()), "epochs": runner.train_loop.max_epochs}
         if is_main_process():
             Checkpoints(work).keep_as("final", state)
         barrier()
         kept = Checkpoints(work).kept("final")
     return kept[1]
+
+
+def finished(state: dict) -> dict:
+    """A checkpoint's state without what only a training that goes on needs: the optimiser's, and LOCE's memory of features."""
+    state = {key: value for key, value in state.items() if key not in RESUMING}
+    return {**state, "state_dict": {key: value for key, value in state["state_dict"].items() if build.MEMORY not in key}}
 
 
 def next_stage(runner: Runner, state: dict) -> None:
