@@ -22,7 +22,7 @@ demo: $(ENV)/.ready
 	@$(BIN)/python -m pcb reproduce --scale mini --cores $(CORES)
 
 test: $(ENV)/.ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean-env:
 	rm -rf .venv
