@@ -62,7 +62,7 @@ def test_interrupted_pretraining_equals_an_unbroken_one_and_trainings_start_from
         study = tiny_study(tmp_path / name, datasets)
         write_dataset(Recipe(pretrain_images=32), "pretrain", study.paths.data("pretrain"))
         study.scale["backbones"]["r50"]["weights"] = "pretrain"
-        study.scale["pretrain"].update(iterations=3, batch_size=16)  # two batches an epoch
+        study.scale["pretrain"] = {"iterations": 3, "batch_size": 16, "lr": 1.5e-3, "weight_decay": 0.05}  # two batches an epoch
         if name == "cut":
             interrupt(monkeypatch, lambda study=study: pretrain(study, "r50"), 1)
         found.append(checkpoint.load(pretrain(study, "r50")))
