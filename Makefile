@@ -2,7 +2,7 @@
 #   make demo    the whole paper at the mini scale, two CPU cores, no data needed; prints where to look
 #   make test    the tests, the smoke run of the whole pipeline included
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean-env
+.PHONY: help setup demo test bench clean-env
 
 PYTHON ?= python3
 CORES ?= all
@@ -12,6 +12,7 @@ BIN := $(ENV)/bin
 help:
 	@sed -n '2,3s/^# //p' Makefile
 	@echo "  make setup   only the set-up"
+	@echo "  make bench   how fast: ratios, each against a reference of the same run (QUICK=1 for a rough look)"
 
 setup: $(ENV)/.ready
 
@@ -23,6 +24,9 @@ demo: $(ENV)/.ready
 
 test: $(ENV)/.ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bench: $(ENV)/.ready
+	@$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(WRITE),--write) $(NAME)
 
 clean-env:
 	rm -rf .venv

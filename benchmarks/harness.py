@@ -1,0 +1,112 @@
+"""What every benchmark here shares: a `Figure` is ours beside a reference of the same run, `main` prints the figures as one table.
+
+    from harness import Figure, by_turns, main
+
+    def measure(quick: bool) -> list[Figure]:
+        seconds = by_turns(9 if quick else 99, ours=..., reference=...)
+        return [Figure("what was timed", seconds["ours"] * 1e3, seconds["reference"] * 1e3, "ms", target=2.5)]
+
+    if __name__ == "__main__":
+        main("name", measure)
+
+    python benchmarks/NAME.py            # the table
+    python benchmarks/NAME.py --quick    # the same, rougher and sooner
+    python benchmarks/NAME.py --write    # and results/benchmarks/NAME.json, with machine, versions, commit and date
+
+A machine is never quite idle: a comparison takes both sides by turns and the least time of each, and only the ratio is worth quoting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "results/benchmarks"
+WIDEST = 46  # first column; the table then fits 100 columns
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: less is better.
+
+    `target` is the most that ours / reference may be or, without a reference, that ours may be in `unit`; None: there is no target.
+    """
+
+    what: str
+    ours: float
+    reference: float | None = None
+    unit: str = ""
+    target: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ours / self.reference if self.reference else None
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return (self.ours if self.reference is None else self.ratio) <= self.target
+
+
+def by_turns(repeats: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Least seconds of each side over `repeats` rounds in which each takes its turn; one round before to warm up."""
+    least = dict.fromkeys(sides, float("inf"))
+    for turn in range(repeats + 1):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(figures: list[Figure]) -> str:
+    """The figures, one a line (a long name takes more), at most 100 columns wide."""
+    width = min(max([len("what"), *(len(f.what) for f in figures)]), WIDEST)
+    lines = [f"{'what':{width}}  {'ours':>8}  {'reference':>9}  {'':6}  {'ratio':>6}  {'target':>7}"]
+    for f in figures:
+        ratio = "" if f.ratio is None else f"{number(f.ratio)}x"
+        target = "" if f.target is None else f"{f.target:g}x" if f.reference is not None else f"{f.target:g} {f.unit}"
+        met = {None: "", True: "met", False: "missed"}[f.met]
+        first, *rest = textwrap.wrap(f.what, width)
+        lines.append(f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}  {ratio:>6}  {target:>7}  {met}".rstrip())
+        lines += [f"  {line}" for line in rest]
+    return "\n".join(lines)
+
+
+def save(path: Path, name: str, figures: list[Figure], quick: bool) -> None:
+    import torch
+
+    from pcb.engine import provenance
+    from pcb.files import write_json
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [asdict(f) | {"ratio": f.ratio, "met": f.met} for f in figures]
+    write_json(path, {"name": name, "quick": quick, "figures": rows, "hardware": provenance.hardware(device),
+                      "versions": provenance.versions(), "git": provenance.git(), "date": provenance.now()})
+
+
+def main(name: str, measure: Callable[[bool], list[Figure]]) -> None:
+    """Run the benchmark `name` as the command line says. `measure(quick)` returns its figures."""
+    module = inspect.getmodule(measure)
+    parser = argparse.ArgumentParser(description=(module.__doc__ or name).split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: a look, not a figure to quote")
+    parser.add_argument("--write", nargs="?", const=RESULTS / f"{name}.json", type=Path, metavar="PATH",
+                        help=f"save the figures, by default as results/benchmarks/{name}.json")
+    arguments = parser.parse_args()
+    figures = measure(arguments.quick)
+    print(table(figures), flush=True)
+    if arguments.write:
+        save(arguments.write, name, figures, arguments.quick)

@@ -1,0 +1,61 @@
+"""All benchmarks, one after the other, and one table at the end: `make bench`, or `make bench QUICK=1` for a look.
+
+    python benchmarks/run.py [--quick] [--write] [NAME ...]
+
+Each runs in a process of its own; one that fails is named at the end and does not hide the others. `--write` saves every one that
+succeeds as results/benchmarks/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from harness import RESULTS, Figure, table
+
+HERE = Path(__file__).resolve().parent
+
+
+def names() -> list[str]:
+    """Files that call the harness's main."""
+    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("harness", "run") and "main(\"" in path.read_text())
+
+
+def read(path: Path) -> list[Figure]:
+    rows = json.loads(path.read_text())["figures"]
+    return [Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all without any: {', '.join(names())}")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes")
+    parser.add_argument("--write", action="store_true", help="save figures below results/benchmarks/")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(names())
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(sorted(unknown))}")
+    figures: dict[str, list[Figure]] = {}
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.names or names():
+            print(f"\n== {name}", flush=True)
+            path = (RESULTS if arguments.write else Path(folder)) / f"{name}.json"
+            command = [sys.executable, str(HERE / f"{name}.py"), "--write", str(path), *(["--quick"] if arguments.quick else [])]
+            if subprocess.run(command).returncode:
+                failed.append(name)
+            else:
+                figures[name] = read(path)
+    print("\n== all")
+    print(table([Figure(f"{name}: {f.what}", f.ours, f.reference, f.unit, f.target) for name, some in figures.items() for f in some]))
+    if failed:
+        print(f"failed: {', '.join(failed)} (see above)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
