@@ -6,9 +6,9 @@ import re
 
 
 def number(target: str) -> str:
-    """`table06` -> `Table 6`, `figure1` -> `Figure 1`."""
-    kind, digits = re.fullmatch(r"([a-z]+)0*(\d+)", target).groups()
-    return f"{kind.capitalize()} {digits}"
+    """`table06` -> `Table 6`, `figure1` -> `Figure 1`, `gallery` -> `Gallery`."""
+    kind, digits = re.fullmatch(r"([a-z]+)0*(\d*)", target).groups()
+    return f"{kind.capitalize()} {digits}".strip()
 
 
 def heading(about: dict) -> str:

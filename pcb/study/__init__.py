@@ -3,6 +3,6 @@
 from pcb.study.experiment import PCB, Experiment
 from pcb.study.load import load_study
 from pcb.study.paths import Paths
-from pcb.study.study import METRICS, Row, Study, Table, canonical, fingerprint
+from pcb.study.study import METRICS, Page, Row, Study, Table, canonical, fingerprint
 
-__all__ = ["METRICS", "PCB", "Experiment", "Paths", "Row", "Study", "Table", "canonical", "fingerprint", "load_study"]
+__all__ = ["METRICS", "PCB", "Experiment", "Page", "Paths", "Row", "Study", "Table", "canonical", "fingerprint", "load_study"]

@@ -45,6 +45,7 @@ def load_study(scale: str | Path = "mini", paper: str | Path = ROOT / "configs/p
     check_experiments(resolved, sources[0])
     check_tables(resolved, sources[0])
     check_claims(resolved, sources[0])
+    check_pages(resolved, sources[0])
     resolve_paths(resolved["scale"], sources[1])
     return Study(resolved)
 
@@ -104,6 +105,17 @@ def check_claims(resolved: dict, source: str | Path) -> None:
             if cell not in cells:
                 raise UserError(f"{source}: claim {claim.id!r} names {cell[0]}/{cell[1]}, {cell[2]}, which is in no table",
                                 "name a row by table and id, and a metric among that table's columns")
+
+
+def check_pages(resolved: dict, source: str | Path) -> None:
+    """Pages compare experiments of one data set."""
+    for page, spec in resolved.get("pages", {}).items():
+        for entry in spec["compare"]:
+            where = f"{source}: {page}, comparison {entry['label']!r}"
+            if lost := [entry[end] for end in ("before", "after") if entry[end] not in resolved["experiments"]]:
+                raise UserError(f"{where} names the run {lost[0]!r}, which is no experiment", "name an experiment of the same file")
+            if len({resolved["experiments"][entry[end]]["dataset"] for end in ("before", "after")}) > 1:
+                raise UserError(f"{where} compares runs on two data sets", "name two experiments of one data set")
 
 
 def resolve_paths(scale: dict, source: str | Path) -> None:

@@ -63,9 +63,10 @@ class Paths:
     def metrics(self, run: str, seed: int) -> Path:
         return self.run(run, seed) / "metrics.json"
 
-    def gathered(self, target: str) -> Path:
-        """A table's (or figure's) rows, ours beside the paper's, in long form: the notebook's only input."""
-        return self.root / "gathered" / f"{target}.csv"
+    def gathered(self, target: str, suffix: str = "csv") -> Path:
+        """A notebook's only input. Of a table or figure its rows in long form (`csv`) and what the page says around them (`json`);
+        of a page of pictures all that it shows (`json`)."""
+        return self.root / "gathered" / f"{target}.{suffix}"
 
     def notebook(self, target: str) -> Path:
         return self.root / "notebooks" / f"{target}.ipynb"

@@ -54,6 +54,41 @@ class Table:
                                "paper": {metric: value for metric, value in paper.items() if value is not None}}))
         return cls(key, spec["title"], spec["claim"], tuple(spec["labels"]), tuple(spec["columns"]), tuple(rows))
 
+    @property
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(row.run for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two trainings to look at side by side, the same base method without (`before`) and with PCB (`after`)."""
+
+    label: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of pictures beside the tables. `id` is its notebook, rule, gathered file and key: `gallery`, `pairs`.
+
+    `shows` is what a reader sees there; `settings` are the counts, thresholds and the seed of its choice of pictures.
+    """
+
+    id: str
+    title: str
+    shows: str
+    compare: tuple[Comparison, ...]
+    settings: dict
+
+    @classmethod
+    def read(cls, key: str, spec: dict) -> Page:
+        return cls(key, spec["title"], spec["shows"], tuple(Comparison(**c) for c in spec["compare"]), spec["settings"])
+
+    @property
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(run for c in self.compare for run in (c.before, c.after)))
+
 
 class Study:
     """Everything the pipeline does, as data. `resolved` is the JSON-able whole; it is what study.json holds."""
@@ -67,10 +102,16 @@ class Study:
         # Orders come from names and rows, not from the mappings: a JSON file may hold those sorted.
         order = sorted(resolved["tables"], key=lambda key: (key.startswith("figure"), key))
         self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}
-        used = dict.fromkeys(row.run for table in self.tables.values() for row in table.rows)
+        self.pages = {key: Page.read(key, spec) for key, spec in sorted(resolved.get("pages", {}).items())}
+        used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
         specs = resolved["experiments"]
         self.experiments = {key: Experiment.read(key, specs[key]) for key in [*used, *sorted(specs.keys() - used)]}
         self.paths = Paths(Path(self.scale["results"]) / self.scale["name"])
+
+    @property
+    def targets(self) -> dict[str, Table | Page]:
+        """Everything with a notebook of its own: tables and figures in the paper's order, then pages."""
+        return {**self.tables, **self.pages}
 
     @property
     def trunks(self) -> dict[str, list[str]]:
@@ -87,11 +128,11 @@ class Study:
         return self.schedule["pcb_start_epoch"] - 1
 
     def runs(self, *targets: str) -> list[str]:
-        """Experiments that the given tables and figures need (all of them without arguments), in the paper's order.
+        """Experiments that the given tables, figures and pages need (all of them without arguments), in the paper's order.
 
         A run that branches needs its trunk's first epochs too (`experiments[run].trunk`), even where no row shows that run.
         """
-        wanted = {row.run for t in (targets or self.tables) for row in self.tables[t].rows}
+        wanted = {run for t in (targets or self.targets) for run in self.targets[t].runs}
         return [key for key in self.experiments if key in wanted]
 
     def variants(self, run: str) -> list[str]:
