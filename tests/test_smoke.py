@@ -52,7 +52,7 @@ def test_every_table_is_rendered(study):
         assert all(page.stat().st_size > 100 for page in pages), target
         outputs = [cell.get("outputs") for cell in json.loads(pages[0].read_text())["cells"] if cell["cell_type"] == "code"]
         assert any(outputs), target
-    assert study.paths.figure("figure1").exists() and (study.paths.root / "index.html").exists()
+    assert study.paths.figure("figure1").exists() and study.paths.index.exists()
 
 
 def test_branches_start_from_their_trunk(study):

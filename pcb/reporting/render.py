@@ -117,7 +117,7 @@ def links(study: Study, target: str) -> dict:
     at = order.index(target)
     near = {side: {"href": to(paths.html(order[i])), "name": words.number(order[i])} if 0 <= i < len(order) else None
             for side, i in (("before", at - 1), ("after", at + 1))}
-    return {"title": f"{words.number(target)} · {study.scale['name']}", "index": to(paths.root / "index.html"), **near,
+    return {"title": f"{words.number(target)} · {study.scale['name']}", "index": to(paths.index), **near,
             "files": [{"href": to(path), "name": name} for name, path in
                       (("notebook", paths.notebook(target)), *((s, paths.table(target, s)) for s in ("csv", "md", "tex")))]}
 

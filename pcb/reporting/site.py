@@ -22,7 +22,7 @@ def build(study: Study) -> Path:
     claims = verdicts(study, found)
     for claim in claims:
         claim["links"] = [{"name": words.number(t), "href": existing(study, study.paths.html(t))} for t in claim["tables"]]
-    out = study.paths.root / "index.html"
+    out = study.paths.index
     write_text(out, style.templates().get_template("index.html.j2").render(
         scale=study.scale, warning=words.warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}),
         seeds=", ".join(map(str, study.seeds)), runs=trainings(study, found), cards=[card(study, target, found) for target in study.tables],
@@ -60,4 +60,4 @@ def tally(claims: list[dict]) -> dict[str, dict[str, int]]:
 
 def existing(study: Study, path: Path) -> str | None:
     """A link from the index to a file that is there."""
-    return os.path.relpath(path, study.paths.root) if path.exists() else None
+    return os.path.relpath(path, study.paths.site) if path.exists() else None

@@ -68,18 +68,31 @@ class Paths:
         of a page of pictures all that it shows (`json`)."""
         return self.root / "gathered" / f"{target}.{suffix}"
 
+    @property
+    def site(self) -> Path:
+        """Everything rendered for people, linked from its index; the folder may be copied anywhere as it is."""
+        return self.root / "site"
+
+    @property
+    def index(self) -> Path:
+        return self.site / "index.html"
+
     def notebook(self, target: str) -> Path:
-        return self.root / "notebooks" / f"{target}.ipynb"
+        return self.site / "notebooks" / f"{target}.ipynb"
 
     def html(self, target: str) -> Path:
-        return self.root / "notebooks" / f"{target}.html"
+        return self.site / "notebooks" / f"{target}.html"
 
     def table(self, target: str, suffix: str) -> Path:
         """Rendered table: suffix `csv`, `md` or `tex`."""
-        return self.root / "tables" / f"{target}.{suffix}"
+        return self.site / "tables" / f"{target}.{suffix}"
 
     def figure(self, target: str) -> Path:
-        return self.root / "figures" / f"{target}.png"
+        return self.site / "figures" / f"{target}.png"
+
+    def download(self, name: str) -> Path:
+        """What the site offers as data: `metrics.csv`, `runs.json`, `claims.json`, `claims.csv`."""
+        return self.site / "data" / name
 
     def log(self, job: str) -> Path:
         return self.root / "logs" / f"{job}.log"
