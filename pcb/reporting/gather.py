@@ -1,4 +1,5 @@
 """A table's rows, ours beside the paper's: `gather(study, target)` writes `gathered/<target>.csv` and `<target>.json`.
+A page of pictures has the JSON alone.
 
 The CSV is long, one line per row, seed and metric. `ours` is filled only by a metrics.json of the very configuration that
 the study describes now (its fingerprint says so); everything else is `not run`, whatever the paper printed. The JSON beside it
@@ -11,12 +12,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import atomic, write_json
 from pcb.reporting.verdicts import verdicts
-from pcb.study import Study, Table
+from pcb.study import Page, Study, Table
 
 FIELDS_BEFORE = ("row", "id")
 FIELDS_AFTER = ("run", "variant", "seed", "metric", "ours", "paper", "copied", "status")
@@ -24,11 +26,16 @@ MEASURED, NOT_RUN = "measured", "not run"
 
 
 def gather(study: Study, target: str) -> Path:
-    """Write the rows of one table or figure and return the CSV's path. Raises `UserError` for an unknown target or a broken file."""
-    table = find(study, target)
+    """Write what one notebook reads and return the file that it names. Raises `UserError` for an unknown target or a broken file."""
+    if target not in study.targets:
+        raise UserError(f"no table, figure or page is called {target!r}", f"choose one of: {', '.join(study.targets)}")
+    return gather_page(study, study.pages[target]) if target in study.pages else gather_table(study, study.tables[target])
+
+
+def gather_table(study: Study, table: Table) -> Path:
     found = {(row.run, seed): read_metrics(study, row.run, seed) for row in table.rows for seed in study.seeds}
-    out = study.paths.gathered(target)
-    write_json(out.with_suffix(".json"), sidecar(study, table, found))
+    out = study.paths.gathered(table.id)
+    write_json(study.paths.gathered(table.id, "json"), sidecar(study, table, found))
     with atomic(out) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*FIELDS_BEFORE, *table.labels, *FIELDS_AFTER], restval="")
         writer.writeheader()
@@ -36,10 +43,17 @@ def gather(study: Study, target: str) -> Path:
     return out
 
 
-def find(study: Study, target: str) -> Table:
-    if target not in study.tables:
-        raise UserError(f"no table or figure is called {target!r}", f"choose one of: {', '.join(study.tables)}")
-    return study.tables[target]
+def gather_page(study: Study, page: Page) -> Path:
+    """Pictures are of the first seed alone."""
+    from pcb.reporting import explorer, gallery
+
+    collect = {"gallery": gallery.collect, "pairs": explorer.collect}[page.id]
+    seeds = study.seeds[:1]
+    found = {(run, seed): read_metrics(study, run, seed) for run in page.runs for seed in seeds}
+    out = study.paths.gathered(page.id, "json")
+    write_json(out, {**around(study, page, found, seeds), "shows": page.shows, "settings": page.settings, "shown_seed": seeds[0],
+                     "confusion": confusions(study, page, found), "compare": collect(study, page)})
+    return out
 
 
 def records(study: Study, table: Table, found: dict) -> list[dict]:
@@ -78,21 +92,28 @@ def read_record(path: Path) -> dict | None:
 
 
 def sidecar(study: Study, table: Table, found: dict) -> dict:
-    """What a page says around the numbers, as JSON values."""
-    scale = study.scale
+    """What a table's page says around the numbers, as JSON values."""
     return {
-        "target": table.id, "title": table.title, "claim": table.claim, "columns": list(table.columns), "labels": list(table.labels),
-        "scale": {"name": scale["name"], "title": scale["title"]}, "seeds": list(study.seeds), "departures": scale["departures"],
-        "comparable": not scale.get("embedded"),
-        "datasets": datasets(study, table, found), "runs": provenance(study, table), "claims": verdicts(study, found, table.id),
+        **around(study, table, found, study.seeds), "claim": table.claim, "columns": list(table.columns), "labels": list(table.labels),
+        "claims": verdicts(study, found, table.id),
         "confusion": confusions(study, table, found) if table.id.startswith("figure") else [],
     }
 
 
-def datasets(study: Study, table: Table, found: dict) -> list[dict]:
-    """Each data set of the table: its name, and where a run has been measured its val images and classes per group."""
+def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]) -> dict:
+    """What any page says of itself: title, scale, seeds, departures, data, and where its runs come from."""
+    scale = study.scale
+    return {
+        "target": target.id, "title": target.title, "scale": {"name": scale["name"], "title": scale["title"]}, "seeds": list(study.seeds),
+        "departures": scale["departures"], "comparable": not scale.get("embedded"),
+        "datasets": datasets(study, target, found), "runs": provenance(study, target, seeds),
+    }
+
+
+def datasets(study: Study, target: Table | Page, found: dict) -> list[dict]:
+    """Each data set of a page: its name, and where a run has been measured its val images and classes per group."""
     out = []
-    for dataset in dict.fromkeys(study.experiments[row.run].dataset for row in table.rows):
+    for dataset in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
         measured = [m for (run, _), m in found.items() if m and study.experiments[run].dataset == dataset]
         classes = measured[0]["classes"]["plain"] if measured else []
         out.append({"key": dataset, "version": study.scale["datasets"][dataset]["version"],
@@ -101,11 +122,11 @@ def datasets(study: Study, table: Table, found: dict) -> list[dict]:
     return out
 
 
-def provenance(study: Study, table: Table) -> list[dict]:
+def provenance(study: Study, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
     """Where each number comes from: the training's record, one entry per run and seed."""
     out = []
-    for run in dict.fromkeys(row.run for row in table.rows):
-        for seed in study.seeds:
+    for run in target.runs:
+        for seed in seeds:
             record = read_record(study.paths.train(run, seed)) or {}
             if record.get("fingerprint") == study.fingerprint(run, seed):
                 out.append({key: record.get(key) for key in
@@ -113,9 +134,9 @@ def provenance(study: Study, table: Table) -> list[dict]:
     return out
 
 
-def confusions(study: Study, table: Table, found: dict) -> list[dict]:
-    """The measured confusion matrices of a figure: path from the sidecar's folder, and the classes in the matrix's order."""
-    here = study.paths.gathered(table.id).parent
+def confusions(study: Study, target: Table | Page, found: dict) -> list[dict]:
+    """The measured confusion matrices of a page: path from the sidecar's folder, and the classes in the matrix's order."""
+    here = study.paths.gathered(target.id).parent
     out = []
     for (run, seed), metrics in found.items():
         path = study.paths.confusion(run, seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pcb.reporting import style, tables, words
+from pcb.reporting import pictures, style, tables, words
+from pcb.reporting.album import Album
 from pcb.reporting.pairs import Confusion
 from pcb.reporting.tables import Gathered
 
@@ -23,11 +24,12 @@ class Html:
         return self.text
 
 
-def intro(table: Gathered) -> Html:
-    """The title, the paper's claim in our words, and at a scale of its own the warning that sizes are not comparable."""
+def intro(table: Gathered | Album) -> Html:
+    """The title, the paper's claim in our words (or what a page of pictures shows), and a warning where sizes are not comparable."""
     about = table.about
-    return piece("intro", f"{words.heading(about)}\n{about['claim']}\n{words.warning(about)}".strip(),
-                 title=about["title"], claim=about["claim"], warning=words.warning(about))
+    claim, shows = about.get("claim"), about.get("shows")
+    return piece("intro", f"{words.heading(about)}\n{claim or shows}\n{words.warning(about)}".strip(),
+                 title=about["title"], claim=claim, shows=shows, warning=words.warning(about))
 
 
 def table(table: Gathered) -> Html:
@@ -42,7 +44,7 @@ def claims(table: Gathered) -> Html:
     return piece("claims", text or "The paper's text makes no claim of this table alone.", claims=entries)
 
 
-def caption(table: Gathered) -> Html:
+def caption(table: Gathered | Album) -> Html:
     """Data set, scale, seeds, departures, dates and code of the runs."""
     entries = words.caption(table.about)
     return piece("caption", "\n".join(f"{term}: {text}" for term, text in entries), entries=entries)
@@ -54,10 +56,37 @@ def pairs(found: Confusion) -> Html:
     return piece("pairs", frame.to_string(index=False), rows=frame.to_dict("records"))
 
 
+def gallery(album: Album) -> Html:
+    """Images before and after PCB, ground truth beside; every comparison of the page."""
+    compare = album.about["compare"]
+    parts = [part for k, entry in enumerate(compare) if not entry["missing"] for part in pictures.parts(entry, f"photo-{k}")]
+    missing = [run for entry in compare for run in entry["missing"]]
+    found = piece("gallery", f"{sum(len(part['shots']) for part in parts)} images before and after PCB", groups=words.GROUPS, parts=parts)
+    return joined(found if parts else None, absent(missing) if missing else None)
+
+
+def explorer(album: Album) -> Html:
+    """The most one-sided pairs of classes of every comparison: the two probabilities before and after, and what the classes look like."""
+    compare = album.about["compare"]
+    lists = [part for entry in compare if not entry["missing"] for part in pictures.pairs(entry)]
+    missing = [run for entry in compare for run in entry["missing"]]
+    found = piece("explorer", f"{sum(len(part['pairs']) for part in lists)} pairs of classes", groups=words.GROUPS, lists=lists)
+    return joined(found if lists else None, absent(missing) if missing else None)
+
+
 def not_run(table: Gathered) -> Html:
     """What stands in the place of a result that has not been measured."""
-    text = f"not run: no results of {table.rows['run'].iloc[0]} at this scale yet"
+    return absent([table.rows["run"].iloc[0]])
+
+
+def absent(runs: list[str]) -> Html:
+    text = f"not run: no results of {', '.join(dict.fromkeys(runs))} at this scale yet"
     return Html(f'<p class="pcb-note"><em>{text}</em></p>', text)
+
+
+def joined(*pieces: Html | None) -> Html:
+    there = [p for p in pieces if p]
+    return Html("\n".join(p.html for p in there), "\n".join(p.text for p in there))
 
 
 def piece(template: str, text: str, **values) -> Html:

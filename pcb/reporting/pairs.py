@@ -1,4 +1,4 @@
-"""Pairwise bias in a measured confusion matrix: `load(figure)`, then `.choose`, `.pairs`, `.by_group`.
+"""Pairwise bias in a measured confusion matrix: `load(figure)`, then `.choose`, `.pairs`, `.by_group`, `.both_ways`.
 
 M[i, j] is the mean probability that a proposal on an object of class i is given to class j, over foreground classes (Eq. 1, 3).
 """
@@ -6,11 +6,13 @@ M[i, j] is the mean probability that a proposal on an object of class i is given
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pcb.errors import UserError
+from pcb.reporting.album import Album
 from pcb.reporting.tables import Gathered
 
 GROUPS = ["rare", "common", "frequent"]
@@ -33,15 +35,28 @@ class Confusion:
         drawn = np.random.default_rng(seed).choice(shown, min(count, len(shown)), replace=False)
         return sorted(map(int, drawn), key=lambda i: (self.train_images[i], i))
 
-    def pairs(self, count: int = 10) -> pd.DataFrame:
-        """The pairs of shown classes with the largest M_ij - M_ji."""
+    def most_one_sided(self, count: int = 10) -> list[tuple[int, int]]:
+        """The pairs (i, j) of shown classes with the largest M_ij - M_ji, as far as it is above 0."""
         shown = self.seen > 0
         bias = np.where(shown[:, None] & shown[None, :], self.matrix - self.matrix.T, 0)
         order = np.argsort(-bias, axis=None, kind="stable")[:count]
-        rows = [(i, j) for i, j in zip(*np.unravel_index(order, bias.shape), strict=True) if bias[i, j] > 0]
+        return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, bias.shape), strict=True) if bias[i, j] > 0]
+
+    def pairs(self, count: int = 10) -> pd.DataFrame:
+        """The most one-sided pairs, for a table."""
         return pd.DataFrame([{
             "class i": self.label(i), "class j": self.label(j), "i taken for j": self.matrix[i, j], "j taken for i": self.matrix[j, i],
-            "difference": bias[i, j]} for i, j in rows])
+            "difference": self.matrix[i, j] - self.matrix[j, i]} for i, j in self.most_one_sided(count)])
+
+    def both_ways(self, least: float = 0.0) -> pd.DataFrame:
+        """Every pair of shown classes of different groups: `groups` (rf: a rare and a frequent one), `up`, the probability that the rarer
+        is given to the more frequent class, and `down`, the reverse; pairs with neither at `least` are left out."""
+        shown, rank = np.flatnonzero(self.seen > 0), np.array([SYMBOLS.index(f) for f in self.frequency])
+        i, j = (k.ravel() for k in np.meshgrid(shown, shown, indexing="ij"))
+        up, down = self.matrix[i, j], self.matrix[j, i]
+        kept = (rank[i] < rank[j]) & (np.maximum(up, down) >= least)
+        return pd.DataFrame({"groups": [SYMBOLS[a] + SYMBOLS[b] for a, b in zip(rank[i[kept]], rank[j[kept]], strict=True)],
+                             "up": up[kept], "down": down[kept]})
 
     def label(self, i: int) -> str:
         return f"{self.names[i]} ({self.frequency[i]}, {self.train_images[i]} train images)"
@@ -53,18 +68,22 @@ class Confusion:
         return (rows @ self.matrix @ member.T) / np.maximum(rows.sum(1, keepdims=True), 1)
 
 
-def load(figure: Gathered) -> Confusion | None:
-    """The matrix of the figure's first measured run, or None where none was run. Raises `UserError` when the file does not fit."""
-    for entry in figure.about["confusion"]:
-        path = figure.path.parent / entry["path"]
-        try:
-            with np.load(path) as file:
-                matrix, seen = file["matrix"].astype(float), file["seen"]
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}", "run the inference of this run again") from error
-        classes = entry["classes"]
-        if matrix.shape != (len(classes),) * 2:
-            raise UserError(f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
-                            "run inference and scoring again")
-        return Confusion(matrix, seen, *([c[key] for c in classes] for key in ("name", "frequency", "train_images")))
+def load(page: Gathered | Album, run: str | None = None) -> Confusion | None:
+    """The matrix of a run, or of the page's first measured one; None where it was not run. Raises `UserError`."""
+    for entry in page.about["confusion"]:
+        if run in (None, entry["run"]):
+            return read(page.path.parent / entry["path"], entry["classes"])
     return None
+
+
+def read(path: Path, classes: list[dict]) -> Confusion:
+    """The matrix that inference left at `path`, and the classes in its order. Raises `UserError` when the two do not fit."""
+    try:
+        with np.load(path) as file:
+            matrix, seen = file["matrix"].astype(float), file["seen"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "run the inference of this run again") from error
+    if matrix.shape != (len(classes),) * 2:
+        raise UserError(f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
+                        "run inference and scoring again")
+    return Confusion(matrix, seen, *([c[key] for c in classes] for key in ("name", "frequency", "train_images")))

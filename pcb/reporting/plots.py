@@ -4,6 +4,8 @@
     groups(table)         AP_r, AP_c, AP_f of each row  (Tables 1, 3, 4, 8, 9, 11)
     arrows(table)         base method -> with PCB       (Table 2)
     confusion(matrix)     log2 heat map of ten classes  (Figure 1)
+    recognised(album)     objects gained and lost       (gallery)
+    both_ways(album)      M_ij against M_ji             (pairs)
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from pcb.reporting import style, words
+from pcb.reporting import pairs, style, words
+from pcb.reporting.album import Album
 from pcb.reporting.pairs import GROUPS, Confusion
 from pcb.reporting.tables import OURS, PAPER, Gathered, wide
 
@@ -164,6 +168,67 @@ def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
         right.tick_params(axis="y", rotation=0)
         right.set_title("groups, measured")
     return Plot(figure, f"Heat map of the confusion between {', '.join(names)}, and between rare, common and frequent classes")
+
+
+def recognised(album: Album) -> Plot:
+    """Share of val objects of each group that both models recognise, one of them, or neither; a bar each, its counts in it."""
+    parts = {"both": "#8a9099", "gains": "#0072B2", "losses": "#D55E00", "neither": "#e9ebee"}
+    labels = {"both": "by both", "gains": "with PCB only", "losses": "without PCB only", "neither": "by neither"}
+    shown = [entry for entry in album.about["compare"] if not entry["missing"]]
+    with canvas(8.4, 0.9 + 1.35 * max(1, len(shown))) as figure:
+        axes = figure.subplots(max(1, len(shown)), 1, squeeze=False, sharex=True)[:, 0]
+        for ax, entry in zip(axes, shown, strict=False):
+            for height, group in enumerate("fcr"):
+                counts = entry["counts"][group]
+                left, total = 0, max(1, counts["objects"])
+                for part, colour in parts.items():
+                    n = counts[part] if part in counts else counts["objects"] - sum(counts[p] for p in ("both", "gains", "losses"))
+                    ax.barh(height, 100 * n / total, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8,
+                            hatch="///" if part == "losses" else None)
+                    if n / total > 0.012:
+                        ax.text(left + 50 * n / total, height, str(n), ha="center", va="center", fontsize=8.5,
+                                color="#333333" if part == "neither" else "white",
+                                bbox={"boxstyle": "round,pad=.1", "facecolor": colour, "edgecolor": "none"})
+                    left += 100 * n / total
+            ax.set_yticks(range(3), [f"{name} ({entry['counts'][g]['objects']})" for g, name in zip("fcr", reversed(GROUPS), strict=True)])
+            ax.set_title(f"{entry['label']} → {entry['label']} + PCB")
+            ax.grid(visible=False)
+            ax.set_xlim(0, 100)
+        if not shown:
+            empty(axes[0])
+        axes[-1].set_xlabel("objects of the validation set, %")
+        handles = [Patch(facecolor=colour, label=labels[part], hatch="///" if part == "losses" else None, edgecolor="white")
+                   for part, colour in parts.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return Plot(figure, "Objects of rare, common and frequent classes: recognised by both models, by one of them, by neither")
+
+
+def both_ways(album: Album, least: float = 1e-3) -> Plot:
+    """Every pair of classes of different groups: how often the rarer is taken for the more frequent one, against the reverse."""
+    kinds = {"rf": ("rare, frequent", "#D55E00", "v"), "rc": ("rare, common", "#E69F00", "s"), "cf": ("common, frequent", "#0072B2", "o")}
+    shown = [entry for entry in album.about["compare"] if not entry["missing"]]
+    with canvas(8.4, 0.7 + 3.7 * max(1, len(shown))) as figure:
+        grid = figure.subplots(max(1, len(shown)), 2, squeeze=False, sharex=True, sharey=True)
+        for axes, entry in zip(grid, shown, strict=False):
+            for ax, run, title in zip(axes, entry["runs"], (entry["label"], f"{entry['label']} + PCB"), strict=True):
+                found = pairs.load(album, run).both_ways(least)
+                for kind, (_, colour, marker) in kinds.items():
+                    part = found.loc[found["groups"] == kind, ["up", "down"]].clip(lower=least / 3)
+                    ax.scatter(part["up"], part["down"], s=13, marker=marker, color=colour, alpha=0.55, linewidth=0, rasterized=True)
+                ax.plot([least / 3, 1], [least / 3, 1], color="#555555", linewidth=1, linestyle="--", zorder=0)
+                one_sided = (found["up"] > found["down"]).mean()
+                ax.set_title(title, loc="left")
+                ax.set_title(f"{100 * one_sided:.0f} % of {len(found)} below the line" if len(found) else "", loc="right", fontsize=8,
+                             fontweight="normal", color="#666666")
+                ax.set(xscale="log", yscale="log", xlim=(least / 3.5, 1.2), ylim=(least / 3.5, 1.2))
+                ax.set_xlabel("the rarer is taken for the more frequent")
+            axes[0].set_ylabel("the reverse")
+        if not shown:
+            for ax in grid[0]:
+                empty(ax)
+        handles = [Line2D([], [], color=colour, marker=marker, linestyle="", label=label) for label, colour, marker in kinds.values()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return Plot(figure, "How often the rarer class of a pair is taken for the more frequent one against the reverse, before and after PCB")
 
 
 def panel(ax: Axes, table: Gathered, source: str, part: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A notebook run and exported: `render(study, target)` writes notebook, HTML, the table as CSV, Markdown and LaTeX, and the figure.
+"""A notebook run and exported: `render(study, target)` writes notebook, HTML, the figure, and of a table CSV, Markdown and LaTeX.
 
 The notebook runs under a temporary name and takes its place only when all of it is done, so a failure leaves earlier pages as they were.
 The notebook that failed is kept under `logs/` with its traceback.
@@ -14,24 +14,29 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import atomic, write_text
-from pcb.reporting import style, tables, words
+from pcb.reporting import album, style, tables, words
 from pcb.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
+FORMS = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
 
 
 def render(study: Study, target: str) -> Path:
-    """Render one table or figure from its gathered rows; returns the HTML's path. Raises `UserError` naming a failed notebook."""
+    """Render one table, figure or page from what was gathered; returns the HTML's path. Raises `UserError` naming a failed notebook."""
     paths = study.paths
     source = ROOT / "notebooks" / f"{target}.ipynb"
-    if target not in study.tables or not source.exists():
-        raise UserError(f"no notebook renders {target!r}: {source} does not exist", f"choose one of: {', '.join(study.tables)}")
-    table = tables.load(paths.gathered(target).resolve())
+    if target not in study.targets or not source.exists():
+        raise UserError(f"no notebook renders {target!r}: {source} does not exist", f"choose one of: {', '.join(study.targets)}")
+    if target in study.tables:
+        gathered = tables.load(paths.gathered(target).resolve())
+    else:
+        gathered = album.load(paths.gathered(target, "json").resolve())
     failed = paths.log(f"notebook/{target}").with_suffix(".failed.ipynb")
-    notebook = execute(source, table.path, failed)
+    notebook = execute(source, gathered.path, failed)
 
-    for suffix, form in (("csv", tables.csv), ("md", tables.markdown), ("tex", tables.latex)):
-        write_text(paths.table(target, suffix), form(table))
+    if target in study.tables:
+        for suffix, form in FORMS.items():
+            write_text(paths.table(target, suffix), form(gathered))
     if image := picture(notebook):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
@@ -113,13 +118,13 @@ def links(study: Study, target: str) -> dict:
     def to(path: Path) -> str:
         return os.path.relpath(path, here)
 
-    order = [t for t in study.tables if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
+    order = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
     at = order.index(target)
     near = {side: {"href": to(paths.html(order[i])), "name": words.number(order[i])} if 0 <= i < len(order) else None
             for side, i in (("before", at - 1), ("after", at + 1))}
     return {"title": f"{words.number(target)} · {study.scale['name']}", "index": to(paths.index), **near,
             "files": [{"href": to(path), "name": name} for name, path in
-                      (("notebook", paths.notebook(target)), *((s, paths.table(target, s)) for s in ("csv", "md", "tex")))]}
+                      (("notebook", paths.notebook(target)), *((s, paths.table(target, s)) for s in FORMS if target in study.tables))]}
 
 
 def export(notebook, page: dict) -> str:

@@ -48,13 +48,11 @@ class Gathered:
 
 
 def load(gathered: str | Path) -> Gathered:
-    """Read a gathered CSV and its sidecar. A relative path counts from the current folder, else from the repository's root.
+    """Read a gathered CSV and its sidecar.
 
     Raises `UserError` when there is none, or when it is not a file of `pcb gather`.
     """
-    path = Path(gathered)
-    if not path.exists() and not path.is_absolute():
-        path = ROOT / path
+    path = located(gathered)
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
         about = json.loads(path.with_suffix(".json").read_text())
@@ -67,6 +65,12 @@ def load(gathered: str | Path) -> Gathered:
     for column in ("row", "seed", "ours", "paper"):
         rows[column] = pd.to_numeric(rows[column])
     return Gathered(rows, about, path)
+
+
+def located(gathered: str | Path) -> Path:
+    """A relative path counts from the current folder, else from the repository's root: notebooks run in both."""
+    path = Path(gathered)
+    return path if path.exists() or path.is_absolute() else ROOT / path
 
 
 def wide(table: Gathered) -> pd.DataFrame:

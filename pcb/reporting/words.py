@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+
 
 def number(target: str) -> str:
     """`table06` -> `Table 6`, `figure1` -> `Figure 1`, `gallery` -> `Gallery`."""
@@ -40,7 +42,7 @@ def caption(about: dict) -> list[tuple[str, str]]:
     """(term, text) pairs of the caption: data, seeds, departures, runs, code."""
     runs = about["runs"]
     out = [("Data", "; ".join(dataset(about, d) for d in about["datasets"])),
-           ("Seeds", ", ".join(map(str, about["seeds"]))),
+           ("Seeds", seeds(about)),
            ("Departures", "; ".join(about["departures"]) or "none: the paper's own recipe")]
     if not runs:
         return [*out, ("Runs", "none of this page's runs has been done at this scale")]
@@ -51,6 +53,14 @@ def caption(about: dict) -> list[tuple[str, str]]:
     if code := sorted({commit(r["git"]) for r in runs if r["git"]}):
         out.append(("Code", "git " + ", ".join(code)))
     return out
+
+
+def seeds(about: dict) -> str:
+    """The seeds of a table; of a page of pictures the one whose detections it shows."""
+    named = ", ".join(map(str, about["seeds"]))
+    if "shown_seed" not in about:
+        return named
+    return f"{about['shown_seed']}" + (f", the first of the seeds {named}" if len(about["seeds"]) > 1 else "")
 
 
 def dataset(about: dict, entry: dict) -> str:
