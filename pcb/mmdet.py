@@ -1,16 +1,22 @@
 """Registers the method with mmdet: `custom_imports = dict(imports=['pcb.mmdet'])` in a config, or `import pcb.mmdet`.
 
-After that the names below work as `type=` in any mmdet config, and `PCBEpochHook` in `custom_hooks`.
+After that the names below work as `type=` in any mmdet config, and `PCBEpochHook` in `custom_hooks`. docs/plugin.md shows how.
 """
 
 from __future__ import annotations
 
-from mmdet.registry import HOOKS, MODELS
+try:
+    from mmdet.registry import HOOKS, MODELS
+except ImportError as error:
+    raise ImportError("pcb.mmdet needs MMDetection 3.x; install it with mmcv and mmengine as its own documentation says, or in the "
+                      "versions tested here: pip install 'pcb[mmdet]'") from error
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
 
 from pcb import heads, losses
+from pcb.errors import UserError
 
 METHODS = (
     losses.PCBCrossEntropyLoss, losses.LabelSmoothingLoss, losses.OnlineLabelSmoothingLoss, losses.EquilibriumLoss, losses.BAGSLoss,
@@ -27,25 +33,53 @@ class PCBEpochHook(Hook):
 
     Idempotent, and right after a resume: the epoch comes from the runner. The iteration at which the gate opened is logged once and kept in
     the message hub (so also in checkpoints) as `pcb_gate_opened_at_iteration`.
+
+    Args:
+        iterations: what counts as an epoch where the loop is mmengine's `IterBasedTrainLoop`, which itself counts none.
     """
 
     KEY = "pcb_gate_opened_at_iteration"
 
+    def __init__(self, iterations: int | None = None):
+        self.iterations = iterations
+
     def before_train_epoch(self, runner) -> None:
         modules = list(_model(runner).modules())
-        for module in modules:
-            if hasattr(module, "set_epoch"):
-                module.set_epoch(runner.epoch + 1)
         self.gates = [m for m in modules if isinstance(m, losses.Regulariser) and m.alpha]
+        self.listeners = [m for m in modules if hasattr(m, "set_epoch")]
+        if not self.iterations and isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop) and self.gates:
+            raise UserError("IterBasedTrainLoop counts no epochs, by which PCB would start",
+                            "say how many iterations are an epoch: dict(type='PCBEpochHook', iterations=...); "
+                            "or train with EpochBasedTrainLoop")
+        self.tell(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self.iterations and runner.iter % self.iterations == 0:
+            self.tell(runner)
+
+    def tell(self, runner) -> None:
+        for module in self.listeners:
+            module.set_epoch(self.epoch(runner))
+
+    def epoch(self, runner) -> int:
+        """The 1-based epoch."""
+        return 1 + (runner.iter // self.iterations if self.iterations else runner.epoch)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.KEY not in runner.message_hub.runtime_info and any(gate.open for gate in self.gates):
             runner.message_hub.update_info(self.KEY, runner.iter)
-            runner.logger.info(f"PCB regularisation acts from iteration {runner.iter} on (epoch {runner.epoch + 1})")
+            runner.logger.info(f"PCB regularisation acts from iteration {runner.iter} on (epoch {self.epoch(runner)})")
+        if self.iterations and (runner.iter + 1) % self.iterations == 0:
+            self.warn(runner)
 
     def after_train_epoch(self, runner) -> None:
+        if not self.iterations:
+            self.warn(runner)
+
+    def warn(self, runner) -> None:
+        """At the end of an epoch: which classes PCB still waits for."""
         for gate in self.gates:
-            waiting = gate.waiting_for() if runner.epoch + 1 >= gate.start_epoch and not gate.open else []
+            waiting = gate.waiting_for() if gate.epoch >= gate.start_epoch and not gate.open else []
             if waiting:
                 runner.logger.warning(f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
                                       "name those without any training sample in the loss's `absent`")

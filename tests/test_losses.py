@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pcb.errors import UserError
 from pcb.losses import PCBCrossEntropyLoss
 
 C, N, R = 5, 24, 3
@@ -173,5 +174,5 @@ def test_the_head_is_told_channels_and_scores():
     assert loss.get_cls_channels(C) == C + 1
     z = torch.randn(3, C + 1)
     assert torch.equal(loss.get_activation(z), z.softmax(1))
-    with pytest.raises(ValueError, match="built for 5"):
+    with pytest.raises(UserError, match="built for 5"):
         loss.get_cls_channels(7)

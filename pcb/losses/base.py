@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pcb.errors import UserError
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -35,7 +37,8 @@ class ClassifierLoss(nn.Module):
     def get_cls_channels(self, num_classes: int) -> int:
         """Number of logits for `num_classes` foreground classes."""
         if num_classes != self.num_classes:
-            raise ValueError(f"the box head has {num_classes} classes, {type(self).__name__} was built for {self.num_classes}")
+            raise UserError(f"the box head has {num_classes} classes, its {type(self).__name__} was built for {self.num_classes}",
+                            "give both the number of classes of the data set, without background")
         return num_classes + self.extra_channels
 
     def get_activation(self, cls_score: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pcb.confusion import ConfusionMatrix
+from pcb.errors import UserError
 
 
 class Regulariser(nn.Module):
@@ -37,11 +38,25 @@ class Regulariser(nn.Module):
         self.absent = sorted(set(absent))
         self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise=posterior)
         self.epoch = 1
+        self.told = False  # whether anybody ever called `set_epoch`
+        self.iteration: int | None = None  # of mmengine's runner, as long as nobody did
         self.all_seen = False  # cache of a fact in `seen`, which only ever turns true
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the 1-based epoch; `PCBEpochHook` does so at the start of each."""
-        self.epoch = epoch
+        self.epoch, self.told = epoch, True
+
+    def require_epoch(self) -> None:
+        """Raises `UserError` where mmengine's runner trains and nobody tells the epoch: PCB would stay shut, and nothing would say so.
+
+        It is the runner where its iterations pass from one call to the next. By hand, epoch 1 holds until `set_epoch`.
+        """
+        from mmengine.logging import MessageHub
+
+        before, self.iteration = self.iteration, MessageHub.get_current_instance().get_info("iter", default=None)
+        if before is not None and self.iteration != before:
+            raise UserError(f"PCB is to start in epoch {self.start_epoch}, but nothing tells its loss the epoch",
+                            "add dict(type='PCBEpochHook') to custom_hooks in the config")
 
     def waiting_for(self) -> list[int]:
         """Classes, other than `absent`, that have had no positive yet."""
@@ -53,6 +68,8 @@ class Regulariser(nn.Module):
     def open(self) -> bool:
         """Whether regularisation may act now: the epoch has come, and every class has been seen (released code, not in the paper)."""
         if self.epoch < self.start_epoch:
+            if not self.told:
+                self.require_epoch()
             return False
         self.all_seen = self.all_seen or not self.waiting_for()
         return self.all_seen

@@ -1,0 +1,53 @@
+"""Mask R-CNN on LVIS v1 with PCB in the iterative paradigm: the paper's recipe (softmax, repeat factor sampling, 24 epochs, R50).
+
+Edit `data_root`, the annotation files and, for data of your own in LVIS format, `num_classes` and `metainfo`.
+Train: `mim train mmdet mask_rcnn_lvis.py --gpus 8 --launcher pytorch`, or mmdet's own tools/dist_train.sh; `--amp` for mixed precision.
+"""
+
+_base_ = [
+    "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
+    "mmdet::_base_/datasets/lvis_v1_instance.py",
+    "mmdet::_base_/schedules/schedule_2x.py",
+    "mmdet::_base_/default_runtime.py",
+]
+custom_imports = dict(imports=["pcb.mmdet"], allow_failed_imports=False)
+
+# Yours: where the data lies, and how many classes it has.
+data_root = "data/lvis_v1/"
+train_file, train_images = "annotations/lvis_v1_train.json", ""  # LVIS names its images train2017/... and val2017/...
+val_file, val_images = "annotations/lvis_v1_val.json", ""
+num_classes = 1203
+metainfo = dict()  # LVIS v1 brings its class names; for your own: dict(classes=("cat", "owl", ...)), in the order of the JSON file
+
+model = dict(
+    roi_head=dict(
+        type="IterativeRoIHead",
+        num_steps=3,
+        step_weights=(0.2, 0.2, 0.6),
+        identity_start=False,  # True where the schedule is short or starts from a trained detector
+        bbox_head=dict(
+            num_classes=num_classes,
+            loss_cls=dict(
+                _delete_=True,
+                type="PCBCrossEntropyLoss",
+                num_classes=num_classes,
+                alpha=0.4,
+                momentum=0.99,
+                num_steps=3,
+                start_epoch=17,  # "after the 16th epoch" of 24: when the learning rate drops
+                absent=(),       # 0-based classes without any training sample
+            ),
+        ),
+        mask_head=dict(num_classes=num_classes),
+    ),
+    test_cfg=dict(rcnn=dict(score_thr=1e-4, max_per_img=300)),
+)
+custom_hooks = [dict(type="PCBEpochHook"), dict(type="NumClassCheckHook")]
+
+train_dataloader = dict(dataset=dict(dataset=dict(
+    data_root=data_root, ann_file=train_file, data_prefix=dict(img=train_images), metainfo=metainfo)))
+val_dataloader = dict(dataset=dict(data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + val_file)
+test_evaluator = val_evaluator
+train_cfg = dict(val_interval=24)
