@@ -47,17 +47,49 @@ def reproduce(arguments):
 
 
 def plan(arguments):
-    """Say what a run would do, and do nothing. Reads the results folder: what is done, what is left, what trunks save."""
+    """Say what a run would do and cost, and do nothing. Reads the results folder: what is done, what is left, what trunks save, hours,
+    disk. Hours come from finished trainings, else from what `--measure` (or `pcb measure`) found, else from the two paces given."""
+    import json
+
+    from pcb.study.costs import Costs
+    from pcb.study.pace import Pace
+    from pcb.study.plan import as_data, budget_hours
     from pcb.study.plan import plan as text
 
     loaded = study(arguments)
     known_targets(loaded, arguments.targets)
-    print(text(loaded, arguments.targets))
+    if arguments.measure:
+        again(["measure", "--scale", arguments.scale] if not arguments.study else ["measure", "--study", arguments.study])
+    assumed = {"iteration": arguments.seconds_per_iteration, "image": arguments.images_per_second and 1 / arguments.images_per_second}
+    costs = Costs(loaded, Pace.of(loaded, {what: value for what, value in assumed.items() if value}), arguments.targets)
+    budget = arguments.budget and budget_hours(arguments.budget) * (arguments.gpus or 1)
+    if arguments.json:
+        print(json.dumps(as_data(costs, budget, arguments.cheapest), indent=1))
+    else:
+        print(text(costs, arguments.gpus, budget, arguments.cheapest))
+
+
+def measure(arguments):
+    """Time a few iterations and a batch of detections of each kind of training. Writes results/SCALE/pace.json for `pcb plan`."""
+    from pcb.engine import gpus
+
+    loaded = study(arguments)
+    ranks = loaded.scale["hardware"]["gpus_per_job"] if gpus.installed() else 0
+    with gpus.lease(0 if gpus.is_rank() else ranks):
+        if ranks > 1 and not gpus.is_rank():
+            gpus.launch(ranks, arguments.given)
+        if gpus.is_rank():
+            from pcb.distributed import join
+
+            join(loaded.scale["hardware"]["device"])
+        from pcb.engine.measure import measure as run
+
+        run(loaded, arguments.iterations)
 
 
 def status(arguments):
     """Say how far each table is, what runs and how long the rest may take. Reads the results folder, also of a run under way."""
-    from pcb.study.plan import status as text
+    from pcb.study.status import status as text
 
     print(text(study(arguments)))
 
@@ -168,11 +200,20 @@ def render(arguments):
     run(study(arguments), arguments.target)
 
 
-def index(arguments):
-    """Write results/SCALE/index.html from whatever exists. Reads metrics and rendered pages."""
+def site(arguments):
+    """Write results/SCALE/site/index.html from whatever exists. Reads metrics and rendered pages."""
     from pcb.reporting.site import build
 
     print(build(study(arguments)))
+
+
+def publish(arguments):
+    """Copy a results folder's site, in small and without paths of this machine, to commit or to send. Writes DEST/index.html."""
+    from pcb.reporting.publish import publish as run
+    from pcb.reporting.publish import size
+
+    index = run(study(arguments), arguments.destination)
+    print(f"{index}, {size(index.parent) / 2**20:.1f} MiB in all")
 
 
 # What they share -------------------------------------------------------------------------------------------------------
@@ -182,6 +223,22 @@ def study(arguments):
     from pcb.study import load_study
 
     return load_study(arguments.study or arguments.scale)
+
+
+def again(arguments):
+    """Another `pcb` in a process of its own, which may import torch. Its failure is ours."""
+    import subprocess
+
+    status = subprocess.run([sys.executable, "-m", "pcb", *arguments], check=False).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def positive(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def known_run(loaded, arguments):
@@ -195,8 +252,8 @@ def known_run(loaded, arguments):
 
 def known_targets(loaded, targets):
     for target in targets:
-        if target not in loaded.tables:
-            raise UserError(f"no table or figure is called {target!r}", f"choose one of: {', '.join(loaded.tables)}")
+        if target not in loaded.targets:
+            raise UserError(f"no table, figure or page is called {target!r}", f"choose one of: {', '.join(loaded.targets)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -217,7 +274,16 @@ def parser() -> argparse.ArgumentParser:
     command = verb(reproduce)
     command.add_argument("targets", nargs="*", help="table01 … table11, figure1, train_all (default: everything)")
     command.add_argument("--cores", default="all")
-    verb(plan).add_argument("targets", nargs="*", help="tables and figures (default: all)")
+    command = verb(plan)
+    command.add_argument("targets", nargs="*", help="tables and figures (default: all)")
+    command.add_argument("--gpus", type=int, metavar="N", help="spread the hours over so many devices (default: those of one training)")
+    command.add_argument("--budget", metavar="100h", help="say which tables that pays for: device hours, or with --gpus by the clock")
+    command.add_argument("--cheapest", action="store_true", help="spend the budget on the cheapest table next, not in the paper's order")
+    command.add_argument("--measure", action="store_true", help="measure this machine's pace first")
+    command.add_argument("--seconds-per-iteration", type=positive, metavar="S", help="assume this of every training")
+    command.add_argument("--images-per-second", type=positive, metavar="N", help="assume that one device detects on so many")
+    command.add_argument("--json", action="store_true", help="for machines")
+    verb(measure).add_argument("--iterations", type=int, default=10, metavar="N", help="timed in each kind of training (default: 10)")
     verb(status)
     verb(make_data).add_argument("dataset", choices=["v05", "v1", "pretrain"])
     verb(check_data).add_argument("datasets", nargs="*", metavar="v05|v1", help="default: both")
@@ -233,8 +299,9 @@ def parser() -> argparse.ArgumentParser:
         if do is infer:
             command.add_argument("--split", default="val", choices=["val", "dev"])
     for do in (gather, render):
-        verb(do).add_argument("target", help="table01 … table11, figure1")
-    verb(index)
+        verb(do).add_argument("target", help="table01 … table11, figure1, gallery, pairs")
+    verb(site)
+    verb(publish).add_argument("destination", metavar="DEST", help="a folder that does not exist yet, or an earlier copy")
     return top
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.study import Study
-from pcb.study.plan import duration, short, tables_of
+from pcb.study.jobs import tables_of
+from pcb.study.words import duration, short
 
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
 COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 0.1, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pcb.study import METRICS, Study, canonical, load_study
+from pcb.study.jobs import jobs
 from pcb.study.load import ROOT
-from pcb.study.plan import jobs, plan, status
+from pcb.study.status import status
 
 SPLITS = ("APr", "APc", "APf")
 BEST = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"  # the paper's default: softmax, RFS, α 0.4, γ 0.99
@@ -145,17 +146,6 @@ def test_experiments_outside_a_trunk_could_not_share_one(study):
     for e in study.experiments.values():
         early.setdefault(canonical(e.early_factors), set()).add(e.trunk)
     assert all(len(trunks) == 1 for trunks in early.values())
-
-
-def test_plan_is_text_of_100_columns_that_counts_a_trunk_once(study, tmp_path):
-    fresh = load_study("mini", overrides={"results": str(tmp_path)})
-    text = plan(fresh, ["table06"])
-    assert text.count("trunk of v05_r50_rfs_softmax_iterative") == 1
-    assert text.splitlines()[-2:] == ["64 epochs, 64 left to train", "without shared trunks 144: 144 = 6 x 24 of the paper's schedule"]
-    text = plan(fresh)
-    assert text.splitlines()[-2:] == [
-        "834 epochs, 834 left to train", "without shared trunks 1074: 1032 = 43 x 24 of the paper's schedule, plus 42 of second stages"]
-    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_state_follows_records_of_this_configuration_only(tmp_path):
@@ -296,7 +286,8 @@ def test_study_json_holds_the_whole_study_whatever_the_order_of_its_keys(scale, 
 
 def test_the_study_loads_without_torch_and_pandas():
     code = ("import sys; sys.modules.update(dict.fromkeys(['torch', 'pandas', 'numpy', 'mmdet', 'mmengine']));"
-            "import pcb.study.plan as p; from pcb.study import load_study; print(p.plan(load_study('smoke')).count('v1_r50'))")
+            "from pcb.study.plan import plan, Costs; from pcb.study.pace import Pace; from pcb.study import load_study;"
+            "study = load_study('smoke'); print(plan(Costs(study, Pace.of(study))).count('v1_r50'))")
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(ROOT), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 9

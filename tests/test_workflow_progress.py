@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 
 import pytest
@@ -11,7 +12,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.progress import Lines, describe, says_more
 from pcb.study import load_study
-from pcb.study.plan import duration, status
+from pcb.study.status import status
+from pcb.study.words import duration
 
 
 class Run:
@@ -124,14 +126,17 @@ def test_durations(seconds, words):
 def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_path):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
     done, running = "v05_r50_random_softmax_plain", "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
-    assert " trainings done, 0 evaluated\n" in status(study) + "\n"
-    for path, record in ((study.paths.train(done, 0), {"seconds": 48.0, "trunk": None}), (study.paths.metrics(done, 0), {})):
+    assert status(study).endswith(" trainings done, 0 evaluated; figure1 is next, 1 training away")
+    records = {study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24}, study.paths.metrics(done, 0): {},
+               study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"}}
+    for path, record in records.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"fingerprint": study.fingerprint(done, 0), **record}))
     log = study.paths.log(f"train/{running}/seed0")
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
     said = status(study)
-    assert "1 of " in said and "1 evaluated; about " in said and said.endswith(f"train  {running}  epoch 3/24")
+    assert "1 of 43 trainings done, 1 evaluated; table01 is next" in said and said.endswith(f"train  {running}  epoch 3/24")
+    assert re.search(r"^about .* left while 1 job run: done at ", said, re.MULTILINE)
     os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
     assert running not in status(study)

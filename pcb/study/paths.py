@@ -16,6 +16,11 @@ class Paths:
         """The resolved study (paper + scale + overrides) that every job of this results folder reads."""
         return self.root / "study.json"
 
+    @property
+    def pace(self) -> Path:
+        """What `pcb measure` found: seconds of an iteration and an image, bytes of what is written."""
+        return self.root / "pace.json"
+
     def data(self, dataset: str) -> Path:
         """Folder of a generated data set (`v05`, `v1`, `pretrain`)."""
         return self.root / "data" / dataset
@@ -27,6 +32,11 @@ class Paths:
     def data_check(self, dataset: str) -> Path:
         """Report of `pcb check-data`; every training waits for it."""
         return self.root / "data" / f"{dataset}.check.json"
+
+    @property
+    def index(self) -> Path:
+        """Indices of annotation files, mapped into memory by every process; may be deleted at any time."""
+        return self.root / "data" / "index"
 
     def weights(self, backbone: str) -> Path:
         """Pretrained weights from which every run with this backbone starts."""

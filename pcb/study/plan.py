@@ -1,179 +1,200 @@
-"""What the study would do and how far it is, from the results folder alone: `jobs`, and as text `plan` and `status`.
+"""`pcb plan`: what a run would do and cost, from the results folder alone. Text of 100 columns, or JSON.
 
-    run                                                   seed  epochs  state     tables
-    trunk of v05_r50_rfs_softmax_plain                       0      16  to run    shared by 8
-    v05_r50_rfs_softmax_plain                                0       8  to run    1 2 4 8 10
+                 trainings       on its own     on top of what is done and of the tables above
+               own  shared   epochs   GPU h    trainings   epochs   GPU h     disk
+    table01      2       0       48     101            2       48     101   3.4 GB
+    table02     14       2      320     812           14      288     711    21 GB
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
 
+from pcb.errors import UserError
 from pcb.methods import stages
-from pcb.study.study import Study
+from pcb.study.costs import Costs, Key, total
+from pcb.study.jobs import Job
+from pcb.study.words import UNITS, duration, hours, short, size
 
-DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training (or, with `trunk`, the first epochs that `branches` share): its state, and the epochs that it trains itself.
-
-    `state`: done (trained and scored; a trunk: trained), trained (not scored), partial (a checkpoint to continue from), to run.
-    A record of another configuration than the study's counts as none.
-    """
-
-    run: str
-    seed: int
-    state: str
-    epochs: int
-    trunk: bool
-    tables: tuple[str, ...]
-    branches: tuple[str, ...] = ()
-
-    @property
-    def epochs_left(self) -> int:
-        """Epochs still to train; those of a partial one are all counted."""
-        return self.epochs if self.state in (PARTIAL, TO_RUN) else 0
+WIDTH = 100
+UNKNOWN = "not known yet: `pcb plan --measure{scale}` measures it on this machine"
+BY_HAND = ", or give --seconds-per-iteration and --images-per-second"
 
 
-def jobs(study: Study, *targets: str) -> list[Job]:
-    """The trainings behind the given tables and figures (all without arguments), each trunk before the first that needs it."""
-    out: list[Job] = []
-    runs = study.runs(*targets)
-    for seed in study.seeds:
-        ready: set[str] = set()
-        for run in runs:
-            trunk = study.experiments[run].trunk
-            if trunk and trunk not in ready:
-                ready.add(trunk)
-                branches = tuple(b for b in runs if study.experiments[b].trunk == trunk)
-                out.append(Job(trunk, seed, state(study, trunk, seed, trunk=True), study.trunk_epochs, True, (), branches))
-            out.append(Job(run, seed, state(study, run, seed), epochs_to_train(study, run), False, tables_of(study, run)))
-    return out
+def plan(costs: Costs, gpus: int | None = None, budget: float | None = None, cheapest: bool = False) -> str:
+    """The trainings, the tables, and what all of it comes to. `gpus`: devices to spread it over; `budget`: device hours."""
+    parts = [trainings(costs), tables(costs), "\n".join(summary(costs, gpus))]
+    if budget is not None:
+        parts.append(affordable(costs, budget, cheapest))
+    return "\n\n".join(parts)
 
 
-def epochs_to_train(study: Study, run: str) -> int:
-    """Epochs that a run's own job trains, in all its stages, after what its trunk did."""
-    experiment = study.experiments[run]
-    epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages(experiment))
-    return epochs - (study.trunk_epochs if experiment.trunk else 0)
-
-
-def state(study: Study, run: str, seed: int, trunk: bool = False) -> str:
-    """How far a training is, by its records and its work folder."""
-    paths, fingerprint = study.paths, study.fingerprint(run, seed)
-    if is_current(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
-        return DONE if trunk or is_current(paths.metrics(run, seed), fingerprint) else TRAINED
-    waits = not trunk and study.experiments[run].trunk == run and not is_current(paths.trunk(run, seed), fingerprint)
-    return PARTIAL if not waits and any(paths.work(fingerprint).glob("iter*.pth")) else TO_RUN  # trunk and its run share the folder
-
-
-def is_current(record: Path, fingerprint: str) -> bool:
-    """Whether a job's record is there and was made by the study as it is now."""
-    try:
-        return json.loads(record.read_text()).get("fingerprint") == fingerprint
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def tables_of(study: Study, run: str) -> tuple[str, ...]:
-    return tuple(key for key, table in study.tables.items() if any(row.run == run for row in table.rows))
-
-
-def plan(study: Study, targets: Sequence[str] = ()) -> str:
-    """One line per training of `targets` (all without), then what sharing the first epochs saves. At most 100 columns."""
-    todo = jobs(study, *targets)
-    lines = [("run", "seed", "epochs", "state", "tables")]
-    for job in todo:
+def trainings(costs: Costs) -> str:
+    """One line per training: what it shares, how far it is, what it costs."""
+    unit = f"{costs.device} h"
+    lines = [("run", "seed", "epochs", unit, "state", "tables")]
+    for job in costs.jobs:
         name = f"trunk of {job.run}" if job.trunk else job.run
-        tables = f"shared by {len(job.branches)}" if job.trunk else " ".join(map(short, job.tables))
-        lines.append((name, str(job.seed), str(job.epochs), job.state, tables))
+        shown = f"shared by {len(job.branches)}" if job.trunk else " ".join(map(short, job.tables))
+        lines.append((name, str(job.seed), str(job.epochs), hours(costs.items[key_of(job)].hours), job.state, shown))
     width = max(len(line[0]) for line in lines)
-    text = [f"{name:<{width}}  {seed:>4}  {epochs:>6}  {state:<9} {tables}".rstrip() for name, seed, epochs, state, tables in lines]
-    return "\n".join([*text, "", *totals(study, todo)])
+    return "\n".join(f"{run:<{width}} {seed:>4} {epochs:>6} {cost:>7}  {state:<7} {of}".rstrip()
+                     for run, seed, epochs, cost, state, of in lines)
 
 
-def totals(study: Study, todo: Sequence[Job]) -> list[str]:
-    """The epochs of all jobs and those left, and how many there would be if no trunk were shared."""
-    trainings = [job for job in todo if not job.trunk]
-    each = study.schedule["epochs"]
-    whole = len(trainings) * each
-    second = sum(stage.epochs or 0 for job in trainings for stage in stages(study.experiments[job.run]))
-    more = f", plus {second} of second stages" if second else ""
-    return [f"{sum(job.epochs for job in todo)} epochs, {sum(job.epochs_left for job in todo)} left to train",
-            f"without shared trunks {whole + second}: {whole} = {len(trainings)} x {each} of the paper's schedule{more}"]
+def key_of(job: Job) -> Key:
+    return ("trunk" if job.trunk else "train", job.run, job.seed)
 
 
-def status(study: Study) -> str:
-    """One line per table and figure: how many of its rows (times seeds) are measured or wait for a job."""
-    states = {(job.run, job.seed): job.state for job in jobs(study) if not job.trunk}
-    text = [f"{'':<9}{'rows':>6}{DONE:>7}{TRAINED:>9}{PARTIAL:>9}{TO_RUN:>8}"]
-    for key, table in study.tables.items():
-        cells = [states[row.run, seed] for row in table.rows for seed in study.seeds]
-        counts = [cells.count(name) for name in (DONE, TRAINED, PARTIAL, TO_RUN)]
-        text.append("{:<9}{:>6}{:>7}{:>9}{:>9}{:>8}".format(key, len(cells), *counts))
-    return "\n".join([*text, "", *outlook(study)])
+def by_table(costs: Costs) -> list[dict]:
+    """What each table costs on its own, and on top of what is done and of the tables before it."""
+    rows, paid = [], []
+    for target in costs.targets:
+        needs = costs.needs(target)
+        adds = costs.left(needs, paid)
+        rows.append({
+            "table": target, "trainings": count(needs), "shared": count(set(needs) & set(paid)),
+            "alone": {"epochs": costs.epochs(needs), "hours": costs.hours(needs)},
+            "adds": {"trainings": count(adds), "epochs": costs.epochs(adds), "hours": costs.hours(adds), "bytes": costs.bytes(adds)}})
+        paid += needs
+    return rows
 
 
-def outlook(study: Study) -> list[str]:
-    """Trainings and evaluations done of all, the last line of each job under way, and how long the rest may take."""
-    todo = jobs(study)
-    trainings = [job for job in todo if not job.trunk]
-    counts = Counter(job.state for job in trainings)
-    running = under_way(study, todo)
-    left = seconds_left(study, todo) / max(1, len(running))
-    eta = f"; about {duration(left)} left" if left and running else ""
-    return [f"{counts[DONE] + counts[TRAINED]} of {len(trainings)} trainings done, {counts[DONE]} evaluated{eta}", *running]
+def count(keys: Iterable[Key]) -> int:
+    return sum(stage == "train" for stage, *_ in keys)
 
 
-def under_way(study: Study, todo: Sequence[Job], within: float = 120) -> list[str]:
-    """The last line of the log of every job that wrote one in the last `within` seconds and has not ended."""
-    lines = []
-    for job in todo:
-        stages = {TRAINED: ("infer", "score"), PARTIAL: ("train", "trunk"), TO_RUN: ("trunk",) if job.trunk else ("train",)}
-        for stage in stages.get(job.state, ()):
-            log = study.paths.log(f"{stage}/{job.run}/seed{job.seed}")
-            if log.exists() and time.time() - log.stat().st_mtime < within:
-                said = log.read_text(errors="replace").split("\n")
-                lines.append(f"  {stage:<6} " + (next((line for line in reversed(said) if line), "") or job.run))
+def tables(costs: Costs) -> str:
+    unit = f"{costs.device} h"
+    lines = [f"{'':<9}{'trainings':^16}{'on its own':^19}{'on top of what is done and of the tables above':>50}",
+             f"{'':<9}{'own':>7}{'shared':>9}{'epochs':>11}{unit:>8}{'trainings':>19}{'epochs':>9}{unit:>10}{'disk':>12}"]
+    rows = by_table(costs)
+    for row in rows:
+        adds = row["adds"]
+        lines.append(f"{row['table']:<9}{row['trainings'] - row['shared']:>7}{row['shared']:>9}"
+                     f"{row['alone']['epochs']:>11,}{hours(row['alone']['hours']):>8}"
+                     f"{adds['trainings']:>19}{adds['epochs']:>9,}{hours(adds['hours']):>10}{size(adds['bytes']):>12}")
+    every = costs.left(costs.items)
+    lines.append(f"{'all':<9}{count(costs.items):>7}{'':>28}{count(every):>19}{costs.epochs(every):>9,}"
+                 f"{hours(costs.hours(every)):>10}{size(costs.bytes(every)):>12}")
+    return "\n".join(lines)
+
+
+def summary(costs: Costs, gpus: int | None = None) -> list[str]:
+    """Epochs and what trunks save, time, disk, and where the pace is from."""
+    said = [("epochs", [epochs(costs)]), ("time", [clock(costs, gpus)]), ("disk", [disk(costs)]), ("pace", sources(costs))]
+    return [line for name, texts in said for line in indented(name, texts)]
+
+
+def indented(name: str, texts: Sequence[str]) -> list[str]:
+    """Texts beside a name, wrapped."""
+    lines = [line for text in texts for line in textwrap.wrap(text, WIDTH - 8, subsequent_indent="  ")]
+    return [f"{name if i == 0 else '':<8}{line}" for i, line in enumerate(lines)]
+
+
+def epochs(costs: Costs) -> str:
+    naive, extra, dag = savings(costs)
+    more = f" ({naive:,} = {naive // costs.study.schedule['epochs']} x {costs.study.schedule['epochs']}, and {extra} of second stages)"
+    return (f"{costs.epochs(costs.left(costs.items)):,} to train of {dag:,}; without shared trunks {naive + extra:,}"
+            f"{more if extra else ''}: {naive + extra - dag:,} saved")
+
+
+def savings(costs: Costs) -> tuple[int, int, int]:
+    """Epochs of the paper's schedule if each training were done alone, those of second stages, and those that the DAG trains."""
+    runs = [job for job in costs.jobs if not job.trunk]
+    second = sum(stage.epochs or 0 for job in runs for stage in stages(costs.study.experiments[job.run]))
+    return len(runs) * costs.study.schedule["epochs"], second, costs.epochs(costs.items)
+
+
+def clock(costs: Costs, gpus: int | None = None) -> str:
+    left = costs.left(costs.items)
+    whole = costs.hours(left)
+    if whole is None:
+        hint = UNKNOWN.format(scale="" if costs.study.scale["name"] == "mini" else f" --scale {costs.study.scale['name']}")
+        return hint + (BY_HAND if costs.gpu else "")
+    train = costs.hours([key for key in left if key[0] != "infer"])
+    devices = gpus or (costs.per_training if costs.gpu else os.cpu_count() or 1)
+    spread = f"{devices} {costs.device}{'s' * (devices > 1)}"
+    least = max((costs.items[key].seconds for key in left), default=0)
+    return (f"{hours(whole)} {costs.device} hours ({hours(train)} to train, {hours(whole - train)} to detect"
+            f"{'' if costs.gpu else ' and score'}): about {duration(max(least, whole * 3600 / devices))} on {spread}")
+
+
+def disk(costs: Costs) -> str:
+    left = costs.left(costs.items)
+    kept = [costs.bytes([key for key in left if (key[0] == "infer") == detections]) for detections in (False, True)]
+    folder = costs.study.paths.root
+    data = 0.0 if folder.joinpath("data").exists() else costs.data_bytes()
+    needed = total([*kept, data])
+    free = shutil.disk_usage(next(path for path in [folder.resolve(), *folder.resolve().parents] if path.exists())).free
+    parts = [f"data {size(data)}"] if data else []
+    parts += [f"{name} {size(value)}" for name, value in zip(("checkpoints", "detections"), kept, strict=True)]
+    scratch = costs.scratch()
+    more = f"; {size(scratch)} more for each training while it runs" if scratch and left else ""
+    short_of = "" if needed is None or needed + (scratch or 0) < free else ": NOT ENOUGH"
+    return f"{size(needed)} ({', '.join(parts)}){more}; {size(free)} free{short_of}"
+
+
+def sources(costs: Costs) -> list[str]:
+    """Where the pace is from, and what is not counted."""
+    lines = list(costs.pace.sources)
+    if unsure := costs.unsure():
+        lines.append(f"{' and '.join(unsure)}: RFS is counted without the images that it repeats; `pcb check-data` counts them")
     return lines
 
 
-def seconds_left(study: Study, todo: Sequence[Job]) -> float:
-    """Time of what is left on one device: epochs at the mean pace of the finished trainings, evaluations at their mean time; 0: unknown."""
-    finished = [job for job in todo if not job.trunk and job.state in (DONE, TRAINED)]
-    records = [json.loads(study.paths.train(job.run, job.seed).read_text()) for job in finished]
-    epochs = sum(job.epochs for job in finished)
-    pace = sum(record.get("seconds", 0.0) for record in records) / epochs if epochs else 0.0
-    evaluations = [sum(measured(study, stage, job) for stage in ("infer", "score")) for job in finished if job.state == DONE]
-    waiting = sum(not job.trunk and job.state != DONE for job in todo)
-    return pace * sum(job.epochs_left for job in todo) + (fmean(evaluations) if evaluations else 0.0) * waiting
+def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
+    """Which tables a budget of device hours pays for, by which rule, and the command that makes just these."""
+    if costs.hours(costs.left(costs.items)) is None:
+        raise UserError("a budget needs hours, and how long an iteration and an image take is not known here",
+                        f"run pcb plan --measure --scale {costs.study.scale['name']}{BY_HAND}")
+    taken, rest = costs.within(budget, cheapest)
+    spent = sum(value for _, value in taken)
+    order = "the cheapest next" if cheapest else "in the paper's order"
+    lines = [f"budget  {hours(budget)} {costs.device} hours pay for {len(taken)} of {len(costs.targets)} tables and figures, "
+             f"{hours(spent)} of them;",
+             f"        taken {order}, each if what it adds still fits"]
+    lines += [f"          {target:<9}{'+' + hours(value) if value else 'no more':>8}" for target, value in taken]
+    lines += [f"          {target:<9}{'+' + hours(value):>8}  does not fit" for target, value in rest]
+    if rest and spent:
+        names = " ".join(target for target, _ in taken if costs.left(costs.needs(target)))
+        lines.append(f"        pcb reproduce --scale {costs.study.scale['name']} {names}")
+    return "\n".join(lines)
 
 
-def measured(study: Study, stage: str, job: Job) -> float:
-    """Seconds that a job took, by Snakemake's benchmark file; 0 where it was run by hand."""
+def as_data(costs: Costs, budget: float | None = None, cheapest: bool = False) -> dict:
+    """The plan for machines: what `plan` says, as numbers. Hours are device hours; null: not known."""
+    left = costs.left(costs.items)
+    naive, second, dag = savings(costs)
+    out = {
+        "scale": costs.study.scale["name"], "seeds": list(costs.study.seeds),
+        "device": costs.device, "devices_per_training": costs.per_training,
+        "trainings": [{"run": job.run, "seed": job.seed, "trunk": job.trunk, "epochs": job.epochs, "state": job.state,
+                       "tables": list(job.tables), "hours": costs.items[key_of(job)].hours} for job in costs.jobs],
+        "tables": by_table(costs),
+        "epochs": {"left": costs.epochs(left), "all": dag, "without_trunks": naive + second},
+        "hours": costs.hours(left), "bytes": costs.bytes(left), "pace": costs.pace.sources, "epochs_without_repeats": costs.unsure()}
+    if budget is not None:
+        taken, rest = costs.within(budget, cheapest)
+        out["budget"] = {"hours": budget, "fits": [target for target, _ in taken], "does_not_fit": [target for target, _ in rest]}
+    return out
+
+
+def budget_hours(text: str) -> float:
+    """`100h`, `3d`, `90min` or a plain number of hours. Raises `UserError`."""
+    for unit in sorted(UNITS, key=len, reverse=True):
+        if text.endswith(unit):
+            number, factor = text.removesuffix(unit), UNITS[unit]
+            break
+    else:
+        number, factor = text, 1
     try:
-        names, values = study.paths.benchmark(f"{stage}/{job.run}/seed{job.seed}").read_text().splitlines()[:2]
-    except (OSError, ValueError):
-        return 0.0
-    return float(dict(zip(names.split("\t"), values.split("\t"), strict=True))["s"])
-
-
-def duration(seconds: float) -> str:
-    """`43 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def short(target: str) -> str:
-    """`table05` -> `5`, `figure1` -> `F1`."""
-    return target.removeprefix("table").lstrip("0") if target.startswith("table") else target.replace("figure", "F")
+        value = float(number) * factor
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{text!r} is no length of time", "write it like 100h, 3d or 90min")
+    return value

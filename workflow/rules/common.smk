@@ -11,7 +11,7 @@ from pcb import progress
 from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import canonical, load_study
-from pcb.study.plan import epochs_to_train
+from pcb.study.jobs import epochs_to_train
 
 SETTINGS = {"scale", "seeds", "results"}
 
@@ -46,7 +46,7 @@ HARDWARE = study.scale["hardware"]
 EMBEDDED = bool(study.scale.get("embedded"))
 ROOT = Path(os.path.relpath(workflow.basedir))
 
-TARGETS = [t for t in study.tables if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
+TARGETS = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
 
 # environment.yml documents the software; the jobs run in the interpreter that runs Snakemake.
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
@@ -66,6 +66,7 @@ wildcard_constraints:
     dataset="|".join([*study.scale["datasets"], "pretrain"]),
     backbone="|".join(study.scale["backbones"]),
     target="|".join(study.tables),
+    page="|".join(study.pages),
 
 
 def begin():
@@ -142,10 +143,30 @@ def gather_job(target):
     return {"table": study.resolved["tables"][target], "scale": about, "claims": claims}
 
 
+def gather_page_job(page):
+    """What a page of pictures shows, and of which data."""
+    about = {key: study.scale.get(key) for key in ("title", "departures", "datasets")}
+    return {
+        "page": study.resolved["pages"][page],
+        "scale": about,
+        "seeds": study.scale["seeds"],
+    }
+
+
 def measured(target):
     """The metrics behind a table's rows."""
     return [
         paths.metrics(run, seed) for run in study.runs(target) for seed in study.seeds
+    ]
+
+
+def looked_at(page):
+    """What the pictures of a page show: detections and confusions of the first seed."""
+    seed = study.seeds[0]
+    return [
+        get(run, seed)
+        for run in study.pages[page].runs
+        for get in (paths.metrics, paths.detections, paths.confusion)
     ]
 
 
