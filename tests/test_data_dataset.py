@@ -32,7 +32,7 @@ def test_labels_boxes_and_masks_are_those_of_the_file(dataset):
     for position in range(0, len(data), 5):
         info, wanted = data.get_data_info(position), index.by_image[index.images[position]["id"]]
         assert [i["bbox_label"] + 1 for i in info["instances"]] == [a["category_id"] for a in wanted]
-        assert [i["mask"] for i in info["instances"]] == [a["segmentation"] for a in wanted]
+        assert [[p.tolist() for p in i["mask"]] for i in info["instances"]] == [a["segmentation"] for a in wanted]
         x, y, w, h = wanted[0]["bbox"]
         assert info["instances"][0]["bbox"] == [x, y, x + w, y + h]
     sample = data[0]["data_samples"].gt_instances

@@ -1,10 +1,15 @@
-"""LVISIndex reads both versions in both layouts, and says what is wrong with a bad file."""
+"""LVISIndex reads both versions in both layouts, says what is wrong with a bad file, and keeps what it read for all processes."""
 
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from datasets import SAMPLE, by_hand, load, needs_sample, tiny
 
+from pcb.data import index as module
 from pcb.data.index import LVISIndex
 from pcb.errors import UserError
 
@@ -83,7 +88,7 @@ def test_missing_keys(tmp_path):
     assert "annotations: `bbox` is missing in 1 (1 in all)" in bad(tmp_path, lambda c: c["annotations"][1].pop("bbox"))
     assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in bad(tmp_path, lambda c: c["images"][0].pop("file_name"))
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UserError, match="holds a JSON list"):
+    with pytest.raises(UserError, match="no LVIS annotation file: Expected `object`, got `array`"):
         LVISIndex(tmp_path / "list.json")
 
 
@@ -112,9 +117,9 @@ def test_unusable_annotations_do_not_count(tmp_path):
 
 
 def test_json_with_other_text_counts_bytes_not_letters(tmp_path):
-    text = json.dumps({"info": "ααα"}, ensure_ascii=False)[:-1] + ", }"
+    text = json.dumps({"info": {"by": "ααα"}}, ensure_ascii=False)[:-1] + ", }"
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"at byte 1[89] of {len(text.encode())}"):
+    with pytest.raises(UserError, match=rf"at byte {len(text.encode()) - 1} of {len(text.encode())}"):
         LVISIndex(tmp_path / "a.json")
 
 
@@ -122,3 +127,84 @@ def test_generated_files_have_lvis_keys():
     content = load(tiny("v1") / "train.json")
     assert content["info"]["thresholds"] == [2, 4]
     assert {"id", "name", "synonyms", "synset", "def", "image_count", "instance_count", "frequency"} == set(content["categories"][0])
+
+
+# The file that processes share -------------------------------------------------------------------------------------------
+
+
+def everything(index) -> list:
+    return [index.images, index.annotations, index.by_image, index.labels, index.image_count, index.instance_count, index.categories,
+            index.info, index.version, index.annotation_count, index.sha256, index.ids.tolist(), index.sizes.tolist(), index.missing]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were parsed."""
+    parsed = []
+    monkeypatch.setattr(module, "read", lambda path, read=module.read: parsed.append(path.name) or read(path))
+    return parsed
+
+
+def test_what_the_index_says_is_what_the_file_says(tmp_path):
+    content, index = load(tiny("v1") / "train.json"), LVISIndex(tiny("v1") / "train.json", cache=tmp_path)
+    assert index.categories == content["categories"]
+    assert sorted(index.annotations, key=lambda a: a["id"]) == sorted(content["annotations"], key=lambda a: a["id"])
+    kept = ("id", "width", "height", "coco_url", "neg_category_ids", "not_exhaustive_category_ids")
+    assert index.images == [{key: image[key] for key in kept} for image in content["images"]]
+
+
+def test_a_mapped_index_equals_one_in_memory_and_travels_by_its_path(tmp_path, reads):
+    file = tiny("v05") / "train.json"
+    plain, mapped = LVISIndex(file, tiny("v05") / "images"), LVISIndex(file, tiny("v05") / "images", tmp_path / "cache")
+    assert everything(mapped) == everything(plain)
+    assert len(pickle.dumps(mapped)) < 1000 and everything(pickle.loads(pickle.dumps(mapped))) == everything(plain)
+    assert reads == ["train.json"] * 2, "one reading for each, none for the pickles"
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.objects(0).bbox[0] = 0
+
+
+def test_whoever_comes_first_makes_the_file_and_the_others_wait(tmp_path, reads):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: LVISIndex(tiny("v05") / "val.json", cache=tmp_path).annotation_count, range(4)))
+    assert reads == ["val.json"] and len(set(found)) == 1
+
+
+@pytest.mark.parametrize("spoil", ["cut", "empty", "other text"])
+def test_a_torn_file_is_made_anew(tmp_path, reads, spoil):
+    whole = everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path))
+    (cached,) = tmp_path.glob("*.arrow")
+    data = cached.read_bytes()
+    cached.unlink()  # a file that is mapped is never written to
+    cached.write_bytes({"cut": data[:-100], "empty": b"", "other text": b"x" * 100}[spoil])
+    assert everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path)) == whole
+    assert len(reads) == 2 and cached.read_bytes() == data
+
+
+def test_a_changed_annotation_file_is_read_again_and_a_broken_one_leaves_nothing(tmp_path, reads):
+    file = by_hand(tmp_path / "a.json")
+    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [1, 1]
+    by_hand(file, lambda c: c["annotations"].pop())
+    os.utime(file, ns=(1, 1))
+    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [0, 1] and len(reads) == 2
+    file.write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        LVISIndex(file, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def test_more_images_than_a_batch_holds(tmp_path, monkeypatch):
+    whole = everything(LVISIndex(tiny("v05") / "train.json"))
+    monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr("pcb.data.annotations.ROWS", 7)
+    index = LVISIndex(tiny("v05") / "train.json", cache=tmp_path)
+    assert everything(index) == whole and [index.labels_of(row) for row in range(64)] == list(map(list, index.labels))
+
+
+def test_run_length_encodings_and_crowds_pass_through(tmp_path):
+    rle = {"size": [80, 100], "counts": [5, 7, 7988]}
+    file = by_hand(tmp_path / "a.json", lambda c: c["annotations"][0].update(segmentation=rle, iscrowd=1))
+    index = LVISIndex(file, cache=tmp_path)
+    assert index.annotations[0]["segmentation"] == rle and index.annotations[0]["iscrowd"] == 1
+    assert np.array_equal(index.objects(1).segmentation[0][0], [0, 0, 5, 0, 5, 5])
+    with pytest.raises(UserError, match="segmentation of annotation 2 is neither polygons"):
+        LVISIndex(by_hand(tmp_path / "a.json", lambda c: c["annotations"][1].update(segmentation=[1, 2])))

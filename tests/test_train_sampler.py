@@ -16,8 +16,9 @@ class Scenes:
     def __len__(self):
         return self.n
 
-    def get_data_info(self, i):
-        return {"width": 30 if i % 3 else 20, "height": 25}
+    @property
+    def sizes(self):
+        return np.array([(25, 30 if i % 3 else 20) for i in range(self.n)])
 
 
 def batches(sampler, epoch, start=0):

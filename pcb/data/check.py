@@ -6,11 +6,13 @@ It never replaces one LVIS version by the other: v0.5 and v1.0 have different cl
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
-from pcb.data.index import OFFICIAL, THRESHOLDS, LVISIndex, some
+import numpy as np
+
+from pcb.data.annotations import some
+from pcb.data.index import OFFICIAL, THRESHOLDS, LVISIndex
 from pcb.data.sampling import repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
@@ -30,20 +32,24 @@ def check(study, dataset: str) -> dict:
     rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in study.experiments.values())
     report = study.paths.data_check(dataset)
     out = check_files(study.scale["datasets"][dataset], report, study.scale["train"]["rfs_threshold"] if rfs else None,
-                      bool(study.scale.get("allow_absent_classes")))
+                      bool(study.scale.get("allow_absent_classes")), study.paths.index)
     write_json(report, {"dataset": dataset, **out})
     return {"dataset": dataset, **out}
 
 
-def check_files(entry: dict, report: Path, rfs_threshold: float | None = None, allow_absent: bool = False) -> dict:
-    """Check the files that `entry` (version, train, val, dev?, images) names; `rfs_threshold` None: no run repeats images."""
+def check_files(entry: dict, report: Path, rfs_threshold: float | None = None, allow_absent: bool = False,
+                cache: Path | None = None) -> dict:
+    """Check the files that `entry` (version, train, val, dev?, images) names; `rfs_threshold` None: no run repeats images.
+
+    The indices that it makes of them stay in the folder `cache` for the trainings.
+    """
     faults: list[UserError] = []
     warnings: list[str] = []
     splits: dict[str, LVISIndex] = {}
     for split in ("train", "val", "dev"):
         if split in entry:
             try:
-                splits[split] = LVISIndex(entry[split], entry["images"], keep=False)
+                splits[split] = LVISIndex(entry[split], entry["images"], cache)
             except UserError as error:
                 faults.append(error)
     for split, index in splits.items():
@@ -83,7 +89,7 @@ def check_version(index: LVISIndex, split: str, version: str, warnings: list[str
     if groups != GROUPS[version]:
         return [UserError(f"{index.path}: rare/common/frequent classes are {groups}, LVIS {version} has {GROUPS[version]}",
                           "use the file as LVIS released it")]
-    size, released = (len(index.images), index.annotation_count), RELEASED.get((version, split))
+    size, released = (len(index), index.annotation_count), RELEASED.get((version, split))
     if released and size != released:
         warnings.append(f"{index.path}: {size[0]} images and {size[1]} annotations; LVIS {version} {split} was released with "
                         f"{released[0]} and {released[1]}")
@@ -117,7 +123,7 @@ def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
                 counts = f"{len(a.classes)} and {len(b.classes)} classes"
                 faults.append(UserError(f"{a.path} and {b.path} differ in their classes: {some(differing) if differing else counts}",
                                         "take both files from the same release"))
-            shared = sorted({i["id"] for i in a.images} & {i["id"] for i in b.images})
+            shared = np.intersect1d(a.ids, b.ids).tolist()
             if shared:
                 faults.append(UserError(f"{a.path} and {b.path} share images: {some(shared)}", "take splits of the same release"))
     return faults
@@ -126,7 +132,7 @@ def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
 def describe(index: LVISIndex) -> dict:
     """A split in the report. `unusable` annotations are those that MMDetection drops, `empty` the images left without one."""
     used = sum(index.instance_count)
-    return {"file": str(index.path), "sha256": hashlib.sha256(index.path.read_bytes()).hexdigest(), "images": len(index.images),
+    return {"file": str(index.path), "sha256": index.sha256, "images": len(index),
             "empty": sum(not labels for labels in index.labels), "annotations": index.annotation_count,
             "unusable": index.annotation_count - used, "groups": {g: index.frequency().count(g) for g in "rcf"},
             "thresholds": index.info.get("thresholds", list(THRESHOLDS)), "image_count": index.image_count}

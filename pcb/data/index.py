@@ -1,64 +1,119 @@
 """LVISIndex: one annotation file of LVIS v0.5, v1.0 or emoji-LVIS, checked, counted, every image file found.
 
-    index = LVISIndex("lvis_v0.5_train.json", "data/coco")
-    index.classes, index.image_count, index.frequency(), index.labels, index.missing
+    index = LVISIndex("lvis_v1_train.json", "data/coco", cache="results/lvis/index")
+    index.classes, index.image_count, index.frequency(), index.labels, index.missing, index.objects(0)
 
+With `cache` the file is read once, by whoever comes first, into an Arrow file that every process maps into memory: all ranks and all
+workers of a machine share the same pages. Without it the same arrays are in this process's own memory.
 Class `k` (0..C-1) is the category with id `k + 1` everywhere in this package. Needs neither `lvis` nor torch.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from pcb.data.annotations import ROWS, SCHEMA, Content, batches, read
 from pcb.errors import UserError
+from pcb.files import atomic
 
 THRESHOLDS = (10, 100)  # LVIS: rare <= 10 < common <= 100 < frequent, in train images
 OFFICIAL = {1230: "v0.5", 1203: "v1.0"}  # class counts that only an LVIS release has
-SHOWN = 5  # examples in a message; the rest is counted
-KEYS = {"images": ("id", "width", "height"), "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation"),
-        "categories": ("id", "name")}
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
+FORMAT = 1  # of the cache; another number makes it anew
+ABOUT = b"pcb"  # the cache's own metadata
 
 
-def usable(annotation: dict, image: dict) -> bool:
-    """Whether MMDetection trains on an annotation: a box of at least 1 pixel each way, inside the image, with an area."""
-    x, y, width, height = annotation["bbox"]
-    inside = min(x + width, image["width"]) > max(x, 0) and min(y + height, image["height"]) > max(y, 0)
-    return inside and width >= 1 and height >= 1 and annotation["area"] > 0 and not annotation.get("ignore", False)
+class Objects(NamedTuple):
+    """The n annotations of one image, in the file's order: views of the index, read-only, not copies.
+
+    id, category_id, area, usable, iscrowd: (n,). bbox: (n, 4) x, y, width, height in pixels.
+    usable: whether MMDetection trains on it. segmentation: per annotation its polygons, each (2k,) x0, y0, x1, …, or an RLE dict.
+    """
+
+    id: np.ndarray
+    category_id: np.ndarray
+    bbox: np.ndarray
+    area: np.ndarray
+    usable: np.ndarray
+    iscrowd: np.ndarray
+    segmentation: list[list[np.ndarray] | dict]
 
 
 class LVISIndex:
     """A checked annotation file.
 
-    categories: dicts sorted by id, so that place = id - 1 = label.   images: dicts in the file's order.
+    categories: dicts sorted by id, so that place = id - 1 = label.   annotation_count: all of them, usable or not.
     image_count, instance_count: per class, of usable annotations.     labels: per image, its sorted distinct labels.
-    annotations: the raw ones, by_image: image id -> usable ones; with `keep=False` they are counted and dropped, which
-    for LVIS frees gigabytes.
+    ids, sizes: per image its id, and (height, width); images are in the file's order.   sha256: of the file.
+    `images`, `annotations` and `by_image` are dicts as in the file, made when asked for: gigabytes for LVIS train.
     Raises `UserError` that lists what is wrong: file missing or damaged, keys missing, references to nothing.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path | None = None, keep: bool = True):
+    def __init__(self, annotations: str | Path, images: str | Path | None = None, cache: str | Path | None = None):
         self.path = Path(annotations)
         self.folder = Path(images) if images is not None else None
-        content = read(self.path)
-        self.info: dict = content.get("info") or {}
-        self.categories = sorted(content["categories"], key=lambda c: c["id"])
-        self.images: list[dict] = content["images"]
-        self.annotations: list[dict] = content["annotations"]
-        check_references(self.path, self.categories, self.images, self.annotations)
-        self.annotation_count = len(self.annotations)
-        self.by_image = self._usable()
-        self.labels = [tuple(sorted({a["category_id"] - 1 for a in self.by_image[image["id"]]})) for image in self.images]
-        counts = Counter(label for labels in self.labels for label in labels)
-        self.image_count = [counts[label] for label in range(len(self.categories))]
-        counts = Counter(a["category_id"] - 1 for annotations in self.by_image.values() for a in annotations)
-        self.instance_count = [counts[label] for label in range(len(self.categories))]
-        if not keep:
-            del self.annotations, self.by_image
+        self.cache = Path(cache) if cache is not None else None
+        about, self._batches = in_memory(self.path) if self.cache is None else mapped(self.path, self.cache)
+        self._views: dict[int, Views] = {}
+        self.info: dict = about["info"]
+        self.categories: list[dict] = about["categories"]
+        self.annotation_count: int = about["annotation_count"]
+        self.image_count: list[int] = about["image_count"]
+        self.instance_count: list[int] = about["instance_count"]
+        self.sha256: str = about["sha256"]
+
+    def __reduce__(self):
+        return LVISIndex, (self.path, self.folder, self.cache)  # another process maps the file itself
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return pa.chunked_array([batch.column(name) for batch in self._batches], SCHEMA.field(name).type)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        return self._column("id").to_numpy()
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return np.stack([self._column("height").to_numpy(), self._column("width").to_numpy()], 1)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(images,) bool: whether an image has a usable annotation."""
+        return np.concatenate([np.zeros(0), *(np.diff(batch.column("labels").offsets) for batch in self._batches)]) > 0
+
+    @cached_property
+    def labels(self) -> list[tuple[int, ...]]:
+        return list(map(tuple, self._column("labels").to_pylist()))
+
+    def labels_of(self, row: int) -> list[int]:
+        """The sorted distinct labels of image number `row`."""
+        return self.views(row).labels(row % ROWS).tolist()
+
+    def objects(self, row: int) -> Objects:
+        """All annotations of image number `row`."""
+        return self.views(row).objects(row % ROWS)
+
+    def views(self, row: int) -> Views:
+        number = row // ROWS
+        if number not in self._views:
+            self._views[number] = Views(self._batches[number])
+        return self._views[number]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -67,16 +122,8 @@ class LVISIndex:
     @cached_property
     def version(self) -> str:
         """'v0.5' or 'v1.0', from the number of classes, else from whether images name a file or only an address."""
-        named = any("file_name" in image for image in self.images)
+        named = self._column("file_name").null_count < len(self)
         return OFFICIAL.get(len(self.categories), "v0.5" if named else "v1.0")
-
-    def _usable(self) -> dict[int, list[dict]]:
-        image = {i["id"]: i for i in self.images}
-        out: dict[int, list[dict]] = {i: [] for i in image}
-        for annotation in self.annotations:
-            if usable(annotation, image[annotation["image_id"]]):
-                out[annotation["image_id"]].append(annotation)
-        return out
 
     @property
     def absent(self) -> list[int]:
@@ -88,6 +135,32 @@ class LVISIndex:
         counts = [c.get("image_count", n) for c, n in zip(self.categories, self.image_count, strict=True)]
         computed = ["r" if n <= thresholds[0] else "c" if n <= thresholds[1] else "f" for n in counts]
         return [c.get("frequency", group) for c, group in zip(self.categories, computed, strict=True)]
+
+    @cached_property
+    def images(self) -> list[dict]:
+        """The file's entries, as far as LVIS defines them: id, size, name or address, the two lists of federated labels."""
+        names = [name for name in SCHEMA.names if name not in ("labels", "annotations")]
+        rows = zip(*(self._column(name).to_pylist() for name in names), strict=True)
+        return [{name: value for name, value in zip(names, row, strict=True) if value is not None} for row in rows]
+
+    @cached_property
+    def annotations(self) -> list[dict]:
+        """All annotations as in the file, image by image."""
+        return [annotation for row in range(len(self)) for annotation in self._dicts(row)]
+
+    @cached_property
+    def by_image(self) -> dict[int, list[dict]]:
+        """Image id -> its usable annotations."""
+        kept = ((row, self.objects(row).usable) for row in range(len(self)))
+        return {int(self.ids[row]): [a for a, good in zip(self._dicts(row), usable, strict=True) if good] for row, usable in kept}
+
+    def _dicts(self, row: int) -> Iterator[dict]:
+        found, image = self.objects(row), int(self.ids[row])
+        plain = (found.id.tolist(), found.category_id.tolist(), found.bbox.tolist(), found.area.tolist(), found.iscrowd.tolist())
+        for number, category, box, area, crowd, outline in zip(*plain, found.segmentation, strict=True):
+            polygons = outline if isinstance(outline, dict) else [polygon.tolist() for polygon in outline]
+            yield {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, "segmentation": polygons,
+                   **({"iscrowd": 1} if crowd else {})}
 
     @property
     def image_paths(self) -> dict[int, Path]:
@@ -104,95 +177,138 @@ class LVISIndex:
         root = self.folder or Path()
         there = {sub: {entry.name for entry in os.scandir(root / sub)} if (root / sub).is_dir() else set() for sub in SUBFOLDERS}
         paths, missing = {}, []
-        for image in self.images:
-            places = candidates(image)
-            found = next(((sub, name) for sub, name in places if name in there.get(sub, ())), None)
-            if found is None and (root / image.get("file_name", "")).is_file():
-                found = ("", image["file_name"])
+        names, addresses = self._column("file_name").to_pylist(), self._column("coco_url").to_pylist()
+        for number, name, address in zip(self.ids.tolist(), names, addresses, strict=True):
+            places = candidates(name, address)
+            found = next(((sub, file) for sub, file in places if file in there.get(sub, ())), None)
+            if found is None and name and (root / name).is_file():
+                found = ("", name)
             expected = next((place for place in places if there.get(place[0])), places[0])  # in a folder that holds anything
-            paths[image["id"]] = root / Path(*(found or expected))
+            paths[number] = root / Path(*(found or expected))
             if found is None:
-                missing.append(paths[image["id"]])
+                missing.append(paths[number])
         return paths, missing
 
 
-def candidates(image: dict) -> list[tuple[str, str]]:
+def candidates(file_name: str | None, coco_url: str | None) -> list[tuple[str, str]]:
     """(subfolder, file) where an image may lie, likeliest first.
 
     v1.0 names it by the last two parts of `coco_url` (some val images lie in train2017); v0.5 by the last 16 characters
     of `file_name`, which may carry a COCO 2014 prefix. Both are also found in one flat folder.
     """
     out = []
-    if "coco_url" in image:
-        sub, name = image["coco_url"].split("/")[-2:]
+    if coco_url:
+        sub, name = coco_url.split("/")[-2:]
         out += [(sub, name), ("", name)]
-    if "file_name" in image:
-        name = image["file_name"].split("/")[-1]
+    if file_name:
+        name = file_name.split("/")[-1]
         out += [(sub, short) for short in (name[-16:], name) for sub in SUBFOLDERS]
     return out
 
 
-def read(path: Path) -> dict:
-    """Parse an annotation file and check its shape. Raises `UserError` naming the byte at which it breaks off, or the keys it lacks."""
-    fix = "download or generate it again, or mend the path under `datasets` in the scale's YAML"
+class Views:
+    """numpy views of a record batch's nested lists, by image within the batch."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        each = batch.column("annotations")
+        flat = {field.name: each.values.field(field.name) for field in each.values.type}
+        self.of_image = each.offsets.to_numpy()
+        self.plain = [flat[k].to_numpy(zero_copy_only=False) for k in ("id", "category_id", "area", "usable", "iscrowd")]
+        self.bbox = flat["bbox"].values.to_numpy().reshape(-1, 4)
+        self.of_annotation = flat["polygons"].offsets.to_numpy()
+        self.of_polygon = flat["polygons"].values.offsets.to_numpy()
+        self.coordinates = flat["polygons"].values.values.to_numpy()
+        self.rle = flat["rle"] if flat["rle"].null_count < len(flat["rle"]) else None
+        self.label_offsets, self.label_values = batch.column("labels").offsets.to_numpy(), batch.column("labels").values.to_numpy()
+
+    def labels(self, image: int) -> np.ndarray:
+        return self.label_values[self.label_offsets[image]:self.label_offsets[image + 1]]
+
+    def objects(self, image: int) -> Objects:
+        part = slice(*self.of_image[image:image + 2].tolist())
+        number, category, area, usable, crowd = (column[part] for column in self.plain)
+        outlines = [self.segmentation(k) for k in range(part.start, part.stop)]
+        return Objects(number, category, self.bbox[part], area, usable.astype(bool), crowd.astype(bool), outlines)
+
+    def segmentation(self, annotation: int) -> list[np.ndarray] | dict:
+        if self.rle is not None and self.rle[annotation].is_valid:
+            return json.loads(self.rle[annotation].as_py())
+        first, last = self.of_annotation[annotation:annotation + 2].tolist()
+        ends = self.of_polygon[first:last + 1].tolist()
+        return [self.coordinates[a:b] for a, b in pairwise(ends)]
+
+
+# Reading, and the file that keeps what was read ------------------------------------------------------------------------
+
+
+def in_memory(path: Path) -> tuple[dict, list[pa.RecordBatch]]:
+    content = read(path)
+    return describe(content), list(batches(path, content))
+
+
+def mapped(path: Path, folder: Path) -> tuple[dict, list[pa.RecordBatch]]:
+    """What was read of `path`, mapped from a file in `folder`, which is made where it is missing, torn or older than `path`.
+
+    One process makes it; others that come meanwhile wait for it.
+    """
+    cached = folder / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.arrow"
+    source = identity(path)
+    if (found := load(cached, source)) is None:
+        with lock(folder / f".{cached.stem}.lock"):
+            if (found := load(cached, source)) is None:
+                write(path, cached, source)
+                found = load(cached, source)
+    return found
+
+
+def identity(path: Path) -> dict:
     try:
-        data = path.read_bytes()
+        stat = path.stat()
+    except OSError:
+        return {}
+    return {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "format": FORMAT}
+
+
+def load(cached: Path, source: dict) -> tuple[dict, list[pa.RecordBatch]] | None:
+    """The cached file's content; None where it is missing, torn, or not of `source`."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(cached)))
+        about = json.loads(reader.schema.metadata[ABOUT])
+        if about["source"] != source:
+            return None
+        return about, [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def write(path: Path, cached: Path, source: dict) -> None:
+    content = read(path)
+    schema = SCHEMA.with_metadata({ABOUT: json.dumps({**describe(content), "source": source})})
+    with atomic(cached) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer, \
+            tqdm(total=len(content.images), desc=f"index of {path.name}", unit="image", delay=3, mininterval=2) as progress:
+        for batch in batches(path, content):
+            writer.write_batch(batch)
+            progress.update(len(batch))
+
+
+def describe(content: Content) -> dict:
+    """What is said of the file as a whole. The counts are of usable annotations."""
+    kept = [a for a in content.annotations if not a.ignore]
+    pairs = {(a.image_id, a.category_id) for a in kept}
+    count = {"instance_count": [a.category_id for a in kept], "image_count": [category for _, category in pairs]}
+    classes = len(content.categories)
+    counts = {key: np.bincount(np.array(found, int), minlength=classes + 1)[1:].tolist() for key, found in count.items()}
+    return {"info": content.info or {}, "categories": content.categories, "annotation_count": len(content.annotations),
+            "sha256": content.sha256, **counts}
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115 (closed below, whatever happens in between)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", fix) from error
-    try:
-        content = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not JSON: byte {error.start} of {len(data)} is not UTF-8 text", fix) from error
-    except json.JSONDecodeError as error:
-        place = len(error.doc[:error.pos].encode())
-        raise UserError(f"{path} is not valid JSON: {error.msg} at byte {place} of {len(data)} (a download broken off?)", fix) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, not LVIS's object of images, annotations and categories", fix)
-    absent = [key for key in KEYS if not isinstance(content.get(key), list)]
-    if absent:
-        raise UserError(f"{path} is no LVIS annotation file: without a list under {', '.join(absent)}", fix)
-    faults = []
-    for section, keys in KEYS.items():
-        for key in keys:
-            lacking = [i for i, entry in enumerate(content[section]) if key not in entry]
-            if lacking:
-                faults.append(f"{section}: `{key}` is missing in {some(lacking)}")
-    unnamed = [i["id"] for i in content["images"] if "id" in i and "file_name" not in i and "coco_url" not in i]
-    if unnamed:
-        faults.append(f"images: neither `file_name` (v0.5) nor `coco_url` (v1.0) in the images {some(unnamed)}")
-    if faults:
-        raise UserError(f"{path}:\n  " + "\n  ".join(faults), fix)
-    return content
-
-
-def check_references(path: Path, categories: list[dict], images: list[dict], annotations: list[dict]) -> None:
-    """Raise `UserError` with every broken reference: ids that are not 1..C, twice, or of nothing."""
-    faults = []
-    ids = [c["id"] for c in categories]
-    if ids != list(range(1, len(ids) + 1)):
-        wrong = [i for i in ids if not isinstance(i, int) or not 1 <= i <= len(ids)] or [i for i, n in Counter(ids).items() if n > 1]
-        faults.append(f"category ids are not 1..{len(ids)} each once: {some(wrong)}")
-    for name, entries in (("image", images), ("annotation", annotations)):
-        twice = [i for i, n in Counter(e["id"] for e in entries).items() if n > 1]
-        if twice:
-            faults.append(f"{name} ids given twice: {some(twice)}")
-    known_images, known = {i["id"] for i in images}, set(ids)
-    for what, key, valid in (("image", "image_id", known_images), ("category", "category_id", known)):
-        lost = [a["id"] for a in annotations if a[key] not in valid]
-        if lost:
-            faults.append(f"annotations that name a missing {what}: {some(lost)}")
-    boxes = [a["id"] for a in annotations if len(a["bbox"]) != 4]
-    if boxes:
-        faults.append(f"annotations whose bbox is not x, y, width, height: {some(boxes)}")
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lost = [i["id"] for i in images if not known.issuperset(i.get(key, ()))]
-        if lost:
-            faults.append(f"images whose {key} name a missing category: {some(lost)}")
-    if faults:
-        raise UserError(f"{path}:\n  " + "\n  ".join(faults), "use the file as LVIS released it, or mend the program that wrote it")
-
-
-def some(things: list) -> str:
-    """The first few and the number of all: `3, 7, 9 (3 in all)`."""
-    more = ", …" if len(things) > SHOWN else ""
-    return f"{', '.join(map(str, things[:SHOWN]))}{more} ({len(things)} in all)"
+        raise UserError(f"{path} could not be written: {error.strerror}", "make the folder writable, or free disk space") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -49,7 +49,7 @@ def header(page: Image.Image, index: LVISIndex) -> None:
     """Name of the file, what it holds, and the colours of the three groups."""
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 12), f"{index.path.parent.name}/{index.path.name}", fill=INK, font=ImageFont.load_default(20))
-    facts = f"LVIS {index.version} format   {len(index.images)} images   {len(index.annotations)} instances   {len(index.classes)} classes"
+    facts = f"LVIS {index.version} format   {len(index)} images   {index.annotation_count} instances   {len(index.classes)} classes"
     draw.text((GAP, 38), facts, fill=FAINT, font=ImageFont.load_default(13))
     font, groups = ImageFont.load_default(14), index.frequency()
     x = page.width - GAP

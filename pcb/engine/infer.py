@@ -70,12 +70,12 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
             total = training.counted(training.tally(path.with_suffix("")), plan(training.places, images_per_shard))
             write_confusion(path, total)
             matrices["train"] = torch.from_numpy(total.matrix)
-        counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train")).image_count
+        counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train"), study.paths.index).image_count
         by_column = rules(network.model, writer.variants, matrices, counts)
         progress = Progress(f"{run} on {split}", sum(map(len, missing)))
         for part in missing:
             sums = None if tally.has(part) else Sums(tally.classes)
-            rows = detect_all(network, progress.watch(network.images(part)), by_column, sums)
+            rows = detect_all(network, progress.watch(network.batches(part)), by_column, sums)
             if sums:
                 tally.save(part, sums)
             writer.write(part, rows)
@@ -178,7 +178,7 @@ def test_set(study: Study, run: str, split: str) -> Dataset:
     annotations, images = build.dataset_files(study, experiment.dataset, split)
     pipeline = build.base(study, experiment.backbone).test_pipeline
     return DATASETS.build({"type": "PCBLVISDataset", "ann_file": annotations, "data_prefix": {"img": images}, "test_mode": True,
-                           "pipeline": pipeline})
+                           "pipeline": pipeline, "index_cache": str(study.paths.index)})
 
 
 def _as_it_is(item):

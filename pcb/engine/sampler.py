@@ -29,8 +29,8 @@ class EpochSampler(Sampler):
         self.size, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.landscape = None
         if group_by_aspect:
-            shapes = (dataset.get_data_info(i) for i in range(self.size))
-            self.landscape = np.array([s["width"] > s["height"] for s in shapes])
+            height, width = dataset.sizes.T
+            self.landscape = width > height
         self.epoch = self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
