@@ -104,7 +104,9 @@ class Checkpoints:
         return path
 
     def newest(self, say=print) -> dict | None:
-        """The last good checkpoint, or None. A torn one is named through `say` and passed over."""
+        """The last good checkpoint, or None. A torn one is named through `say` and passed over; what a killed process was writing goes."""
+        for path in self.folder.glob(".*.pth"):
+            path.unlink(missing_ok=True)
         for path in reversed(self.files()):
             if good(path):
                 return load(path)
@@ -119,10 +121,14 @@ class Checkpoints:
         self.clear()
         return path
 
-    def kept(self, stem: str) -> tuple[Path, dict] | None:
-        """(path, content) of what `keep_as` stored under that name, or None where there is nothing good."""
-        paths = (path for path in self.folder.glob(f"{stem}.*.pth") if NAME.fullmatch(path.name))
-        return next(((path, load(path)) for path in paths if good(path)), None)
+    def kept(self, stem: str, say=print) -> tuple[Path, dict] | None:
+        """(path, content) of what `keep_as` stored under that name, or None where there is nothing good; a damaged one is named."""
+        for path in self.folder.glob(f"{stem}.*.pth"):
+            if NAME.fullmatch(path.name):
+                if good(path):
+                    return path, load(path)
+                say(f"{path} is damaged: what led to it is done anew")
+        return None
 
     def clear(self) -> None:
         """Drop what `save` keeps."""

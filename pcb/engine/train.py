@@ -41,7 +41,7 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
     with only_one(work, run):
-        path, state = Checkpoints(work).kept(stem) or train_to_end(study, run, seed, work, trunk)
+        path, state = Checkpoints(work).kept(stem, say) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
             write_json(record_path, {**state["record"], "checkpoint": str(path), "sha256": sha256(path)})
         barrier()
@@ -84,7 +84,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
 def first_stage(study: Study, run: str, seed: int, work: Path, begin: Callable[[Runner], None]) -> dict:
     """The ordinary training that BAGS and LOCE start from, kept in a folder of its own: done once, continued like any other."""
     work.mkdir(exist_ok=True)
-    if (kept := Checkpoints(work).kept("final")) is None:
+    if (kept := Checkpoints(work).kept("final", say)) is None:
         runner = execute(build.config(study, run, seed, work, stage=0), study, begin)
         state = {**finished(runner.state()), "epochs": runner.train_loop.max_epochs}
         if is_main_process():
