@@ -1,4 +1,4 @@
-# A table's or figure's rows gathered into one CSV, and the notebook that reads nothing else.
+# A table's or figure's rows, or a page's pictures, gathered into one file, and the notebook that reads nothing else.
 
 
 rule gather:
@@ -21,6 +21,27 @@ rule gather:
         "Gather the rows of {wildcards.target}"
     shell:
         "pcb gather {wildcards.target:q} &> {log:q}"
+
+
+rule gather_page:
+    input:
+        lambda w: looked_at(w.page),
+    output:
+        paths.gathered("{page}", "json"),
+    log:
+        paths.log("gather/{page}"),
+    priority: 70
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000 if EMBEDDED else 16000,
+    params:
+        job=job(lambda w: gather_page_job(w.page)),
+    message:
+        "Gather the pictures of {wildcards.page}"
+    shell:
+        "pcb gather {wildcards.page:q} &> {log:q}"
 
 
 # What draws a page: code, style sheets, templates.
@@ -55,8 +76,30 @@ rule notebook:
         "pcb render {wildcards.target:q} &> {log:q}"
 
 
-# One named target for every table and figure: table01 … table11, figure1.
-for target in study.tables:
+rule page:
+    input:
+        gathered=paths.gathered("{page}", "json"),
+        notebook=str(ROOT / "notebooks" / "{page}.ipynb"),
+        plots=REPORTING,
+    output:
+        paths.notebook("{page}"),
+        paths.html("{page}"),
+    log:
+        paths.log("notebook/{page}"),
+    priority: 70
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Render {wildcards.page}"
+    shell:
+        "pcb render {wildcards.page:q} &> {log:q}"
+
+
+# One named target for every table, figure and page: table01 … table11, figure1, gallery, pairs.
+for target in study.targets:
 
     rule:
         name:
