@@ -216,6 +216,16 @@ def publish(arguments):
     print(f"{index}, {size(index.parent) / 2**20:.1f} MiB in all")
 
 
+def bias(arguments):
+    """Report the pairwise bias of anybody's detections: PwB, M_rf, the worst pairs. Reads ground truth and results in COCO or LVIS JSON."""
+    from pcb.bias import measure, report, write
+
+    found = measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
+    print(report(found, arguments.pairs, arguments.least))
+    if arguments.out:
+        write(found, arguments.out, arguments.least)
+
+
 # What they share -------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +275,8 @@ def parser() -> argparse.ArgumentParser:
         text = inspect.getdoc(do)
         command = verbs.add_parser(do.__name__.replace("_", "-"), help=text.split(". ")[0].rstrip("."), description=text)
         command.set_defaults(do=do, study=None)
+        if do is bias:
+            return command
         which = command.add_mutually_exclusive_group()
         which.add_argument("--scale", default="mini", metavar="NAME", help="a name under configs/scale/ or a YAML file (default: mini)")
         if do is not reproduce:
@@ -302,6 +314,14 @@ def parser() -> argparse.ArgumentParser:
         verb(do).add_argument("target", help="table01 … table11, figure1, gallery, pairs")
     verb(site)
     verb(publish).add_argument("destination", metavar="DEST", help="a folder that does not exist yet, or an earlier copy")
+    command = verb(bias)
+    command.add_argument("--gt", required=True, metavar="JSON", help="annotations")
+    command.add_argument("--dt", required=True, metavar="JSON", help="detections: [{image_id, category_id, bbox, score}, ...]")
+    command.add_argument("--iou", choices=["bbox", "segm"], default="bbox", help="match boxes (default) or masks")
+    command.add_argument("--train", metavar="JSON", help="annotations whose image counts decide r, c and f (default: the categories' own)")
+    command.add_argument("--pairs", type=int, default=20, metavar="N", help="how many pairs to print (default: 20)")
+    command.add_argument("--least", type=int, default=1, metavar="N", help="pairs of classes with at least N matched objects (default: 1)")
+    command.add_argument("--out", metavar="FILE", help="everything as .json, or all pairs as .csv")
     return top
 
 
