@@ -14,7 +14,7 @@ import numpy as np
 from pcb.reporting import photos
 from pcb.reporting.gather import read_metrics
 from pcb.reporting.objects import NOTHING, Judged, Split, detections, judge
-from pcb.reporting.pairs import read
+from pcb.reporting.pairs import of_run
 from pcb.study import Page, Study
 from pcb.study.study import Comparison
 
@@ -39,8 +39,8 @@ def collect(study: Study, page: Page) -> list[dict]:
 def compare(study: Study, comparison: Comparison, train: Split, val: Split, settings: dict) -> list[dict]:
     """The pairs of one comparison, those of the run before first; a pair that both runs choose stands once."""
     seed, runs = study.seeds[0], (comparison.before, comparison.after)
-    metrics = [read_metrics(study, run, seed)["classes"]["plain"] for run in runs]
-    matrices = [read(study.paths.confusion(run, seed), classes) for run, classes in zip(runs, metrics, strict=True)]
+    metrics = [read_metrics(study, run, seed) for run in runs]
+    matrices = [of_run(study, run, seed, m) for run, m in zip(runs, metrics, strict=True)]
     judged = [judge(val, detections(study, run, seed)) for run in runs]
     chosen: dict[tuple[int, int], int] = {}
     for end, matrix in enumerate(matrices):
@@ -50,8 +50,8 @@ def compare(study: Study, comparison: Comparison, train: Split, val: Split, sett
 
     def about(label: int) -> dict:
         places = larger_half(train, np.flatnonzero(train.label == label), settings["crops"])
-        return {**val.named(label), "train_images": matrices[0].train_images[label], "AP": [m[label]["AP"] for m in metrics],
-                "crops": crops(train, draw(places, settings["crops"], chance))}
+        return {**val.named(label), "train_images": matrices[0].train_images[label],
+                "AP": [m["classes"]["plain"][label]["AP"] for m in metrics], "crops": crops(train, draw(places, settings["crops"], chance))}
 
     return [{"by": ENDS[end], "i": about(i), "j": about(j), "M": [[float(m.matrix[i, j]), float(m.matrix[j, i])] for m in matrices],
              "seen": [int(matrices[0].seen[k]) for k in (i, j)],

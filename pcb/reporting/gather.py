@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import atomic, write_json
+from pcb.reporting import pairs
 from pcb.reporting.verdicts import verdicts
 from pcb.study import Page, Study, Table
 
@@ -76,9 +77,13 @@ def number(value: float | None) -> str:
 
 
 def read_metrics(study: Study, run: str, seed: int) -> dict | None:
-    """The metrics of one run, or None when it has not been run in the study's present configuration."""
+    """The metrics of one run, those of its confusion matrix among them; None when it was not run in the study's present configuration."""
     metrics = read_record(study.paths.metrics(run, seed))
-    return metrics if metrics and metrics.get("fingerprint") == study.fingerprint(run, seed) else None
+    if not metrics or metrics.get("fingerprint") != study.fingerprint(run, seed):
+        return None
+    if matrix := pairs.of_run(study, run, seed, metrics):
+        metrics["variants"]["plain"] |= pairs.bias(matrix)
+    return metrics
 
 
 def read_record(path: Path) -> dict | None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from pcb.errors import UserError
-from pcb.reporting.album import Album
-from pcb.reporting.tables import Gathered
+
+if TYPE_CHECKING:
+    from pcb.reporting.album import Album
+    from pcb.reporting.tables import Gathered
+    from pcb.study import Study
 
 GROUPS = ["rare", "common", "frequent"]
 SYMBOLS = "rcf"
@@ -59,7 +63,7 @@ class Confusion:
                              "up": up[kept], "down": down[kept]})
 
     def label(self, i: int) -> str:
-        return f"{self.names[i]} ({self.frequency[i]}, {self.train_images[i]} train images)"
+        return f"{self.names[i]} ({self.frequency[i]}, {self.train_images[i]} train image{'s' if self.train_images[i] != 1 else ''})"
 
     def by_group(self) -> np.ndarray:
         """(3, 3): the probability that an object of a class of one group is given to any class of another, mean over classes shown."""
@@ -68,12 +72,26 @@ class Confusion:
         return (rows @ self.matrix @ member.T) / np.maximum(rows.sum(1, keepdims=True), 1)
 
 
+def bias(matrix: Confusion) -> dict[str, float | None]:
+    """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`, in percent; None where a group has no class."""
+    groups, both = 100 * matrix.by_group(), matrix.both_ways()
+    shown = {SYMBOLS[k] for k in range(3) if any(f == SYMBOLS[k] and n > 0 for f, n in zip(matrix.frequency, matrix.seen, strict=True))}
+    return {"Mrf": float(groups[0, 2]) if {"r", "f"} <= shown else None, "Mfr": float(groups[2, 0]) if {"r", "f"} <= shown else None,
+            "Mup": 100 * float((both["up"] > both["down"]).mean()) if len(both) else None}
+
+
 def load(page: Gathered | Album, run: str | None = None) -> Confusion | None:
     """The matrix of a run, or of the page's first measured one; None where it was not run. Raises `UserError`."""
     for entry in page.about["confusion"]:
         if run in (None, entry["run"]):
             return read(page.path.parent / entry["path"], entry["classes"])
     return None
+
+
+def of_run(study: Study, run: str, seed: int, metrics: dict) -> Confusion | None:
+    """The matrix behind a run's metrics."""
+    path = study.paths.confusion(run, seed)
+    return read(path, metrics["classes"]["plain"]) if path.exists() else None
 
 
 def read(path: Path, classes: list[dict]) -> Confusion:

@@ -121,17 +121,24 @@ def cells(table: Gathered) -> pd.DataFrame:
 
 
 def cell(line: pd.Series, block: str, metric: str) -> str:
-    """One number as the page shows it: one decimal, as in the paper; our PwB, a norm that grows with the number of classes, two."""
+    """One number as the page shows it: with as many decimals as the paper prints."""
     value = line[f"{block} {metric}"]
     if block == OURS and not line["seeds"]:
         return NOT_RUN
     if pd.isna(value):
         return NO_VALUE
+    digits = decimals(block, metric)
     if block == DELTA:
-        return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+        return f"{value:+.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
     spread = line[f"std {metric}"] if block == OURS else float("nan")
-    digits = 2 if block == OURS and metric == "PwB" else 1
     return f"{value:.{digits}f}" if pd.isna(spread) else f"{value:.{digits}f} ± {spread:.{digits}f}"
+
+
+def decimals(block: str, metric: str) -> int:
+    """One; of our PwB, a norm that grows with the number of classes, two; of the paper's probabilities, printed as 0.19 and 0.01, none."""
+    if metric in ("Mrf", "Mfr"):
+        return 1 if block == OURS else 0
+    return 2 if block == OURS and metric == "PwB" else 1
 
 
 def footnotes(table: Gathered) -> list[str]:

@@ -6,8 +6,9 @@ those that need several tables belong to the page of all claims.
 
 from __future__ import annotations
 
+from pcb.reporting import pairs
 from pcb.study import METRICS, Study
-from pcb.study.claims import Claim, Verdict, evaluate, published
+from pcb.study.claims import NOT_PRINTED, NOT_RUN, Claim, Verdict, evaluate, published
 
 
 def verdicts(study: Study, found: dict, target: str | None = None) -> list[dict]:
@@ -30,18 +31,33 @@ def measured(study: Study, found: dict) -> dict[tuple[str, str, str], list[float
     def value(row, seed: int, metric: str) -> float | None:
         return (((found.get((row.run, seed)) or {}).get("variants") or {}).get(row.variant) or {}).get(metric)
 
-    return {(table.id, row.id, metric): [value(row, seed, metric) for seed in study.seeds]
-            for table in study.tables.values() for row in table.rows for metric in METRICS}
+    rows = {(table.id, row.id): row for table in study.tables.values() for row in table.rows}
+    out = {(*place, metric): [value(row, seed, metric) for seed in study.seeds] for place, row in rows.items() for metric in METRICS}
+    entries = {cell for claim in study.claims for check in claim.checks for cell in check.cells if cell[2].startswith("M[")}
+    return out | {cell: [taken(study, found, rows[cell[:2]].run, seed, cell[2]) for seed in study.seeds] for cell in entries}
+
+
+def taken(study: Study, found: dict, run: str, seed: int, metric: str) -> float | None:
+    """An entry `M[A>B]` of a run's confusion matrix, in percent; None where the data set has no such classes."""
+    metrics = found.get((run, seed))
+    matrix = pairs.of_run(study, run, seed, metrics) if metrics else None
+    classes = metric[2:-1].split(">")
+    if matrix is None or not set(classes) <= set(matrix.names):
+        return None
+    i, j = map(matrix.names.index, classes)
+    return 100 * float(matrix.matrix[i, j]) if matrix.seen[i] else None
 
 
 def entry(claim: Claim, paper: dict, ours: dict) -> dict:
-    out = {"id": claim.id, "where": claim.where, "says": claim.says, "tables": claim.tables, "measure": claim.measure,
+    out = {"id": claim.id, "where": claim.where, "says": claim.says, "tables": claim.tables,
            "checks": [str(check) for check in claim.checks]}
-    for name, values in (("paper", paper), ("ours", ours)):
+    for name, values, without in (("paper", paper, NOT_PRINTED), ("ours", ours, NOT_RUN)):
         status, each = evaluate(claim, values)
-        out[name] = {"verdict": status, "checks": [numbers(verdict) for verdict in each]}
+        out[name] = {"verdict": without if status == NOT_RUN else status, "checks": [numbers(verdict, without) for verdict in each]}
     return out
 
 
-def numbers(verdict: Verdict) -> dict:
-    return {"verdict": verdict.status, "margin": verdict.margin, "noise": verdict.noise, "seeds": verdict.seeds}
+def numbers(verdict: Verdict, without: str) -> dict:
+    """A check's verdict as JSON values; `without` is what is said where a number is missing."""
+    return {"verdict": without if verdict.status == NOT_RUN else verdict.status, "margin": verdict.margin, "noise": verdict.noise,
+            "seeds": verdict.seeds}

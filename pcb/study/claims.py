@@ -1,12 +1,14 @@
 """The paper's claims, judged on numbers: each check is one inequality, put to the published figures or to measured ones.
 
-A check has one of five forms (`table05/g0.9` names a table's row; a metric may be a difference, `APf-APr`):
+A check has one of seven forms (`table05/g0.9` names a table's row; a metric may be a difference, `APf-APr`):
 
     {metric: APr, higher: ROW, lower: ROW, by: X}   higher - lower is above 0, or with `by` at least X
     {metric: AP, close: [ROW, ...], within: X}      largest - smallest is at most X
     {metric: APr, increasing: [ROW, ...]}           each row is above the one before
     {metric: AP, highest: ROW, among: [ROW, ...]}   the row is above all others
     {opposed: [AP, PwB], among: [ROW, ...]}         over the rows, the two metrics' correlation is negative
+    {metric: Mrf-Mfr, above: X, row: ROW}           the metric is above X in that row
+    {taken: A, for: B, row: ROW}                    that row's model takes class A for class B more readily than the reverse
 
 Each is turned into a margin, positive where the claim is true. X counts as printed, to one decimal: a difference that
 rounds to X is one of X. Over several seeds the margin is taken seed by seed, so differences are paired. The verdict:
@@ -28,6 +30,7 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "fails", "within noise", "not run"
+NOT_PRINTED = "not printed"  # what a page says of NOT_RUN on the paper's side
 ROUNDING = 0.05
 SLACK = 1e-9  # 28.6 - 20.6 is not 8.0 in binary
 
@@ -36,7 +39,10 @@ Values = Mapping[tuple[str, str, str], "Sequence[float | None] | None"]  # (tabl
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality: its form (`higher`, `close`, `increasing`, `highest`, `opposed`), metrics, rows, and threshold X."""
+    """One inequality: its form (`higher`, `close`, `increasing`, `highest`, `opposed`, `above`, `taken`), metrics, rows, threshold X.
+
+    The metrics of `taken` are two entries of a confusion matrix by class names, in percent: `M[A>B]` and `M[B>A]`.
+    """
 
     form: str
     metrics: tuple[str, ...]
@@ -54,12 +60,16 @@ class Check:
         if "highest" in spec:
             rows = [spec["highest"], *(row for row in spec["among"] if row != spec["highest"])]
             return cls("highest", (spec["metric"],), cells(*rows))
+        if "above" in spec:
+            return cls("above", (spec["metric"],), cells(spec["row"]), spec["above"])
+        if "taken" in spec:
+            return cls("taken", (f"M[{spec['taken']}>{spec['for']}]", f"M[{spec['for']}>{spec['taken']}]"), cells(spec["row"]))
         return cls("opposed", tuple(spec["opposed"]), cells(*spec["among"]))
 
     @property
     def cells(self) -> list[tuple[str, str, str]]:
         """Every (table, row, metric) that the check reads."""
-        return [(*row, name) for row in self.rows for metric in self.metrics for name in metric.split("-")]
+        return [(*row, name) for row in self.rows for metric in self.metrics for name in parts(metric)]
 
     def __str__(self) -> str:
         names = [f"{table}/{row}" for table, row in self.rows]
@@ -73,6 +83,10 @@ class Check:
                 return f"{metric}: {' < '.join(names)}"
             case "highest":
                 return f"{metric}: {names[0]} > {', '.join(names[1:])}"
+            case "above":
+                return f"{metric}: {names[0]} > {self.threshold:g}"
+            case "taken":
+                return f"{metric} > {self.metrics[1]}: {names[0]}"
         return f"{metric} against {self.metrics[1]}: correlation < 0 over {', '.join(names)}"
 
     def margin(self, seed: Mapping[tuple[str, str, str], float]) -> float:
@@ -88,22 +102,25 @@ class Check:
                 return min(after - before for before, after in pairwise(values))
             case "highest":
                 return values[0] - max(values[1:])
+            case "above":
+                return values[0] - self.threshold
+            case "taken":
+                return values[0] - series[1][0]
         return -correlation(*series)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says (`says`, in our words), where, and the checks that decide it; or how to `measure` it elsewhere."""
+    """What the paper says (`says`, in our words), where, and the checks that decide it."""
 
     id: str
     where: str
     says: str
-    checks: tuple[Check, ...] = ()
-    measure: str | None = None
+    checks: tuple[Check, ...]
 
     @classmethod
     def read(cls, spec: dict) -> Claim:
-        return cls(**{**spec, "checks": tuple(Check.read(check) for check in spec.get("checks", []))})
+        return cls(**{**spec, "checks": tuple(Check.read(check) for check in spec["checks"])})
 
     @property
     def tables(self) -> list[str]:
@@ -156,8 +173,13 @@ def cells(*names: str) -> tuple[tuple[str, str], ...]:
     return tuple(tuple(name.split("/", 1)) for name in names)
 
 
+def parts(metric: str) -> list[str]:
+    """`APf-APr` -> [`APf`, `APr`]; an entry `M[A>B]`, whose names may hold a hyphen, is one."""
+    return [metric] if metric.startswith("M[") else metric.split("-")
+
+
 def read(seed: Mapping[tuple[str, str, str], float], row: tuple[str, str], metric: str) -> float:
-    first, *rest = (seed[(*row, name)] for name in metric.split("-"))
+    first, *rest = (seed[(*row, name)] for name in parts(metric))
     return first - sum(rest)
 
 

@@ -46,6 +46,7 @@ def load_study(scale: str | Path = "mini", paper: str | Path = ROOT / "configs/p
     check_tables(resolved, sources[0])
     check_claims(resolved, sources[0])
     check_pages(resolved, sources[0])
+    check_batch(resolved["scale"], sources[1])
     resolve_paths(resolved["scale"], sources[1])
     return Study(resolved)
 
@@ -96,13 +97,14 @@ def check_claims(resolved: dict, source: str | Path) -> None:
     """Claims have an id of their own and name cells (table/row, metric) that exist."""
     tables = {key: Table.read(key, spec) for key, spec in resolved["tables"].items()}
     cells = {(table.id, row.id, metric) for table in tables.values() for row in table.rows for metric in table.columns}
+    rows = {cell[:2] for cell in cells}
     seen = set()
     for claim in map(Claim.read, resolved.get("claims", [])):
         if claim.id in seen:
             raise UserError(f"{source}: claim {claim.id!r} appears twice", "give one of them another id")
         seen.add(claim.id)
         for cell in (cell for check in claim.checks for cell in check.cells):
-            if cell not in cells:
+            if cell not in cells and not (cell[2].startswith("M[") and cell[:2] in rows):
                 raise UserError(f"{source}: claim {claim.id!r} names {cell[0]}/{cell[1]}, {cell[2]}, which is in no table",
                                 "name a row by table and id, and a metric among that table's columns")
 
@@ -116,6 +118,18 @@ def check_pages(resolved: dict, source: str | Path) -> None:
                 raise UserError(f"{where} names the run {lost[0]!r}, which is no experiment", "name an experiment of the same file")
             if len({resolved["experiments"][entry[end]]["dataset"] for end in ("before", "after")}) > 1:
                 raise UserError(f"{where} compares runs on two data sets", "name two experiments of one data set")
+
+
+def check_batch(scale: dict, source: str | Path) -> None:
+    """A batch has the size that the scale says, however many GPUs share it: what does not come out even is refused."""
+    hardware, batch = scale["hardware"], scale["train"]["batch_size"]
+    gpus, parts = hardware["gpus_per_job"], hardware.get("accumulate", 1)
+    if hardware["device"] == "cuda" and not gpus:
+        raise UserError(f"{source}: hardware.gpus_per_job is 0 on the device cuda", "give the number of GPUs that a training takes")
+    if batch % (max(1, gpus) * parts):
+        even = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise UserError(f"{source}: a batch of {batch} images cannot be shared by {gpus} GPUs that take {parts} parts each",
+                        f"let hardware.gpus_per_job times hardware.accumulate be one of {', '.join(map(str, even))}")
 
 
 def resolve_paths(scale: dict, source: str | Path) -> None:

@@ -11,7 +11,10 @@ from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.paths import Paths
 
-METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb", "PwB")  # AP in points, 0-100, as the paper prints it
+# AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB, and in percent M_rf and M_fr, the probability that an object
+# of a rare class is given to any frequent one, and the reverse, and Mup, the share of pairs of classes of different groups in which the
+# rarer is taken for the more frequent one more readily than the reverse.
+METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb", "PwB", "Mrf", "Mfr", "Mup")
 
 
 @dataclass(frozen=True)

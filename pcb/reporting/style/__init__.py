@@ -21,6 +21,9 @@ METRICS = {
     "APf": ("AP_f", "AP<sub>f</sub>", "AP$_f$"),
     "APb": ("AP^b", "AP<sup>b</sup>", "AP$^b$"),
     "PwB": ("PwB ↓", "PwB ↓", r"PwB $\downarrow$"),
+    "Mrf": ("M_rf %", "M<sub>rf</sub> %", r"$M_{rf}$ \%"),
+    "Mfr": ("M_fr %", "M<sub>fr</sub> %", r"$M_{fr}$ \%"),
+    "Mup": ("one-sided %", "one-sided %", r"one-sided \%"),
 }
 COLOURS = {"AP": "#333333", "APr": "#D55E00", "APc": "#009E73", "APf": "#0072B2", "APb": "#CC79A7", "AP50": "#56B4E9", "AP75": "#E69F00"}
 MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P", "AP75": "X"}
