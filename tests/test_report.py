@@ -14,7 +14,7 @@ import pytest
 
 from pcb.errors import UserError
 from pcb.files import write_json
-from pcb.reporting import pairs, site, tables, words
+from pcb.reporting import pairs, tables, words
 from pcb.reporting.gather import gather
 from pcb.study import METRICS, load_study
 
@@ -239,19 +239,6 @@ def test_figure_1_reads_the_matrix_that_gather_points_to(tmp_path):
     np.savez(study.paths.confusion(run, 0), matrix=np.eye(3), seen=np.ones(3))
     with pytest.raises(UserError, match="12 classes"):
         pairs.load(gathered(study, "figure1"))
-
-
-def test_the_index_links_only_what_exists_and_says_what_is_missing(tmp_path):
-    study = study_in(tmp_path)
-    fabricate(study, RFS_PCB)
-    page = study.paths.html("table06")
-    page.parent.mkdir(parents=True)
-    page.write_text("<p>rendered</p>")
-    index = site.build(study)
-    text = index.read_text()
-    links = re.findall(r'(?:href|src)="([^"#]+)"', text)
-    assert "notebooks/table06.html" in links and all((index.parent / link).exists() for link in links)
-    assert "1 of 43" in text and "1 of 6 rows measured" in text and "42 trainings not run" in text
 
 
 def test_reporting_never_imports_torch():

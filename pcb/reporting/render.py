@@ -112,7 +112,8 @@ def picture(notebook) -> bytes | None:
 
 
 def links(study: Study, target: str) -> dict:
-    """What the page links to: its own files, its neighbours in the paper, the index. Relative, so that a folder can be moved."""
+    """What the page links to: its own files, its own and its neighbours' places in the index, which is there whatever else has been
+    rendered. Relative, so that a folder can be moved."""
     paths, here = study.paths, study.paths.html(target).parent
 
     def to(path: Path) -> str:
@@ -120,9 +121,9 @@ def links(study: Study, target: str) -> dict:
 
     order = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
     at = order.index(target)
-    near = {side: {"href": to(paths.html(order[i])), "name": words.number(order[i])} if 0 <= i < len(order) else None
+    near = {side: {"href": f"{to(paths.index)}#{order[i]}", "name": words.number(order[i])} if 0 <= i < len(order) else None
             for side, i in (("before", at - 1), ("after", at + 1))}
-    return {"title": f"{words.number(target)} · {study.scale['name']}", "index": to(paths.index), **near,
+    return {"title": f"{words.number(target)} · {study.scale['name']}", "index": f"{to(paths.index)}#{target}", **near,
             "files": [{"href": to(path), "name": name} for name, path in
                       (("notebook", paths.notebook(target)), *((s, paths.table(target, s)) for s in FORMS if target in study.tables))]}
 
