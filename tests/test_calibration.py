@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
+from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal, mean_predictions
+from pcb.errors import UserError
 
 C, N = 5, 12
 
@@ -76,3 +78,26 @@ def test_certain_scores_stay_finite(calibrate):
     out = calibrate(scores)
     assert out.isfinite().all() and out.shape == scores.shape and out.dtype == scores.dtype and (out >= 0).all()
     assert calibrate(scores[:0]).shape == (0, C + 1)
+    of_arrays = calibrate(scores.numpy()[::-1])  # someone else's saved scores
+    assert isinstance(of_arrays, np.ndarray) and of_arrays.dtype == np.float32
+    np.testing.assert_array_equal(of_arrays, out.numpy()[::-1])
+    with pytest.raises(UserError, match="background last"):
+        calibrate(scores[:, :-1])
+
+
+def test_statistics_may_be_arrays(logits):
+    m, scores = matrix(), logits.softmax(1)
+    for ours, theirs in ((ConfusionMatrixCalibration(m), ConfusionMatrixCalibration(m.numpy())),
+                         (MeanScoreCalibration(m.diagonal()), MeanScoreCalibration(m.numpy().diagonal())),
+                         (NorCal(torch.arange(C), 0.3), NorCal(np.arange(C), 0.3))):
+        assert torch.equal(ours(scores), theirs(scores))
+
+
+def test_mean_predictions_follow_eq_3(logits):
+    labels = torch.tensor([0, 1, C, 1, 3, 4, 4, -1, 0, 0, C, 3])
+    found = mean_predictions(logits.softmax(1), labels)
+    for i in range(C):
+        rows = [logits[k, :C].softmax(0) for k in range(N) if labels[k] == i]
+        torch.testing.assert_close(found[i], sum(rows) / len(rows) if rows else torch.zeros(C, dtype=torch.float64))
+    arrays = mean_predictions(logits.softmax(1).float().numpy(), labels.numpy())
+    assert isinstance(arrays, np.ndarray) and arrays.dtype == np.float32 and np.allclose(arrays, found.numpy(), atol=1e-6)
