@@ -11,8 +11,11 @@ import argparse
 import inspect
 import os
 import sys
+from pathlib import Path
 
 from pcb.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository, of which a wheel has the package only
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +40,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def reproduce(arguments):
     """Make everything, or the named targets. Becomes snakemake: its Ctrl-C, its exit status; one line per job."""
-    from pcb.study.load import ROOT
-
     known_targets(study(arguments), set(arguments.targets) - {"all", "train_all"})
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
     command += ["--config", f"scale={arguments.scale}"]
@@ -230,6 +231,9 @@ def bias(arguments):
 
 
 def study(arguments):
+    if not (ROOT / "configs").is_dir():
+        raise UserError("the pipeline runs in a checkout of the repository; here only the package is installed",
+                        "clone the repository and run `make setup` there; `pcb bias` and `import pcb.mmdet` need no checkout")
     from pcb.study import load_study
 
     return load_study(arguments.study or arguments.scale)
