@@ -102,7 +102,21 @@ def sidecar(study: Study, table: Table, found: dict) -> dict:
         **around(study, table, found, study.seeds), "claim": table.claim, "columns": list(table.columns), "labels": list(table.labels),
         "claims": verdicts(study, found, table.id),
         "confusion": confusions(study, table, found) if table.id.startswith("figure") else [],
+        "classes": classes(study, table, found) if "PCB" in table.labels else {},
     }
+
+
+def classes(study: Study, table: Table, found: dict) -> dict:
+    """AP of each class, for a table that sets a method beside the same with PCB: per data set train images and groups of the classes,
+    per measured row one list for each seed (None for a class without val objects)."""
+    out: dict[str, dict] = {}
+    for row in table.rows:
+        measured = [m["classes"][row.variant] for m in (found[row.run, seed] for seed in study.seeds) if m and row.variant in m["classes"]]
+        if measured:
+            dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
+            dataset |= {"train_images": [c["train_images"] for c in measured[0]], "groups": "".join(c["frequency"] for c in measured[0])}
+            dataset["rows"][row.id] = [[c["AP"] and round(c["AP"], 2) for c in of_seed] for of_seed in measured]
+    return out
 
 
 def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]) -> dict:

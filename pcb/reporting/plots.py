@@ -3,6 +3,7 @@
     curve(table, x="α")   metrics over a setting        (Tables 5, 6, 7, 10)
     groups(table)         AP_r, AP_c, AP_f of each row  (Tables 1, 3, 4, 8, 9, 11)
     arrows(table)         base method -> with PCB       (Table 2)
+    by_class(table)       AP by train images            (Table 2)
     confusion(matrix)     log2 heat map of ten classes  (Figure 1)
     recognised(album)     objects gained and lost       (gallery)
     both_ways(album)      M_ij against M_ji             (pairs)
@@ -143,11 +144,80 @@ def arrow(ax: Axes, pair: pd.DataFrame, source: str, xm: str, ym: str, pcb: str,
     ends = {mark: end[[f"{source} {xm}", f"{source} {ym}"]].to_numpy(float)[0] for mark, end in pair.groupby(pcb)}
     ends = {mark: at for mark, at in ends.items() if not np.isnan(at).any()}
     for mark, at in ends.items():
+        spread = pair.loc[pair[pcb] == mark, [f"std {xm}", f"std {ym}"]].to_numpy(float)[0]
+        if source == OURS and not np.isnan(spread).any():
+            ax.errorbar(*at, xerr=spread[0], yerr=spread[1], color=colour, elinewidth=1, alpha=0.6, zorder=1)
         ax.plot(*at, "o", color=colour, markerfacecolor="white" if mark == "✗" else colour, markersize=7, markeredgewidth=1.6, zorder=3)
     if len(ends) == 2:
         ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops={
             "arrowstyle": "-|>", "color": colour, "linewidth": 1.8, "linestyle": line, "shrinkA": 4, "shrinkB": 4})
     return bool(ends)
+
+
+def by_class(table: Gathered, method: str = "Method", dataset: str = "Dataset", pcb: str = "PCB") -> Plot:
+    """AP of single classes over their train images, base and with PCB, above; the difference below: dots, and means of classes with
+    similar counts with their standard error over classes. One pair of panels for each method and data set; means over seeds."""
+    numbers = wide(table)
+    sets = list(numbers[dataset].unique())
+    methods = list(numbers[method].unique())
+    with canvas(10.4, 5.2 * len(sets)) as figure:
+        for part, (name, rows) in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), numbers.groupby(dataset, sort=False), strict=True):
+            grid = part.subplots(2, len(methods), sharex=True, sharey="row", height_ratios=[1.25, 1])
+            part.suptitle(f"{name} · {words.origin(table.about)}", fontsize=10, x=0.02, ha="left")
+            for k, (pair, (upper, lower)) in enumerate(zip([rows[rows[method] == m] for m in methods], grid.T, strict=True)):
+                upper.set_title(methods[k])
+                ends = {mark: class_ap(table, line["id"]) for mark, line in ((line[pcb], line) for _, line in pair.iterrows())}
+                drawn = [found for found in ends.values() if found]
+                for mark, found in ends.items():
+                    if found:
+                        dots_and_means(upper, found[0], found[1], style.SERIES[k], hollow=mark == "✗")
+                if len(drawn) == 2:
+                    dots_and_means(lower, drawn[0][0], ends["✓"][1] - ends["✗"][1], style.SERIES[k], hollow=False)
+                    lower.axhline(0, color="#777777", linewidth=1)
+                else:
+                    empty(lower if drawn else upper)
+                for ax, label in ((upper, "AP of a class"), (lower, "PCB − base")):
+                    ax.set_xscale("log")
+                    if drawn:
+                        borders(ax, *drawn[0][::2])
+                    if k == 0:
+                        ax.set_ylabel(label)
+                lower.set_xlabel("train images")
+                lower.xaxis.set_major_formatter("{x:g}")
+        handles = [Line2D([], [], color="#555555", marker="o", markerfacecolor="white", linestyle="--", label="base"),
+                   Line2D([], [], color="#555555", marker="o", label="with PCB")]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return Plot(figure, "AP of single classes over their train images, for each base method without and with PCB, and the difference")
+
+
+def class_ap(table: Gathered, row: str) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Train images, AP (mean over seeds, NaN without val objects) and groups of the classes, or None where the row was not run."""
+    for found in table.about["classes"].values():
+        if row in found["rows"]:
+            return np.array(found["train_images"], float), np.array(found["rows"][row], float).mean(0), found["groups"]
+    return None
+
+
+def dots_and_means(ax: Axes, count: np.ndarray, values: np.ndarray, colour: str, hollow: bool) -> None:
+    """Classes as faint dots; over them the means of bins with about as many classes each, at their mean count."""
+    there = ~np.isnan(values) & (count > 0)
+    count, values = count[there], values[there]
+    ax.scatter(count, values, s=9, facecolor="none" if hollow else colour, edgecolor=colour, linewidth=0.6, alpha=0.3, zorder=1)
+    order = np.argsort(count, kind="stable")
+    bins = [part for part in np.array_split(order, np.clip(len(order) // 9, 1, 9)) if len(part)]
+    x = [np.exp(np.log(count[part]).mean()) for part in bins]
+    error = [values[part].std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else 0 for part in bins]
+    ax.errorbar(x, [values[part].mean() for part in bins], yerr=error, color=colour, linestyle="--" if hollow else "-", linewidth=1.7,
+                marker="o", markersize=5, markerfacecolor="white" if hollow else colour, elinewidth=1.1, capsize=2, zorder=3)
+
+
+def borders(ax: Axes, count: np.ndarray, groups: str) -> None:
+    """Where rare classes end and frequent ones begin."""
+    for lower, upper in ("rc", "cf"):
+        below = max((n for n, g in zip(count, groups, strict=True) if g == lower), default=None)
+        above = min((n for n, g in zip(count, groups, strict=True) if g == upper), default=None)
+        if below and above:
+            ax.axvline((below * above) ** 0.5, color="#999999", linewidth=0.9, linestyle=":", zorder=0)
 
 
 def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
