@@ -17,9 +17,9 @@ from pcb.reporting import site_data, site_tables, style, words
 from pcb.reporting.gather import read_metrics
 from pcb.reporting.verdicts import verdicts
 from pcb.study import Study, Table
-from pcb.study.claims import FAILS, HOLDS, NOT_RUN, WITHIN_NOISE
+from pcb.study.claims import FAILS, HOLDS, NOT_PRINTED, NOT_RUN, WITHIN_NOISE
 
-VERDICTS = (HOLDS, WITHIN_NOISE, FAILS, NOT_RUN)
+VERDICTS = (HOLDS, WITHIN_NOISE, FAILS, NOT_RUN, NOT_PRINTED)
 
 
 def build(study: Study) -> Path:
@@ -111,7 +111,7 @@ def unmeasured(study: Study, found: dict) -> list[str]:
 
 
 def tally(claims: list[dict]) -> dict[str, dict[str, int]]:
-    """How many claims hold, fail, are within noise or were not run, on our numbers and on the paper's."""
+    """How many claims hold, fail, and so on, on our numbers and on the paper's."""
     return {source: {verdict: sum(c[source]["verdict"] == verdict for c in claims) for verdict in VERDICTS} for source in ("ours", "paper")}
 
 

@@ -1,6 +1,9 @@
 # A table's or figure's rows, or a page's pictures, gathered into one file, and the notebook that reads nothing else.
 
 
+from pcb.reporting.words import number
+
+
 rule gather:
     input:
         lambda w: measured(w.target),
@@ -44,12 +47,22 @@ rule gather_page:
         "pcb gather {wildcards.page:q} &> {log:q}"
 
 
-# What draws a page: code, style sheets, templates.
+# What draws a notebook's page: code, style sheets, templates; not those of the site, which is made anew after every run.
 REPORTING = sorted(
     str(path)
     for path in (ROOT / "pcb" / "reporting").rglob("*")
     if path.suffix in {".py", ".css", ".j2"}
+    and not path.name.startswith(("site", "publish"))
 )
+CAPTIONS = "../report"
+
+
+def labels(kind):
+    """What `snakemake --report` writes beside a result: which table or figure, and in what form."""
+    return lambda wildcards: {
+        "of": number(wildcards.get("target") or wildcards.page),
+        "as": kind,
+    }
 
 
 rule notebook:
@@ -60,8 +73,25 @@ rule notebook:
         plots=REPORTING,
     output:
         paths.notebook("{target}"),
-        paths.html("{target}"),
-        [paths.table("{target}", suffix) for suffix in ("csv", "md", "tex")],
+        [paths.table("{target}", suffix) for suffix in ("md", "tex")],
+        html=report(
+            paths.html("{target}"),
+            caption=f"{CAPTIONS}/page.rst",
+            category="Pages",
+            labels=labels("page"),
+        ),
+        csv=report(
+            paths.table("{target}", "csv"),
+            caption=f"{CAPTIONS}/table.rst",
+            category="Tables",
+            labels=labels("numbers"),
+        ),
+        picture=report(
+            paths.figure("{target}"),
+            caption=f"{CAPTIONS}/figure.rst",
+            category="Figures",
+            labels=labels("picture"),
+        ),
     log:
         paths.log("notebook/{target}"),
     priority: 70
@@ -83,7 +113,12 @@ rule page:
         plots=REPORTING,
     output:
         paths.notebook("{page}"),
-        paths.html("{page}"),
+        html=report(
+            paths.html("{page}"),
+            caption=f"{CAPTIONS}/pictures.rst",
+            category="Pages",
+            labels=labels("page"),
+        ),
     log:
         paths.log("notebook/{page}"),
     priority: 70
