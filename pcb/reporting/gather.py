@@ -108,14 +108,15 @@ def sidecar(study: Study, table: Table, found: dict) -> dict:
 
 def classes(study: Study, table: Table, found: dict) -> dict:
     """AP of each class, for a table that sets a method beside the same with PCB: per data set train images and groups of the classes,
-    per measured row one list for each seed (None for a class without val objects)."""
+    per measured row a list for each of its seeds (None for a class without val objects)."""
     out: dict[str, dict] = {}
     for row in table.rows:
-        measured = [m["classes"][row.variant] for m in (found[row.run, seed] for seed in study.seeds) if m and row.variant in m["classes"]]
-        if measured:
-            dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
-            dataset |= {"train_images": [c["train_images"] for c in measured[0]], "groups": "".join(c["frequency"] for c in measured[0])}
-            dataset["rows"][row.id] = [[c["AP"] and round(c["AP"], 2) for c in of_seed] for of_seed in measured]
+        for seed in study.seeds:
+            measured = ((found[row.run, seed] or {}).get("classes") or {}).get(row.variant)
+            if measured:
+                dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
+                dataset |= {"train_images": [c["train_images"] for c in measured], "groups": "".join(c["frequency"] for c in measured)}
+                dataset["rows"].setdefault(row.id, {})[str(seed)] = [None if c["AP"] is None else round(c["AP"], 2) for c in measured]
     return out
 
 

@@ -156,7 +156,8 @@ def arrow(ax: Axes, pair: pd.DataFrame, source: str, xm: str, ym: str, pcb: str,
 
 def by_class(table: Gathered, method: str = "Method", dataset: str = "Dataset", pcb: str = "PCB") -> Plot:
     """AP of single classes over their train images, base and with PCB, above; the difference below: dots, and means of classes with
-    similar counts with their standard error over classes. One pair of panels for each method and data set; means over seeds."""
+    similar counts with their standard error over classes. One pair of panels for each method and data set; means over seeds, of the
+    difference over those that both ends have."""
     numbers = wide(table)
     sets = list(numbers[dataset].unique())
     methods = list(numbers[method].unique())
@@ -166,20 +167,19 @@ def by_class(table: Gathered, method: str = "Method", dataset: str = "Dataset", 
             part.suptitle(f"{name} · {words.origin(table.about)}", fontsize=10, x=0.02, ha="left")
             for k, (pair, (upper, lower)) in enumerate(zip([rows[rows[method] == m] for m in methods], grid.T, strict=True)):
                 upper.set_title(methods[k])
-                ends = {mark: class_ap(table, line["id"]) for mark, line in ((line[pcb], line) for _, line in pair.iterrows())}
-                drawn = [found for found in ends.values() if found]
-                for mark, found in ends.items():
+                base, after = (class_ap(table, list(pair.loc[pair[pcb] == mark, "id"])) for mark in "✗✓")
+                for found, hollow in ((base, True), (after, False)):
                     if found:
-                        dots_and_means(upper, found[0], found[1], style.SERIES[k], hollow=mark == "✗")
-                if len(drawn) == 2:
-                    dots_and_means(lower, drawn[0][0], ends["✓"][1] - ends["✗"][1], style.SERIES[k], hollow=False)
+                        dots_and_means(upper, found.train_images, found.mean(), style.SERIES[k], hollow)
+                if base and after and (seeds := sorted(base.AP.keys() & after.AP.keys())):
+                    dots_and_means(lower, base.train_images, after.mean(seeds) - base.mean(seeds), style.SERIES[k], hollow=False)
                     lower.axhline(0, color="#777777", linewidth=1)
                 else:
-                    empty(lower if drawn else upper)
+                    empty(lower if base or after else upper)
                 for ax, label in ((upper, "AP of a class"), (lower, "PCB − base")):
                     ax.set_xscale("log")
-                    if drawn:
-                        borders(ax, *drawn[0][::2])
+                    if base or after:
+                        borders(ax, (base or after).train_images, (base or after).groups)
                     if k == 0:
                         ax.set_ylabel(label)
                 lower.set_xlabel("train images")
@@ -190,12 +190,22 @@ def by_class(table: Gathered, method: str = "Method", dataset: str = "Dataset", 
     return Plot(figure, "AP of single classes over their train images, for each base method without and with PCB, and the difference")
 
 
-def class_ap(table: Gathered, row: str) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Train images, AP (mean over seeds, NaN without val objects) and groups of the classes, or None where the row was not run."""
-    for found in table.about["classes"].values():
-        if row in found["rows"]:
-            return np.array(found["train_images"], float), np.array(found["rows"][row], float).mean(0), found["groups"]
-    return None
+@dataclass(frozen=True)
+class ClassAP:
+    """Of a row: train images (C,) and groups of the classes, and their AP by seed, NaN for a class without val objects."""
+
+    train_images: np.ndarray
+    groups: str
+    AP: dict[str, list[float | None]]
+
+    def mean(self, seeds: list[str] | None = None) -> np.ndarray:
+        return np.array([self.AP[seed] for seed in seeds or self.AP], float).mean(0)
+
+
+def class_ap(table: Gathered, rows: list[str]) -> ClassAP | None:
+    """What was measured of the first of `rows`, or None."""
+    found = [f for f in table.about["classes"].values() if rows and rows[0] in f["rows"]]
+    return ClassAP(np.array(found[0]["train_images"], float), found[0]["groups"], found[0]["rows"][rows[0]]) if found else None
 
 
 def dots_and_means(ax: Axes, count: np.ndarray, values: np.ndarray, colour: str, hollow: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pcb.reporting import pairs
 from pcb.study import METRICS, Study
-from pcb.study.claims import NOT_PRINTED, NOT_RUN, Claim, Verdict, evaluate, published
+from pcb.study.claims import NO_SUCH_CLASS, NOT_PRINTED, NOT_RUN, Check, Claim, Verdict, evaluate, published
 
 
 def verdicts(study: Study, found: dict, target: str | None = None) -> list[dict]:
@@ -53,8 +53,15 @@ def entry(claim: Claim, paper: dict, ours: dict) -> dict:
            "checks": [str(check) for check in claim.checks]}
     for name, values, without in (("paper", paper, NOT_PRINTED), ("ours", ours, NOT_RUN)):
         status, each = evaluate(claim, values)
-        out[name] = {"verdict": without if status == NOT_RUN else status, "checks": [numbers(verdict, without) for verdict in each]}
+        reasons = [NO_SUCH_CLASS if name == "ours" and lacks_classes(check, ours) else without for check in claim.checks]
+        out[name] = {"verdict": without if status == NOT_RUN else status,
+                     "checks": [numbers(verdict, reason) for verdict, reason in zip(each, reasons, strict=True)]}
     return out
+
+
+def lacks_classes(check: Check, ours: dict) -> bool:
+    """Whether a check of two named classes has a run, on a data set that does not hold them."""
+    return check.form == "taken" and any(value is not None for row in check.rows for value in ours[(*row, "PwB")])
 
 
 def numbers(verdict: Verdict, without: str) -> dict:

@@ -30,7 +30,7 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "fails", "within noise", "not run"
-NOT_PRINTED = "not printed"  # what a page says of NOT_RUN on the paper's side
+NOT_PRINTED, NO_SUCH_CLASS = "not printed", "no such class here"  # what a page says in the place of NOT_RUN, if that is why
 ROUNDING = 0.05
 SLACK = 1e-9  # 28.6 - 20.6 is not 8.0 in binary
 
@@ -86,7 +86,7 @@ class Check:
             case "above":
                 return f"{metric}: {names[0]} > {self.threshold:g}"
             case "taken":
-                return f"{metric} > {self.metrics[1]}: {names[0]}"
+                return f"{metric} > {self.metrics[1]} in {names[0]}"
         return f"{metric} against {self.metrics[1]}: correlation < 0 over {', '.join(names)}"
 
     def margin(self, seed: Mapping[tuple[str, str, str], float]) -> float:
