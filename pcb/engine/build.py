@@ -53,7 +53,7 @@ def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch:
     cfg = base(study, experiment.backbone)
     lay_model(cfg, study, run, stage)
     lay_data(cfg, study, files, seed, train["batch_size"], train["rfs_threshold"] if experiment.sampler == "rfs" else None)
-    lay_optimizer(cfg, {**cfg.pop("optimizer"), "lr": part.lr * train["lr"]}, train["amp"], train["clip_grad"])
+    lay_optimizer(cfg, study, {**cfg.pop("optimizer"), "lr": part.lr * train["lr"]}, train["clip_grad"])
     # Without an end mmengine would take that of this stretch of training for it, and a trunk would never see its drop.
     drops = dict(type="MultiStepLR", milestones=list(milestones), gamma=train["lr_drop"], end=epochs)
     warmup = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=train["warmup_iters"])
@@ -77,7 +77,7 @@ def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
     for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
         head.num_classes = classes
     lay_data(cfg, study, files, 0, plan["batch_size"], None)
-    lay_optimizer(cfg, dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"]), study.scale["train"]["amp"], None)
+    lay_optimizer(cfg, study, dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"]), None)
     cfg.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0)]
     cfg.train_cfg = dict(type="ResumableLoop", max_iters=plan["iterations"], seed=0)
     lay_runtime(cfg, study, 0, work_dir, {"run": f"pretraining of {backbone}", "classes": classes})
@@ -178,20 +178,32 @@ def lay_data(cfg: Config, study: Study, files: tuple[str, str], seed: int, batch
                 index_cache=str(study.paths.index))
     if rfs_threshold is not None:
         data = dict(type="ClassBalancedDataset", oversample_thr=rfs_threshold, dataset=data)
+    parts, cuda = accumulate(study), study.scale["hardware"]["device"] == "cuda"
     cfg.train_dataloader = dict(
-        batch_size=batch_size // get_world_size(),
+        batch_size=batch_size // (get_world_size() * parts),
         num_workers=workers,
         persistent_workers=workers > 0,
-        sampler=dict(type="EpochSampler", batch_size=batch_size, group_by_aspect=sizes_vary),
+        pin_memory=cuda,
+        sampler=dict(type="EpochSampler", batch_size=batch_size, group_by_aspect=sizes_vary, parts=parts),
         dataset=dict(type="SeededDataset", seed=seed, dataset=data),
     )
+    if workers:
+        cfg.train_dataloader.prefetch_factor = 4  # parts that each worker has ready: some images take ten times as long as others
+    cfg.model.data_preprocessor.non_blocking = cuda  # pinned images travel while the GPU computes
 
 
-def lay_optimizer(cfg: Config, optimizer: dict, amp: str, clip: float | None) -> None:
-    """`amp`: none, fp16 (with a dynamic loss scale) or bf16; `clip`: largest norm of the gradient."""
-    cfg.optim_wrapper = dict(type="OptimWrapper", optimizer=optimizer, clip_grad=clip and dict(max_norm=clip, norm_type=2))
+def lay_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None) -> None:
+    """`train.amp` of the scale: none, fp16 (with a dynamic loss scale) or bf16. `clip`: largest norm of the gradient."""
+    amp = study.scale["train"]["amp"]
+    cfg.optim_wrapper = dict(type="OptimWrapper", optimizer=optimizer, clip_grad=clip and dict(max_norm=clip, norm_type=2),
+                             accumulative_counts=accumulate(study))
     if amp != "none":
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype={"fp16": "float16", "bf16": "bfloat16"}[amp])
+
+
+def accumulate(study: Study) -> int:
+    """Parts in which each process takes its share of a batch."""
+    return study.scale["hardware"].get("accumulate", 1)
 
 
 def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta: dict) -> None:
@@ -200,7 +212,7 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
     cfg.default_hooks = dict.fromkeys(("timer", "sampler_seed", "logger", "checkpoint"))
-    cfg.device = device(study).type
+    cfg.device, cfg.channels_last = device(study).type, study.scale["hardware"].get("channels_last", False)
     cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [dict(type="PCBEpochHook"), dict(type="KeepMemoryHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]

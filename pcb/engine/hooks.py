@@ -140,7 +140,7 @@ class ProgressHook(Hook):
         self.loss, self.count, self.seconds = self.loss + runner.losses["loss"], self.count + 1, self.seconds + now[0] - self.last[0]
         self.last = now
         if loop.at_epoch_end or loop.iter == loop.max_iters:
-            pace, per_epoch = self.seconds / self.count, len(loop.dataloader)
+            pace, per_epoch = self.seconds / self.count, loop.epoch_length
             say(f"{runner.cfg.meta.run}  epoch {-(-loop.iter // per_epoch)}/{-(-loop.max_iters // per_epoch)}  "
                 f"loss {float(self.loss) / self.count:.3f}  lr {runner.optim_wrapper.get_lr()['lr'][0]:.4f}  {pace:.2g} s/it  "
                 f"ETA {clock(pace * (loop.max_iters - loop.iter))}")

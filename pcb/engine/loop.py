@@ -4,18 +4,27 @@ Nothing random survives from one iteration to the next. The sampler's batches fo
 augmentation from (seed, epoch, index), and every iteration reseeds torch, numpy and random from (seed, iteration,
 rank). So a training resumed at any iteration, or branched from another's checkpoint, takes the same steps as one that
 was never interrupted: on a CPU bit for bit.
+
+An iteration is one batch and one step of the optimiser, however many GPUs share it. Where they cannot hold it at once
+(`accumulate` = k), each takes its share in k parts, and k parts on g GPUs are what k·g GPUs would do: the same images
+together, the same random numbers, every loss normalised within its part, as mmdet does within a GPU, and gradients averaged.
+Warm-up, learning rates and epochs count iterations, so they hold. So does the matrix of PCB: it learns from the parts together,
+once they are through (Eq. 9 once a batch and step); the soft targets within a batch are therefore those before it, where
+without parts they already know its earlier steps. EQL v2, Seesaw and LOCE count part by part: their sums over a batch are the
+same, but its later parts already know the earlier ones.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmdet.registry import LOOPS
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
@@ -23,6 +32,7 @@ from mmengine.runner import Runner as MMRunner
 from pcb.engine.checkpoint import Checkpoints
 from pcb.engine.hooks import StopRequest
 from pcb.files import write_json
+from pcb.losses import Regulariser
 from pcb.mmdet import PCBEpochHook
 
 
@@ -40,23 +50,28 @@ class ResumableLoop(EpochBasedTrainLoop):
 
     `max_iters`, if given, is the length of the training in place of `max_epochs`, within an epoch if need be. After
     every iteration, and after the end of an epoch where it ends one, hooks get `between_iterations(runner)`:
-    `runner.iter` then counts what is done, and the runner's state is that of a checkpoint.
+    `runner.iter` then counts what is done, and the runner's state is that of a checkpoint. What the data loader yields
+    is a part of a batch, the sampler's `parts` of them an iteration.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int = 1, max_iters: int | None = None, seed: int = 0):
         super().__init__(runner, dataloader, max_epochs)
-        self._max_iters = max_iters or self._max_iters
+        self.parts = self.dataloader.sampler.parts
+        self.epoch_length = len(self.dataloader) // self.parts
+        self._max_iters = max_iters or max_epochs * self.epoch_length
         self.seed = seed
 
     def set_iteration(self, iteration: int) -> None:
         self._iter = iteration
-        self._epoch = iteration // len(self.dataloader)
+        self._epoch = iteration // self.epoch_length
 
     @property
     def at_epoch_end(self) -> bool:
-        return self._iter % len(self.dataloader) == 0
+        return self._iter % self.epoch_length == 0
 
     def run(self) -> torch.nn.Module:
+        # The optimiser's wrapper counts parts. It starts between two batches, and none is ever cut short.
+        self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
         while self._iter < self._max_iters:
             self.run_epoch()
@@ -64,19 +79,47 @@ class ResumableLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        start = self._iter - self._epoch * len(self.dataloader)
+        start = self._iter - self._epoch * self.epoch_length
         self.dataloader.sampler.set_position(self._epoch, start)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        for index, batch in enumerate(self.dataloader, start):
-            seed_everything(self.seed, self._iter, get_rank())
-            self.run_iter(index, batch)
+        parts = iter(self.dataloader)
+        for index in range(start, self.epoch_length):
+            self.run_iter(index, islice(parts, self.parts))
             if self.at_epoch_end:
                 self.runner.call_hook("after_train_epoch")
                 self._epoch += 1
             self.runner.call_hook("between_iterations")
             if self._iter >= self._max_iters:
                 break
+
+    def run_iter(self, index: int, parts: Iterator[dict]) -> None:
+        """One iteration: number `index` of its epoch, on the parts of this process's share of the batch."""
+        seed_everything(self.seed, self._iter, get_rank())
+        self.runner.call_hook("before_train_iter", batch_idx=index)
+        matrices = [m for m in self.runner.model.modules() if isinstance(m, Regulariser)] if self.parts > 1 else []
+        for regulariser in matrices:
+            regulariser.hold()
+        told: dict[str, torch.Tensor] = {}
+        for place, part in enumerate(parts):
+            if place:
+                seed_everything(self.seed, self._iter, place * get_world_size() + get_rank())
+            for key, value in self.runner.model.train_step(part, optim_wrapper=self.runner.optim_wrapper).items():
+                told[key] = told[key] + value / self.parts if place else value / self.parts
+        for regulariser in matrices:
+            regulariser.release()
+        self.runner.call_hook("after_train_iter", batch_idx=index, outputs=told)
+        self._iter += 1
+
+
+def channels_last(model: torch.nn.Module) -> None:
+    """Let a detector convolve with channels innermost, as tensor cores want it. The pyramid leaves the neck in the usual order:
+
+    mmcv's RoIAlign reads memory as it lies, and would take one order for the other without a word.
+    """
+    model.to(memory_format=torch.channels_last)
+    model.backbone.register_forward_pre_hook(lambda _, images: images[0].contiguous(memory_format=torch.channels_last))
+    model.neck.register_forward_hook(lambda _, images, levels: tuple(level.contiguous() for level in levels))
 
 
 class Runner(MMRunner):
@@ -104,6 +147,8 @@ class Runner(MMRunner):
     def wrap_model(self, model_wrapper_cfg, model: torch.nn.Module) -> torch.nn.Module:
         """On the device that the scale names: mmengine would take a GPU wherever it sees one, and several processes only with GPUs."""
         model = model.to(self.cfg.device)
+        if self.cfg.channels_last:
+            channels_last(model)
         if not self.distributed:
             return model
         here = [torch.cuda.current_device()] if self.cfg.device == "cuda" else None
