@@ -1,11 +1,13 @@
-"""What a person sees while the workflow runs: one line when a training starts, one when a job ends, with done of all and ETA.
+"""What a person sees while the workflow runs: one line when a training starts, one when a job ends, and now and then one of it all.
 
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
+    14:02:54  so far        5 of 43 trainings, 3 evaluated; table01 is next, 1 training away; done at 14:15
 
     14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/score/…
                 error: what is wrong
                 fix: how to mend it
+    14:03:31  stopped       Train v05_r50_rfs_ls_plain (table 4); the same command continues it
 
 The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file below .snakemake/log stay as Snakemake has them.
 `describe` is the one place that words a run.
@@ -14,6 +16,7 @@ The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -21,14 +24,19 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.study import Study
 from pcb.study.jobs import tables_of
+from pcb.study.status import at
 from pcb.study.words import duration, short
 
 # Seconds of a job relative to a training's, until jobs of that rule have been timed.
 COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 0.1, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
          "gather": 0.02, "notebook": 0.2}
 ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
+OVERVIEWED = {"train", "score", "notebook"}  # after which there is news of a table
 SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 LOG_LINES = 25  # of a failed job whose log has no line `error:`
+SO_FAR = 60.0   # seconds between two lines of it all
+KILLED = re.compile(r"exit status 137|SIGKILL")
+ASKED_TO_END = re.compile(r"exit status (130|143)|SIGINT|SIGTERM|user request")
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
@@ -44,17 +52,21 @@ class Lines(logging.StreamHandler):
 
     Attach it while the Snakefile is read, so that it hears how many jobs there are; call `begin` when the run starts, which a
     dry run never does. The time left is the remaining jobs at the mean duration of their rule, over the jobs that run at once.
+    `overview` words how far the study is; it is asked after a training or an evaluation, once a minute at most.
     """
 
-    def __init__(self, stream=None, clock=time.time):
+    def __init__(self, stream=None, clock=time.time, overview=None):
         super().__init__(stream)
-        self.clock = clock
+        self.clock, self.overview = clock, overview
+        self.said_so_far = clock()
         self.speaking = False
         self.waiting: dict[str, int] = {}  # rule -> jobs that have not ended
         self.running: dict[int, tuple[str, str, float]] = {}  # job id -> rule, words, start
         self.took: dict[str, list[float]] = {}  # rule -> seconds of its jobs that ended
         self.side_by_side: list[int] = []  # jobs that ran when one ended
         self.killed = False  # whether the last shell that failed was killed
+        self.stopped = False  # whether it, or the whole run, was asked to end
+        self.stopping = False
 
     def begin(self, logger: logging.Logger) -> None:
         self.speaking = True
@@ -72,9 +84,11 @@ class Lines(logging.StreamHandler):
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
             line = self.end(record.job_id)
         elif failed_shell(record):  # comes before the job's own event, which lacks the status
-            self.killed = "exit status 137" in record.getMessage()
+            self.killed, self.stopped = (bool(found.search(record.getMessage())) for found in (KILLED, ASKED_TO_END))
         elif event == LogEvent.JOB_ERROR and record.jobid in self.running:
             line = self.failure(record.jobid, record.log)
+        elif "on user request" in record.getMessage():
+            self.stopping = True
         if line and self.speaking:
             self.stream.write(f"{time.strftime('%H:%M:%S', time.localtime(self.clock()))}  {line}\n")
             self.flush()
@@ -92,7 +106,15 @@ class Lines(logging.StreamHandler):
         done = sum(map(len, self.took.values()))
         left = self.seconds_left()
         eta = f"; {duration(left)} left" if left >= 1 else ""
-        return f"done {f'{done}/{done + sum(self.waiting.values())}':<9}{words}, {duration(seconds)}{eta}"
+        return f"done {f'{done}/{done + sum(self.waiting.values())}':<9}{words}, {duration(seconds)}{eta}{self.so_far(rule, left)}"
+
+    def so_far(self, rule: str, left: float) -> str:
+        """The line of it all, if it is time for one."""
+        now = self.clock()
+        if not self.overview or rule not in OVERVIEWED or now - self.said_so_far < SO_FAR:
+            return ""
+        self.said_so_far = now
+        return f"\n{time.strftime('%H:%M:%S', time.localtime(now))}  so far        {self.overview()}; {at(now + left, now)}"
 
     def failure(self, job: int, logs: list[str]) -> str:
         rule, words, _ = self.running.pop(job)
@@ -100,7 +122,9 @@ class Lines(logging.StreamHandler):
         lines = "".join(Path(log).read_text() for log in logs if Path(log).exists()).splitlines()
         begin = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=max(0, len(lines) - LOG_LINES))
         why = " (killed, perhaps because memory ran out; what it had saved is kept)" if self.killed else ""
-        self.killed = False
+        asked, self.killed, self.stopped = self.stopped or self.stopping, False, False
+        if asked:
+            return f"stopped       {words}; the same command continues it"
         return "\n".join([f"FAILED        {words}{why}; log: {', '.join(logs)}", *(f"{'':14}{line}" for line in lines[begin:])])
 
     def seconds_left(self) -> float:

@@ -19,9 +19,9 @@ from pcb.study.words import duration
 class Run:
     """Plays Snakemake's events to a handler, on a clock of its own."""
 
-    def __init__(self, **stats):
+    def __init__(self, overview=None, **stats):
         self.now, self.out = 0.0, io.StringIO()
-        self.lines = Lines(self.out, clock=lambda: self.now)
+        self.lines = Lines(self.out, clock=lambda: self.now, overview=overview)
         self.lines.begin(logging.getLogger("nobody"))
         self.event(LogEvent.RUN_INFO, stats={**stats, "all": 1, "total": sum(stats.values()) + 1})
 
@@ -97,6 +97,39 @@ def test_a_killed_job_is_said_to_have_been_killed_and_the_next_failure_is_not():
     assert "Train 1 (killed" in run.said[2] and "killed" not in run.said[3]
 
 
+@pytest.mark.parametrize("how", ["non-zero exit status 143.", "non-zero exit status 130.", "died with <Signals.SIGTERM: 15>."])
+def test_a_job_that_was_asked_to_end_did_not_fail(tmp_path, how):
+    (tmp_path / "x.log").write_text("x  epoch 3/24\n")
+    run = Run(train=2)
+    run.start(1, "train", "Train x")
+    run.event(LogEvent.ERROR, exception="RuleException", msg=f"... {how}")
+    run.event(LogEvent.JOB_ERROR, jobid=1, log=[str(tmp_path / "x.log")])
+    assert run.said[1:] == ["stopped       Train x; the same command continues it"]
+    run.start(2, "train", "Train y")
+    run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
+    assert run.said[-1].startswith("FAILED        Train y")
+
+
+def test_after_ctrl_c_no_job_failed():
+    run = Run(train=2)
+    for job in (1, 2):
+        run.start(job, "train", f"Train {job}")
+    run.lines.emit(logging.makeLogRecord({"msg": "Terminating processes on user request, this might take some time."}))
+    for job in (1, 2):
+        run.event(LogEvent.JOB_ERROR, jobid=job, log=[])
+    assert [line.split()[0] for line in run.said] == ["start", "start", "stopped", "stopped"]
+
+
+def test_how_far_it_all_is_is_said_once_a_minute_at_most():
+    run = Run(lambda: "1 of 3 trainings", train=3, gather=1)
+    for job, moment in ((1, 59), (2, 70), (3, 80)):
+        run.start(job, "train")
+        run.now = moment
+        run.end(job)
+    said = [line for line in run.said if line.startswith("so far")]
+    assert len(said) == 1 and said[0].startswith("so far        1 of 3 trainings; done at ")
+
+
 def test_snakemake_s_other_errors_are_still_said():
     assert says_more(logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "MissingInputException"}))
     assert says_more(logging.makeLogRecord({"msg": "Nothing to be done"}))
@@ -126,7 +159,7 @@ def test_durations(seconds, words):
 def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_path):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
     done, running = "v05_r50_random_softmax_plain", "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
-    assert status(study).endswith(" trainings done, 0 evaluated; figure1 is next, 1 training away")
+    assert status(study).endswith(" trainings, 0 evaluated; figure1 is next, 1 training away")
     records = {study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24}, study.paths.metrics(done, 0): {},
                study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"}}
     for path, record in records.items():
@@ -136,7 +169,7 @@ def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_pat
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
     said = status(study)
-    assert "1 of 43 trainings done, 1 evaluated; table01 is next" in said and said.endswith(f"train  {running}  epoch 3/24")
-    assert re.search(r"^about .* left while 1 job run: done at ", said, re.MULTILINE)
+    assert "1 of 43 trainings, 1 evaluated; table01 is next" in said and said.endswith(f"train  {running}  epoch 3/24")
+    assert re.search(r"^about .* left while one job runs: done ", said, re.MULTILINE)
     os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
     assert running not in status(study)

@@ -49,7 +49,7 @@ def config(study: Study, run: str, seed: int, work_dir: str | Path, until_epoch:
     part = stages(experiment)[stage]
     epochs, milestones = part.epochs or schedule["epochs"], part.milestones or schedule["milestones"]
     files = dataset_files(study, experiment.dataset, "train")
-    classes = len(index(*files, study.paths.index).categories)
+    classes = len(index(*files, study.paths.indices).categories)
     cfg = base(study, experiment.backbone)
     lay_model(cfg, study, run, stage)
     lay_data(cfg, study, files, seed, train["batch_size"], train["rfs_threshold"] if experiment.sampler == "rfs" else None)
@@ -70,7 +70,7 @@ def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
     """The pretraining of the scale's base detector: all its layers, from random weights, on the pretraining classes."""
     plan, folder = study.scale["pretrain"], study.paths.data("pretrain")
     files = str(folder / "train.json"), str(folder / "images")
-    classes = len(index(*files, study.paths.index).categories)
+    classes = len(index(*files, study.paths.indices).categories)
     cfg = base(study, backbone)
     cfg.model.type = "MaskRCNN"
     cfg.model.backbone.update(frozen_stages=-1, norm_eval=False)
@@ -151,7 +151,7 @@ def dataset_files(study: Study, dataset: str, split: str) -> tuple[str, str]:
 def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
     """The experiment's loss and RoI head, class counts from the annotation file, test thresholds from the scale."""
     experiment, scale = study.experiments[run], study.scale
-    data = index(*dataset_files(study, experiment.dataset, "train"), study.paths.index)
+    data = index(*dataset_files(study, experiment.dataset, "train"), study.paths.indices)
     own = experiment.pcb and study.scaled_gamma(experiment.pcb.gamma)
     overrides = model_overrides(
         experiment, num_classes=len(data.categories), stage=stage, start_epoch=study.schedule["pcb_start_epoch"],
@@ -175,7 +175,7 @@ def lay_data(cfg: Config, study: Study, files: tuple[str, str], seed: int, batch
     if cfg.model.get("remember"):
         pipeline = [dict(type="FlipPipeline", steps=pipeline)]
     data = dict(type="PCBLVISDataset", ann_file=annotations, data_prefix=dict(img=images), pipeline=pipeline, cache_images=not sizes_vary,
-                index_cache=str(study.paths.index))
+                index_cache=str(study.paths.indices))
     if rfs_threshold is not None:
         data = dict(type="ClassBalancedDataset", oversample_thr=rfs_threshold, dataset=data)
     parts, cuda = accumulate(study), study.scale["hardware"]["device"] == "cuda"

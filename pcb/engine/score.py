@@ -122,7 +122,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     """
     detections = Detections(study, run, seed, split)
     manifest, gt = detections.manifest, detections.gt
-    train = LVISIndex(study.scale["datasets"][study.experiments[run].dataset]["train"], cache=study.paths.index)
+    train = LVISIndex(study.scale["datasets"][study.experiments[run].dataset]["train"], cache=study.paths.indices)
     out = {"run": run, "seed": seed, "scale": study.scale["name"], "dataset": study.experiments[run].dataset, "split": split,
            "fingerprint": manifest["fingerprint"], "evaluation": manifest["evaluation"], "images": len(gt.images),
            "variants": {}, "classes": {}}

@@ -34,7 +34,7 @@ class Paths:
         return self.root / "data" / f"{dataset}.check.json"
 
     @property
-    def index(self) -> Path:
+    def indices(self) -> Path:
         """Indices of annotation files, mapped into memory by every process; may be deleted at any time."""
         return self.root / "data" / "index"
 

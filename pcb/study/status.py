@@ -28,16 +28,27 @@ def status(study: Study) -> str:
 
 
 def outlook(costs: Costs) -> list[str]:
-    """Trainings and evaluations done of all, the table that completes next, when all is done, and the last line of each running job."""
-    trainings = [job for job in costs.jobs if not job.trunk]
-    counts = Counter(job.state for job in trainings)
+    """How far it is, when all is done, and the last line of each running job."""
     running = under_way(costs.study, costs.jobs)
-    said = [f"{counts[DONE] + counts[TRAINED]} of {len(trainings)} trainings done, {counts[DONE]} evaluated{next_table(costs)}"]
+    said = [so_far(costs)]
     left = [costs.items[key].seconds for key in costs.left(costs.items)]
     if running and left and None not in left:
         seconds = max(sum(left) / len(running), max(left))
-        said.append(f"about {duration(seconds)} left while {len(running)} job{'s' * (len(running) > 1)} run: {at(time.time() + seconds)}")
+        jobs = f"{len(running)} jobs run" if len(running) > 1 else "one job runs"
+        said.append(f"about {duration(seconds)} left while {jobs}: {at(time.time() + seconds)}")
     return said + running
+
+
+def overview(study: Study) -> str:
+    """How far a study is, in one line."""
+    return so_far(Costs(study, Pace({}, [])))
+
+
+def so_far(costs: Costs) -> str:
+    """Trainings and evaluations done of all, and the table that completes next."""
+    trainings = [job for job in costs.jobs if not job.trunk]
+    counts = Counter(job.state for job in trainings)
+    return f"{counts[DONE] + counts[TRAINED]} of {len(trainings)} trainings, {counts[DONE]} evaluated{next_table(costs)}"
 
 
 def next_table(costs: Costs) -> str:
@@ -51,10 +62,10 @@ def next_table(costs: Costs) -> str:
     return f"; {target} is next, {f'{away} training' + 's' * (away > 1) if away else 'only evaluations'} away"
 
 
-def at(moment: float) -> str:
-    """`done at 14:05`, with the day where it is not today."""
-    form = "%H:%M" if time.localtime(moment)[:3] == time.localtime()[:3] else "%a %d %b, %H:%M"
-    return "done at " + time.strftime(form, time.localtime(moment))
+def at(moment: float, now: float | None = None) -> str:
+    """`done at 14:05`, with the day where it is not today's."""
+    today = time.localtime(now)[:3]
+    return time.strftime("done at %H:%M" if time.localtime(moment)[:3] == today else "done on %a %d %b, %H:%M", time.localtime(moment))
 
 
 def under_way(study: Study, todo: Sequence[Job]) -> list[str]:
