@@ -12,6 +12,7 @@ from pcb.errors import UserError
 from pcb.files import write_json
 from pcb.study import canonical, load_study
 from pcb.study.jobs import epochs_to_train
+from pcb.study.status import overview
 
 SETTINGS = {"scale", "seeds", "results"}
 
@@ -184,5 +185,5 @@ def finish():
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
 
-lines = progress.Lines()
+lines = progress.Lines(overview=lambda: overview(study))
 logger.addHandler(lines)
