@@ -154,7 +154,7 @@ def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
         matrices = {"val": torch.from_numpy(val["matrix"]), "train": torch.from_numpy(train["matrix"])}
         assert (train["seen"] != val["seen"]).any()
     by_column = infer.rules(network.model, names[:4], matrices)
-    for image in network.images(part[:1]):
+    for (image,) in network.batches(part[:1]):
         kept = predict.detect(network.model, image, by_column)
         for column in names[:4]:
             rows = next(shards.read(column))

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 import pcb.engine.frozen
 import pcb.mmdet  # noqa: F401
 from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
-from pcb.engine import predict, suppress
+from pcb.engine import predict
 from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
 from pcb.engine.variants import rules
 
@@ -61,12 +61,11 @@ def items():
 
 def run(model, items, variants, matrices=None, image_counts=()):
     """Per image: (kept, boxes, masks as RLE), in batches of images of one shape."""
-    by_name = rules(model, variants, matrices, image_counts)
-    out = []
-    for batch in predict.batches(items, 8):
-        for image in predict.forward(model, batch):
-            kept = predict.detect(model, image, by_name)
-            out.append((kept, *predict.segment(model, image, kept)))
+    by_name, out = rules(model, variants, matrices, image_counts), []
+    for batch in predict.by_shape(items, 8):
+        images = predict.forward(model, batch)
+        kept = [predict.detect(model, image, by_name) for image in images]
+        out += [(mine, *found) for mine, found in zip(kept, predict.segment(model, images, kept), strict=True)]
     return out
 
 
@@ -84,11 +83,11 @@ def assert_is(ours, reference, variant):
 
 
 def mmdet_predicts(model, items):
-    return [model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch])) for batch in predict.batches(items, 8)]
+    return [model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch])) for batch in predict.by_shape(items, 8)]
 
 
 def test_batches_hold_one_shape_and_keep_the_order(items):
-    groups = list(predict.batches(items, 2))
+    groups = list(predict.by_shape(items, 2))
     assert [[item["data_samples"].img_id for item in group] for group in groups] == [[10, 11], [12], [13]]
 
 
@@ -96,21 +95,6 @@ def test_plain_equals_mmdets_predict(model, items):
     reference = [sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch]
     for ours, theirs in zip(run(model, items, ["plain"]), reference, strict=True):
         assert_is(ours, theirs, "plain")
-
-
-def test_large_images_take_mmdets_own_paste_and_agree(model, items, monkeypatch):
-    small = run(model, items, ["plain"])
-    monkeypatch.setattr(predict, "SMALL_IMAGE", 0)
-    for (_, boxes, rles), (_, own_boxes, own_rles) in zip(small, run(model, items, ["plain"]), strict=True):
-        assert torch.equal(boxes, own_boxes) and rles == own_rles
-
-
-def test_a_box_without_area_is_pasted_as_mmdet_does(model, monkeypatch):
-    boxes = torch.tensor([[10.0, 10.0, 40.0, 30.0], [96.0, 20.0, 96.0, 60.0], [5.0, 50.0, 60.0, 50.0], [0.0, 0.0, 0.0, 0.0]])
-    meta, logits = {"ori_shape": (96, 96), "scale_factor": (1.0, 1.0)}, torch.randn(4, 1, 14, 14)
-    masks = predict.paste(model, logits, boxes, meta)[1]
-    monkeypatch.setattr(predict, "SMALL_IMAGE", 0)
-    assert torch.equal(masks, predict.paste(model, logits, boxes, meta)[1])
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -125,7 +109,6 @@ def test_a_step_variant_is_what_a_head_using_that_step_predicts(items, step):
 
 @pytest.mark.parametrize("column", ["cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"])
 def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(items, column):
-    """All variants are suppressed together; each must come out as by mmdet's own NMS."""
     model, columns = tiny(3), ["plain", "step1", "cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"]
     rng = np.random.default_rng(1)
     matrices = {source: torch.from_numpy(rng.dirichlet(np.full(CLASSES, 0.3), CLASSES)) for source in ("val", "train")}
@@ -140,16 +123,6 @@ def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(item
     for mine, theirs in zip(ours, reference, strict=True):
         assert_is(mine, theirs, column)
         assert not torch.equal(mine[0].scores[column], mine[0].scores["plain"])
-
-
-def test_large_tables_are_suppressed_by_mmdet_itself_and_agree(items, monkeypatch):
-    model, columns = tiny(3), ["plain", "step1", "step2", "norcal-0.5"]
-    counts = list(range(1, CLASSES + 1))
-    together = run(model, items, columns, image_counts=counts)
-    monkeypatch.setattr(suppress, "SMALL", 0)
-    for (kept, *_), (own, *_) in zip(together, run(model, items, columns, image_counts=counts), strict=True):
-        for column in columns:
-            torch.testing.assert_close(kept.scores[column], own.scores[column], rtol=0, atol=0, equal_nan=True)
 
 
 def test_masks_of_the_union_equal_those_of_each_variant_alone(items):

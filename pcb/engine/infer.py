@@ -12,7 +12,7 @@ network said of an image is kept in memory meanwhile; on a larger split the netw
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from pcb.engine import build, checkpoint
 from pcb.engine.columns import columns, sources
 from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
-from pcb.engine.predict import Image, batches, detect, forward, segment
+from pcb.engine.predict import Image, by_shape, detect, forward, segment
 from pcb.engine.score import of_split
 from pcb.engine.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan
 from pcb.engine.variants import Rule, rules
@@ -70,7 +70,7 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
             total = training.counted(training.tally(path.with_suffix("")), plan(training.places, images_per_shard))
             write_confusion(path, total)
             matrices["train"] = torch.from_numpy(total.matrix)
-        counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train"), study.paths.index).image_count
+        counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train"), study.paths.indices).image_count
         by_column = rules(network.model, writer.variants, matrices, counts)
         progress = Progress(f"{run} on {split}", sum(map(len, missing)))
         for part in missing:
@@ -94,7 +94,7 @@ class Network:
         self.study, self.run, self.split, self.record = study, run, split, record
         self.data = test_set(study, run, split)
         self.places = {self.data.get_data_info(i)["img_id"]: i for i in range(len(self.data))}  # image id -> place in the data set
-        self.kept: dict[int, list[Image]] = {}
+        self.kept: dict[int, list[list[Image]]] = {}
         self.kept_bytes = 0
         if model is not None:
             self.model = model
@@ -108,20 +108,20 @@ class Network:
                             "use the annotation file of the data set that the run was trained on")
         return model
 
-    def images(self, part: Sequence[int], keep: bool = False) -> Iterator[Image]:
+    def batches(self, part: Sequence[int], keep: bool = False) -> Iterator[list[Image]]:
         """The images of a part, in order. With `keep` they stay in memory, if they fit, for the next time that they are asked for."""
         if part[0] in self.kept:
             yield from self.kept.pop(part[0])
             return
-        found = []
+        found: list[list[Image]] = []
         items = DataLoader(Subset(self.data, [self.places[i] for i in part]), batch_size=None, collate_fn=_as_it_is,
                            num_workers=self.study.scale["hardware"]["workers"])
-        for batch in batches(items, IMAGES_AT_ONCE):
+        for batch in by_shape(items, IMAGES_AT_ONCE):
             images = forward(self.model, batch)
             self.kept_bytes += sum(image.nbytes for image in images) if keep else 0
-            found += images if keep and self.kept_bytes <= KEEP else []
-            yield from images
-        if len(found) == len(part):
+            found += [images] if keep and self.kept_bytes <= KEEP else []
+            yield images
+        if sum(map(len, found)) == len(part):
             self.kept[part[0]] = found
 
     def tally(self, folder: Path) -> Tally:
@@ -136,21 +136,22 @@ class Network:
         progress = Progress(f"{self.run}, confusion matrix of {self.split}", sum(map(len, missing)))
         for part in missing:
             sums = Sums(tally.classes)
-            for image in progress.watch(self.images(part, keep)):
-                self.count(sums, image)
+            for images in progress.watch(self.batches(part, keep)):
+                self.count(sums, images)
             tally.save(part, sums)
         return tally.total(parts)
 
-    def count(self, sums: Sums, image: Image) -> None:
-        """Add an image's proposals to the sums of the confusion matrix."""
-        instances = self.data.get_data_info(self.places[image.meta["img_id"]])["instances"]  # in pixels of the original image
-        if not instances or not image.logits:
-            return
-        scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
-        truth = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
-        labels = torch.tensor([i["bbox_label"] for i in instances], device=truth.device)
-        rows, labels = match(image.proposals, truth, labels)
-        sums.add(labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows]))
+    def count(self, sums: Sums, images: Sequence[Image]) -> None:
+        """Add the proposals of images to the sums of the confusion matrix."""
+        for image in images:
+            instances = self.data.get_data_info(self.places[image.meta["img_id"]])["instances"]  # in pixels of the original image
+            if not instances or not image.logits:
+                continue
+            scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
+            truth = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
+            labels = torch.tensor([i["bbox_label"] for i in instances], device=truth.device)
+            rows, labels = match(image.proposals, truth, labels)
+            sums.add(labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows]))
 
 
 def trained(study: Study, run: str, seed: int) -> dict:
@@ -178,29 +179,29 @@ def test_set(study: Study, run: str, split: str) -> Dataset:
     annotations, images = build.dataset_files(study, experiment.dataset, split)
     pipeline = build.base(study, experiment.backbone).test_pipeline
     return DATASETS.build({"type": "PCBLVISDataset", "ann_file": annotations, "data_prefix": {"img": images}, "test_mode": True,
-                           "pipeline": pipeline, "index_cache": str(study.paths.index)})
+                           "pipeline": pipeline, "index_cache": str(study.paths.indices)})
 
 
 def _as_it_is(item):
     return item
 
 
-def detect_all(network: Network, images: Iterator[Image], rules: dict[str, Rule], sums: Sums | None = None) -> dict:
+def detect_all(network: Network, batches: Iterable[list[Image]], rules: dict[str, Rule], sums: Sums | None = None) -> dict:
     """The columns of one shard; the images are also counted into `sums` if given."""
     found: dict[str, list] = {name: [] for name in ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in rules))}
     rles = []
-    for image in images:
+    for images in batches:
         if sums:
-            network.count(sums, image)
-        kept = detect(network.model, image, rules)
-        boxes, masks = segment(network.model, image, kept)
-        rles += masks
-        found["box"].append(to_xywh(boxes))
-        found["category_id"].append(kept.labels.cpu().numpy() + 1)  # ids are 1..C, labels 0..C-1
-        for name, value in zip(("image_id", "height", "width"), (image.meta["img_id"], *image.meta["ori_shape"][:2]), strict=True):
-            found[name].append(np.full(len(boxes), value))
-        for column, scores in kept.scores.items():
-            found[SCORE + column].append(scores.cpu().numpy())
+            network.count(sums, images)
+        kept = [detect(network.model, image, rules) for image in images]
+        for image, mine, (boxes, masks) in zip(images, kept, segment(network.model, images, kept), strict=True):
+            rles += masks
+            found["box"].append(to_xywh(boxes))
+            found["category_id"].append(mine.labels.cpu().numpy() + 1)  # ids are 1..C, labels 0..C-1
+            for name, value in zip(("image_id", "height", "width"), (image.meta["img_id"], *image.meta["ori_shape"][:2]), strict=True):
+                found[name].append(np.full(len(boxes), value))
+            for column, scores in mine.scores.items():
+                found[SCORE + column].append(scores.cpu().numpy())
     table = {name: np.concatenate(parts) for name, parts in found.items()}
     return table | dict(zip(BOX, table.pop("box").T, strict=True)) | {"rle": rles}
 
@@ -216,10 +217,10 @@ class Progress:
         self.title, self.total, self.every, self.done = title, total, every, 0
         self.started = self.said = time.monotonic()
 
-    def watch(self, items: Iterator) -> Iterator:
-        for item in items:
-            yield item
-            self.done += 1
+    def watch(self, batches: Iterable[list[Image]]) -> Iterator[list[Image]]:
+        for batch in batches:
+            yield batch
+            self.done += len(batch)
             now = time.monotonic()
             if now - self.said > self.every or self.done == self.total:
                 self.said, left = now, (now - self.started) / self.done * (self.total - self.done)

@@ -183,7 +183,7 @@ def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> 
     writer = ShardWriter(folder, "measured", ["plain"])
     for _ in range(2):
         began = now()
-        path = writer.write(ids, detect_all(network, network.images(ids), rules(model, ["plain"])))
+        path = writer.write(ids, detect_all(network, network.batches(ids), rules(model, ["plain"])))
         seconds = now() - began
     return {"image": seconds / len(ids), "detections": path.stat().st_size / len(ids)}
 

@@ -1,12 +1,11 @@
 """One batch of images through the detector: the network once, then every evaluation variant from the same logits.
 
-    batch = forward(model, items)                # features, proposals, logits and boxes of every step
-    for image in batch:                          # plain numbers per image
-        kept = detect(model, image, rules)       # each variant scores, thresholds and suppresses on its own, as mmdet does
-        masks = segment(model, batch, image, kept)   # once for the union of what the variants kept
+    images = forward(model, items)                             # features, proposals, logits and boxes of every step
+    kept = [detect(model, image, rules) for image in images]   # each variant scores, thresholds and suppresses on its own, as mmdet does
+    found = segment(model, images, kept)                       # masks, once for the union of what the variants kept
 
-A variant is a rule from logits to scores. Boxes are the last step's in every variant (Table 7 compares classifications), so what
-two variants keep differs in scores and in selection only, and the mask of a (proposal, class) pair is the same for all.
+A variant is a rule from the steps' scores to its own. Boxes are the last step's in every variant (Table 7 compares classifications), so
+what two variants keep differs in scores and in selection only, and the mask of a (proposal, class) pair is the same for all.
 The `plain` variant equals mmdet's own `model.predict`.
 """
 
@@ -14,23 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
-import hotcoco.mask
-import numpy as np
 import torch
-from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.structures.bbox import bbox2roi
 from mmengine.dataset import pseudo_collate
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pcb.engine.paste import paste
 from pcb.engine.suppress import suppress
-from pcb.engine.variants import Rule
+from pcb.engine.variants import Rule, activation
 from pcb.errors import UserError
 
-MASKS_AT_ONCE = 128    # mask logits of 1,230 classes take 4 MB a box
-SMALL_IMAGE = 200**2   # pixels; up to here a CPU pastes all masks at once faster than one by one
+MASKS_AT_ONCE = 64  # mask logits of 1,230 classes take 4 MB a box; on a CPU more of them leave the cache, at twice the time
 
 
 @dataclass
@@ -67,11 +62,11 @@ class Kept:
     scores: dict[str, Tensor]
 
 
-def batches(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
+def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
     """Group consecutive images of one shape, at most `size` of them: no image is padded to another's shape, which would change it."""
     for _, same in groupby(items, key=lambda item: tuple(item["inputs"].shape)):
-        group = list(same)
-        yield from (group[i:i + size] for i in range(0, len(group), size))
+        while group := list(islice(same, size)):
+            yield group
 
 
 @torch.no_grad()
@@ -104,51 +99,36 @@ def detect(model: nn.Module, image: Image, rules: dict[str, Rule]) -> Kept:
     if not n:
         nothing = image.boxes.new_zeros(0)
         return Kept(image.boxes.new_zeros(0, 4), nothing.long(), dict.fromkeys(rules, nothing))
-    scores = {variant: rule(image.logits) for variant, rule in rules.items()}
+    steps = [activation(model)(logits) for logits in image.logits]
+    scores = {variant: rule(steps) for variant, rule in rules.items()}
     found = suppress(image.boxes, scores, model.roi_head.test_cfg)
+    pairs, place = torch.cat([mine for mine, _ in found.values()]).unique(return_inverse=True)
+    table = image.boxes.new_full((len(found), len(pairs)), torch.nan)
+    for row, (_, values), at in zip(table, found.values(), place.split([len(mine) for mine, _ in found.values()]), strict=True):
+        row[at] = values
     classes = next(iter(scores.values())).shape[1] - 1
-    pairs = torch.cat([pairs for pairs, _ in found.values()]).unique()
-    columns = {}
-    for variant, (mine, values) in found.items():
-        columns[variant] = values.new_full((len(pairs),), torch.nan)
-        columns[variant][torch.searchsorted(pairs, mine)] = values
     labels = pairs % classes
-    return Kept(image.boxes[pairs // classes, labels if per_class > 1 else 0], labels, columns)
+    boxes = image.boxes[pairs // classes, labels if per_class > 1 else 0]
+    return Kept(boxes, labels, dict(zip(found, table, strict=True)))
 
 
 @torch.no_grad()
-def segment(model: nn.Module, image: Image, kept: Kept) -> tuple[Tensor, list[bytes]]:
-    """Boxes (k, 4) in pixels of the original image, and k masks of its size as compressed COCO RLE counts."""
-    head, rescaled, rles = model.roi_head, [kept.boxes[:0]], []
-    for boxes, labels in zip(kept.boxes.split(MASKS_AT_ONCE), kept.labels.split(MASKS_AT_ONCE), strict=True):
-        if not len(boxes):
-            continue
-        place = boxes.new_full((len(boxes), 1), image.place)
-        logits = head._mask_forward(image.features, torch.cat([place, boxes], 1))["mask_preds"]
-        if not head.mask_head.class_agnostic:  # only the box's own class goes on, as if it were the only one
-            logits = logits[torch.arange(len(boxes), device=boxes.device), labels][:, None]
-        boxes, masks = paste(model, logits, boxes, image.meta)
-        rescaled.append(boxes)
-        rles += [rle["counts"] for rle in encode(masks)]
-    return torch.cat(rescaled), rles
+def segment(model: nn.Module, images: list[Image], kept: list[Kept]) -> list[tuple[Tensor, list[bytes]]]:
+    """For each image of a batch: boxes (k, 4) in pixels of the original image, and k masks of its size as compressed COCO RLE counts."""
+    head, counts = model.roi_head, [len(k.labels) for k in kept]
+    boxes, labels = torch.cat([k.boxes for k in kept]), torch.cat([k.labels for k in kept])
 
+    def each(of_images: list) -> Tensor:
+        """A row for each image -> a row for each of its boxes."""
+        return torch.repeat_interleave(*(torch.tensor(values, device=boxes.device) for values in (of_images, counts)), dim=0)
 
-def paste(model: nn.Module, logits: Tensor, boxes: Tensor, meta: dict) -> tuple[Tensor, Tensor]:
-    """(k, 1, h, w) mask logits in (k, 4) boxes of the resized image -> boxes of the original image, and (k, H, W) bool masks.
-
-    The same values as mmdet's mask head gives, which on a CPU goes through them one by one.
-    """
-    head, (height, width) = model.roi_head, meta["ori_shape"][:2]
-    flat = (boxes[:, 2:] <= boxes[:, :2]).any()  # a mask without width would be smeared over the whole row
-    if boxes.is_cuda or flat or height * width > SMALL_IMAGE:
-        result = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(len(boxes), dtype=torch.long, device=boxes.device))
-        head.mask_head.predict_by_feat((logits,), [result], [meta], head.test_cfg, rescale=True)
-        return result.bboxes, result.masks
-    boxes = boxes / boxes.new_tensor(meta["scale_factor"]).repeat(2)
-    soft, _ = _do_paste_mask(logits.sigmoid(), boxes, height, width, skip_empty=False)
-    return boxes, soft >= head.test_cfg.mask_thr_binary
-
-
-def encode(masks: Tensor) -> list[dict]:
-    """(k, H, W) bool -> k COCO RLEs."""
-    return hotcoco.mask.encode(np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0)))
+    rois = torch.cat([each([float(image.place) for image in images])[:, None], boxes], dim=1)
+    masks = [boxes.new_zeros(0, 1, 1)]
+    for some, of in zip(rois.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True):
+        if len(some):  # only the box's own class goes on
+            logits = head._mask_forward(images[0].features, some)["mask_preds"]
+            masks.append(logits[torch.arange(len(some), device=of.device), 0 if head.mask_head.class_agnostic else of].sigmoid())
+    boxes = boxes / each([tuple(image.meta["scale_factor"]) * 2 for image in images])
+    sizes = each([image.meta["ori_shape"][:2] for image in images])
+    rles = iter(paste(torch.cat(masks[1:] or masks), boxes, sizes, head.test_cfg.mask_thr_binary))
+    return [(own, list(islice(rles, len(own)))) for own in boxes.split(counts)]

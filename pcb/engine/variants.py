@@ -1,4 +1,4 @@
-"""The evaluation variants of a checkpoint: what each is called, and its rule from logits to scores.
+"""The evaluation variants of a checkpoint: what each is called, and its rule from the steps' scores to its own.
 
     plain                 the detector's own scores
     step1, step2          those of an earlier step (Table 7); boxes stay the last step's
@@ -21,7 +21,13 @@ from pcb.engine.columns import gamma_of
 from pcb.losses.eqlv2 import EQLv2Loss
 from pcb.losses.seesaw import SeesawLoss
 
-Rule = Callable[[list[Tensor]], Tensor]  # logits of every step, each (n, channels) -> scores (n, C+1), background last
+Rule = Callable[[list[Tensor]], Tensor]  # scores of every step, each (n, C+1), background last -> scores of the variant
+
+
+def activation(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """How the classifier's logits (n, channels) become scores (n, C+1)."""
+    head = model.roi_head.bbox_head
+    return head.loss_cls.get_activation if head.custom_cls_channels else softmax
 
 
 def rules(model: nn.Module, columns: Sequence[str], matrices: Mapping[str, Tensor] | None = None,
@@ -31,25 +37,23 @@ def rules(model: nn.Module, columns: Sequence[str], matrices: Mapping[str, Tenso
     matrices: (C, C) confusion matrices by source, 'val' and 'train', as far as the columns need them.
     image_counts: training images of each class, for NorCal.
     """
-    head = model.roi_head.bbox_head
-    activation = head.loss_cls.get_activation if head.custom_cls_channels else softmax
-    return {column: rule(column, activation, head.loss_cls, matrices or {}, image_counts) for column in columns}
+    kind = classifier(model.roi_head.bbox_head.loss_cls)
+    return {column: rule(column, kind, matrices or {}, image_counts) for column in columns}
 
 
-def rule(column: str, activation: Callable[[Tensor], Tensor], loss: nn.Module, matrices: Mapping[str, Tensor],
-         image_counts: Sequence[int]) -> Rule:
+def rule(column: str, kind: str, matrices: Mapping[str, Tensor], image_counts: Sequence[int]) -> Rule:
     if column == "plain":
-        return lambda logits: activation(logits[-1])
+        return lambda steps: steps[-1]
     if column.startswith("step"):
         step = int(column.removeprefix("step")) - 1
-        return lambda logits: activation(logits[step])
+        return lambda steps: steps[step]
     if (gamma := gamma_of(column)) is not None:
-        calibrate = NorCal(torch.tensor(image_counts), gamma, classifier(loss))
+        calibrate = NorCal(torch.tensor(image_counts), gamma, kind)
     else:
-        kind, source = column.split("-")
+        method, source = column.split("-")
         matrix = matrices[source]
-        calibrate = ConfusionMatrixCalibration(matrix) if kind == "cm" else MeanScoreCalibration(matrix.diagonal())
-    return lambda logits: calibrate(activation(logits[-1]))
+        calibrate = ConfusionMatrixCalibration(matrix) if method == "cm" else MeanScoreCalibration(matrix.diagonal())
+    return lambda steps: calibrate(steps[-1])
 
 
 def softmax(logits: Tensor) -> Tensor:
