@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -217,6 +220,44 @@ def test_widths_that_do_not_fit_are_refused(config):
     init_default_scope("mmdet")
     with pytest.raises(UserError, match=r"(?s)3 classes.*built for 4.*fix:.*without background"):
         MODELS.build(cfg.model)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/plugin.md").read_text(), re.DOTALL)
+
+
+def test_the_few_lines_of_the_page_are_those_of_the_config(edited):
+    lines: dict = {}
+    exec(blocks("python")[0], lines)
+    whole, said = edited["mask_rcnn_lvis"], lines["model"]["roi_head"]
+    shrunk, loss = {"num_classes": 3, "start_epoch": 2}, whole.model.roi_head.bbox_head.loss_cls
+    for key, value in said["bbox_head"]["loss_cls"].items():
+        assert key == "_delete_" or loss[key] == shrunk.get(key, value)
+    assert all(whole.model.roi_head[key] == value for key, value in said.items() if key != "bbox_head")
+    assert whole.custom_imports == lines["custom_imports"] and lines["custom_hooks"][0] in whole.custom_hooks
+
+
+def test_the_page_calibrates_saved_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, names = np.random.default_rng(0), {}
+    scores, labels = rng.dirichlet(np.ones(4), 40).astype(np.float32), rng.integers(0, 4, 40)
+    np.savez("scores.npz", scores=scores, labels=labels)
+    np.save("test_scores.npy", scores)
+    exec(blocks("python")[1], names)
+    matrix = np.stack([(scores[labels == k, :3] / scores[labels == k, :3].sum(1, keepdims=True)).mean(0) for k in range(3)])
+    p = scores[:, :3] @ (matrix / matrix.sum(0)).T
+    np.testing.assert_allclose(names["calibrated"][:, :3], p / p.sum(1, keepdims=True) * scores[:, :3].sum(1, keepdims=True), rtol=1e-5)
+    np.testing.assert_array_equal(names["calibrated"][:, 3], scores[:, 3])
+
+
+def test_the_page_tells_classes_and_absent_ones(data, tmp_path, monkeypatch, capsys):
+    content = json.loads((data / "annotations/train.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / "train.json")])
+    (code,) = re.findall(r"<<'END'\n(.*?)\nEND", "".join(blocks("sh")), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "classes = ('dove', 'owl', 'wren')\nabsent = [1]\n"
 
 
 def imports(module: str, seen: set[str]) -> set[str]:
