@@ -10,6 +10,7 @@ from pathlib import Path
 from pcb import progress
 from pcb.errors import UserError
 from pcb.files import write_json
+from pcb.reporting.words import number
 from pcb.study import canonical, load_study
 from pcb.study.jobs import epochs_to_train
 from pcb.study.status import overview
@@ -173,6 +174,14 @@ def looked_at(page):
 
 def rendered(*targets):
     return [paths.notebook(target) for target in targets]
+
+
+def labels(kind):
+    """What `snakemake --report` writes beside a result: which table or figure, and in what form."""
+    return lambda wildcards: {
+        "of": number(wildcards.get("target") or wildcards.page),
+        "as": kind,
+    }
 
 
 def finish():

@@ -1,9 +1,6 @@
 # A table's or figure's rows, or a page's pictures, gathered into one file, and the notebook that reads nothing else.
 
 
-from pcb.reporting.words import number
-
-
 rule gather:
     input:
         lambda w: measured(w.target),
@@ -55,14 +52,6 @@ REPORTING = sorted(
     and not path.name.startswith(("site", "publish"))
 )
 CAPTIONS = "../report"
-
-
-def labels(kind):
-    """What `snakemake --report` writes beside a result: which table or figure, and in what form."""
-    return lambda wildcards: {
-        "of": number(wildcards.get("target") or wildcards.page),
-        "as": kind,
-    }
 
 
 rule notebook:
