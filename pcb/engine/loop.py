@@ -112,14 +112,21 @@ class ResumableLoop(EpochBasedTrainLoop):
         self._iter += 1
 
 
-def channels_last(model: torch.nn.Module) -> None:
-    """Let a detector convolve with channels innermost, as tensor cores want it. The pyramid leaves the neck in the usual order:
+def lay_out(model: torch.nn.Module, channels_last: bool) -> None:
+    """Let a detector convolve with channels innermost, as tensor cores want it, and hand mmcv's operators what they can read.
 
-    mmcv's RoIAlign reads memory as it lies, and would take one order for the other without a word.
+    RoIAlign takes memory as it lies, so that it would mistake one order for the other without a word. Neither it nor NMS knows bfloat16.
     """
-    model.to(memory_format=torch.channels_last)
-    model.backbone.register_forward_pre_hook(lambda _, images: images[0].contiguous(memory_format=torch.channels_last))
-    model.neck.register_forward_hook(lambda _, images, levels: tuple(level.contiguous() for level in levels))
+    def readable(_, inputs, found):
+        if isinstance(found, torch.Tensor):
+            return (found.float() if found.dtype == torch.bfloat16 else found).contiguous()
+        return type(found)(readable(_, inputs, part) for part in found)
+
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+        model.backbone.register_forward_pre_hook(lambda _, images: images[0].contiguous(memory_format=torch.channels_last))
+    model.neck.register_forward_hook(readable)
+    model.rpn_head.register_forward_hook(readable)
 
 
 class Runner(MMRunner):
@@ -147,8 +154,7 @@ class Runner(MMRunner):
     def wrap_model(self, model_wrapper_cfg, model: torch.nn.Module) -> torch.nn.Module:
         """On the device that the scale names: mmengine would take a GPU wherever it sees one, and several processes only with GPUs."""
         model = model.to(self.cfg.device)
-        if self.cfg.channels_last:
-            channels_last(model)
+        lay_out(model, self.cfg.channels_last)
         if not self.distributed:
             return model
         here = [torch.cuda.current_device()] if self.cfg.device == "cuda" else None
