@@ -102,6 +102,13 @@ def make_data(arguments):
     generate(study(arguments), arguments.dataset)
 
 
+def download(arguments):
+    """Fetch what the public offers of the scale's annotations, images and weights. Writes to where its YAML expects them."""
+    from pcb.data.download import download as run
+
+    run(study(arguments), arguments.names)
+
+
 def check_data(arguments):
     """Check data sets before anything trains on them. Reads annotations and images, lists all faults at once, writes a report."""
     from pcb.data.check import check
@@ -302,6 +309,7 @@ def parser() -> argparse.ArgumentParser:
     verb(measure).add_argument("--iterations", type=int, default=10, metavar="N", help="timed in each kind of training (default: 10)")
     verb(status)
     verb(make_data).add_argument("dataset", choices=["v05", "v1", "pretrain"])
+    verb(download).add_argument("names", nargs="*", metavar="NAME", help="of configs/downloads.yaml (default: all that the scale needs)")
     verb(check_data).add_argument("datasets", nargs="*", metavar="v05|v1", help="default: both")
     command = verb(contact_sheet)
     command.add_argument("dataset", choices=["v05", "v1"])

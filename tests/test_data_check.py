@@ -37,7 +37,7 @@ def test_check_of_a_study_writes_its_report(tmp_path):
     study = SimpleNamespace(
         scale={"datasets": {"v05": entry("v05")}, "train": {"rfs_threshold": 0.05}},
         experiments={"a": SimpleNamespace(dataset="v05", sampler="rfs")},
-        paths=SimpleNamespace(data_check=lambda dataset: tmp_path / f"{dataset}.check.json", index=tmp_path / "index"))
+        paths=SimpleNamespace(data_check=lambda dataset: tmp_path / f"{dataset}.check.json", indices=tmp_path / "index"))
     report = check(study, "v05")
     assert load(tmp_path / "v05.check.json") == report and report["dataset"] == "v05"
     study.scale["train"]["rfs_threshold"] = 1e-3

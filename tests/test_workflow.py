@@ -215,7 +215,8 @@ def test_lint_and_format():
 
 
 def test_no_name_from_configuration_is_evaluated_by_a_shell():
-    commands = re.findall(r'shell:\n\s+"(.*)"', "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")))
-    assert len(commands) == 9
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    commands = re.findall(r'shell:\n\s+"(.*)"', rules)
+    assert len(commands) == rules.count("shell:\n") > 8
     for command in commands:
         assert all(field.endswith(":q") for field in re.findall(r"{(.*?)}", command)), command

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pcb.data.annotations import some
+from pcb.data.download import how_to_get
 from pcb.data.index import OFFICIAL, THRESHOLDS, LVISIndex
 from pcb.data.sampling import repeat_factors
 from pcb.errors import UserError
@@ -32,7 +33,7 @@ def check(study, dataset: str) -> dict:
     rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in study.experiments.values())
     report = study.paths.data_check(dataset)
     out = check_files(study.scale["datasets"][dataset], report, study.scale["train"]["rfs_threshold"] if rfs else None,
-                      bool(study.scale.get("allow_absent_classes")), study.paths.index)
+                      bool(study.scale.get("allow_absent_classes")), study.paths.indices)
     write_json(report, {"dataset": dataset, **out})
     return {"dataset": dataset, **out}
 
@@ -47,7 +48,9 @@ def check_files(entry: dict, report: Path, rfs_threshold: float | None = None, a
     warnings: list[str] = []
     splits: dict[str, LVISIndex] = {}
     for split in ("train", "val", "dev"):
-        if split in entry:
+        if split in entry and not Path(entry[split]).exists():
+            faults.append(UserError(f"{entry[split]}: No such file", how_to_get(Path(entry[split]))))
+        elif split in entry:
             try:
                 splits[split] = LVISIndex(entry[split], entry["images"], cache)
             except UserError as error:
@@ -101,14 +104,15 @@ def check_images(splits: dict[str, LVISIndex], folder: Path, report: Path) -> li
     if not splits:
         return []
     if not folder.is_dir():
-        return [UserError(f"{folder}: no such image folder", "mend `images` under `datasets` in the scale's YAML")]
+        return [UserError(f"{folder}: no such image folder",
+                          "run `pcb download train2017 val2017` with your --scale, or mend `images` under `datasets` in its YAML")]
     missing = list(dict.fromkeys(path for index in splits.values() for path in index.missing))
     if not missing:
         return []
     listing = report.with_suffix(".missing.txt")
     write_text(listing, "".join(f"{path}\n" for path in missing))
     return [UserError(f"{len(missing)} image files are missing: {some(missing)}; all of them are listed in {listing}",
-                      "download COCO's train2017 and val2017 (LVIS's val images lie in both), or generate the embedded set again")]
+                      "run `pcb download train2017 val2017` with your --scale (LVIS's val images lie in both), or generate the set again")]
 
 
 def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:

@@ -18,11 +18,12 @@ from pcb.study.study import fingerprint
 
 def pretrain(study: Study, backbone: str) -> Path:
     """Write `paths.weights(backbone)` and return it. Resumable as `train` is. Raises `UserError` for a missing or damaged file."""
-    source, path = study.scale["backbones"][backbone]["weights"], study.paths.weights(backbone)
+    start, path = study.scale["backbones"][backbone], study.paths.weights(backbone)
+    source = start["weights"]
     if source == "random":
         save(path, {"meta": {"kind": "random"}, "state_dict": {}})
     elif source != "pretrain":
-        save(path, from_file(Path(source), backbone))
+        save(path, from_file(Path(source), backbone, start.get("sha256")))
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pcb.data.download import how_to_get
 from pcb.engine import checkpoint
 from pcb.engine.hooks import say
 from pcb.errors import UserError
@@ -66,18 +67,20 @@ def carry_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(same, strict=False)
 
 
-def from_file(path: Path, name: str) -> dict:
+def from_file(path: Path, name: str, sha256: str | None = None) -> dict:
     """Content of the weights file for a downloaded torchvision ResNet, or for a detector of ours as tools/ship_weights.py writes it.
 
-    The name of either ends in the first digits of its sha256.
+    Its digest must be `sha256`, if the scale's YAML gives one, and begin as its name ends (`resnet50-0676ba61.pth`), if that ends so.
     """
     if not path.is_absolute() and not path.exists():
         path = ROOT / path
     if not path.exists():
         raise UserError(f"{path}: no pretrained weights for {name}; training does not start at random unasked",
-                        f"download https://download.pytorch.org/models/{path.name} to that path, or set backbones.{name}.weights "
-                        "in the scale's YAML to another file, or to `random`")
+                        f"{how_to_get(path)}; or set backbones.{name}.weights there to another file, or to `random`")
     digest = checkpoint.sha256(path)
+    if sha256 and digest != sha256:
+        raise UserError(f"{path} is not the file that backbones.{name}.sha256 means: its sha256 is {digest}",
+                        "take the right file, or mend sha256 in the scale's YAML")
     digits = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
     if digits and not digest.startswith(digits[1]):
         raise UserError(f"{path} is damaged: its sha256 is {digest[:8]}…, its name says {digits[1]}", "download it again")

@@ -25,6 +25,20 @@ if EMBEDDED:
             "pcb make-data {wildcards.dataset:q} &> {log:q}"
 
 
+rule download:  # on demand only: `snakemake --config scale=lvis download`
+    log:
+        paths.log("download"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "Fetch what the scale needs and the public offers; progress is in {log}"
+    shell:
+        "pcb download &> {log:q}"
+
+
 rule check_data:
     input:
         lambda w: data_files(w.dataset),
