@@ -5,10 +5,11 @@
 classes, no background. Needs torch only.
 
 Cost of an update: proportional to the classes present in the batch, not to C². Column sums are never stored, they are
-taken of the columns that a batch asks for. Over several ranks the update is one dense all-reduce of (C, C+1) float32
+taken of the columns that a batch asks for. Over several ranks the update is one dense all-reduce of (C+1, C+1) float32
 (6 MB at C = 1230): an exchange of only the rows present would need the ranks to agree on sizes first, a second
 collective, and padded to what the sampler may yield (256 rows a rank) it is no smaller. No matrix product is involved,
-so TF32 has no say, and every sum has a fixed order, so equal input gives equal bits.
+so TF32 has no say, and every sum has a fixed order, so equal input gives equal bits. On a GPU nothing here waits for a
+value: see `fixed_shapes`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from pcb.distributed import all_sum, world_size
 from pcb.errors import UserError
 
+AT_HAND = {"cpu"}  # devices on which a value can be looked at for nothing
 NO_COLUMN = 1e-20  # weight of the one-hot target in a column: decides only where the column is empty
 
 
@@ -41,20 +43,45 @@ def sum_by_slot(rows: Tensor, slot: Tensor, size: int) -> Tensor:
     return out.index_put_((slot,), rows, accumulate=True) if rows.is_cuda else out.index_add_(0, slot, rows)
 
 
-def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum (n, D) `rows` by label (n,) over all ranks: the k classes present, in order, their sums (k, D), their counts (k,).
+def fixed_shapes(labels: Tensor) -> bool:
+    """Whether no size may depend on the labels. On a GPU, to learn how many classes are present is to wait for all work before.
 
-    A collective where there are several ranks: all of them must call it equally often, also those with n = 0.
+    Then, here and in pcb/losses, all RoIs are treated as if they were positives, and label C says which are not.
     """
-    classes, slot, counts = labels.unique(return_inverse=True, return_counts=True)
+    return labels.device.type not in AT_HAND
+
+
+def distinct(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k classes among labels (n,), in order; the place of each label among them (n,); how many have it (k,).
+
+    With `fixed_shapes` k = n: places left over, and that of the label C ("none"), hold class C, with a count of 0.
+    """
+    if not fixed_shapes(labels):
+        return labels.unique(return_inverse=True, return_counts=True)
+    ordered, order = labels.sort(stable=True)
+    place = torch.zeros_like(ordered)
+    place[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    classes = torch.full_like(ordered, num_classes).scatter_(0, place, ordered)
+    counts = torch.zeros_like(ordered).scatter_add_(0, place, (ordered < num_classes).to(ordered.dtype))
+    return classes, torch.empty_like(place).scatter_(0, order, place), counts
+
+
+def class_sums(rows: Tensor, labels: Tensor, num_classes: int, also: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum (n, D) `rows` by label (n,) over all ranks: classes (k,), their sums (k, D), their counts (k,).
+
+    A class may come more than once, with the same sums and count each time; where nobody has it the count is 0.
+    A collective where there are several ranks: all of them must call it equally often, also those with n = 0. It sums `also` too.
+    """
+    classes, slot, counts = distinct(labels, num_classes)
     sums = sum_by_slot(rows, slot, len(classes))
     if world_size() > 1:
-        every = sums.new_zeros(num_classes, sums.shape[1] + 1)
-        every[classes, :-1] = sums
-        every[classes, -1] = counts.to(sums.dtype)
-        all_sum(every)
-        classes = every[:, -1].nonzero().squeeze(1)
-        sums, counts = every[classes, :-1], every[classes, -1].long()
+        every = sums.new_zeros(num_classes + 1, sums.shape[1] + 1)  # the last row takes what belongs to no class
+        every[classes] = torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)
+        all_sum(every, *([] if also is None else [also]))
+        return torch.arange(num_classes, device=labels.device), every[:-1, :-1], every[:-1, -1].long()
+    if fixed_shapes(labels) and len(labels):
+        first = torch.where(counts > 0, torch.arange(len(classes), device=labels.device), 0)  # in place of what is left over
+        classes, sums, counts = classes[first].clamp(max=num_classes - 1), sums.index_select(0, first), counts[first]
     return classes, sums, counts
 
 
@@ -103,35 +130,39 @@ class ConfusionMatrix(nn.Module):
         return self.bank[self.active]
 
     @torch.no_grad()
-    def update(self, probs: Tensor, labels: Tensor) -> None:
+    def update(self, probs: Tensor, labels: Tensor, also: Tensor | None = None) -> None:
         """Eq. 9, once: rows of the classes present move towards their mean prediction over the positives of all ranks.
 
         Args:
             probs: (n, C) foreground probabilities of the positives (Eq. 1, or sigmoids); n may be 0.
-            labels: (n,) their classes, 0 .. C-1.
+            labels: (n,) their classes, 0 .. C-1; C marks a row to leave out.
+            also: another tensor, to be summed over all ranks by the same collective.
         A collective where there are several ranks: all of them must call it equally often.
         """
-        classes, sums, counts = class_sums(probs.detach().to(self.bank.dtype), labels, self.num_classes)
-        mean = sums.div_(counts[:, None])
-        weight = (1 - self.momenta).to(self.bank.dtype)[:, None, None]
+        classes, sums, counts = class_sums(probs.detach().to(self.bank.dtype), labels, self.num_classes, also)
+        present = counts > 0
+        mean = sums.div_(counts.clamp(min=1)[:, None])
+        weight = (1 - self.momenta).to(self.bank.dtype)[:, None, None] * present[:, None]
         rows = self.bank.index_select(1, classes).lerp_(mean, weight)
         if self.normalise:
-            rows /= rows.sum(dim=-1, keepdim=True)
+            rows /= torch.where(present[:, None], rows.sum(dim=-1, keepdim=True), 1)
         self.bank.index_copy_(1, classes, rows)
-        self.seen.index_add_(0, classes, counts)
+        self.seen.index_copy_(0, classes, self.seen[classes] + counts)
 
     @torch.no_grad()
     def columns(self, labels: Tensor, posterior: bool = True) -> Tensor:
         """Column y of the active matrix for each label y: (n,) -> (n, C); with `posterior`, of M̂ (Eq. 5).
 
         Posterior columns sum to one. Where a column is empty, because nothing is ever predicted as that class, it is one-hot.
+        For the label C ("none") it is some column.
         """
-        classes, slot = labels.unique(return_inverse=True)
+        fixed = fixed_shapes(labels)
+        classes, slot = (labels.clamp(max=self.num_classes - 1), None) if fixed else labels.unique(return_inverse=True)
         columns = self.matrix.t().index_select(0, classes)
         if posterior:
-            columns[torch.arange(len(classes), device=labels.device), classes] += NO_COLUMN
+            columns.scatter_add_(1, classes[:, None], columns.new_full((len(classes), 1), NO_COLUMN))
             columns /= columns.sum(dim=1, keepdim=True)
-        return columns.index_select(0, slot)
+        return columns if fixed else columns.index_select(0, slot)
 
     def unseen(self) -> Tensor:
         """(C,) bool: classes without any positive so far."""

@@ -7,10 +7,12 @@ scores are not a softmax over C+1 logits, `get_activation`. Then add a line to p
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pcb.confusion import fixed_shapes
 from pcb.errors import UserError
 
 Reduce = Callable[[Tensor], Tensor]
@@ -78,6 +80,24 @@ class ClassifierLoss(nn.Module):
         """The loss itself. `reduce(values, of=rows)` weighs, sums and averages per-RoI values, of all RoIs or of the given rows."""
         raise NotImplementedError
 
-    def positives(self, label: Tensor) -> Tensor:
-        """Rows of foreground RoIs, (n,)."""
-        return ((label >= 0) & (label < self.num_classes)).nonzero().squeeze(1)
+    def positives(self, label: Tensor) -> Positives:
+        """The foreground RoIs among labels (N,)."""
+        fg = (label >= 0) & (label < self.num_classes)
+        if fixed_shapes(label):
+            return Positives(torch.arange(len(label), device=label.device), label.where(fg, self.num_classes), fg)
+        rows = fg.nonzero().squeeze(1)
+        return Positives(rows, label[rows], None)
+
+
+class Positives(NamedTuple):
+    """Foreground RoIs: their `rows` (n,) and `classes` (n,). With `fixed_shapes` all RoIs, and `among` (n,) bool says which of them are."""
+
+    rows: Tensor
+    classes: Tensor
+    among: Tensor | None
+
+    def only(self, values: Tensor, other: Tensor | float = 0.0) -> Tensor:
+        """(n, ...) values of the positives, and `other` of what is not one."""
+        if self.among is None:
+            return values
+        return torch.where(self.among.view(-1, *[1] * (values.dim() - 1)), values, other)

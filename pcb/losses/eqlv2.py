@@ -51,30 +51,32 @@ class EQLv2Loss(ClassifierLoss):
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         target = self.one_hot(logits, label)
-        return reduce(self.equalised(logits, target, target))
+        rows = self.positives(label).rows
+        return reduce(self.equalised(logits, target, target, rows))
 
     @staticmethod
     def one_hot(logits: Tensor, label: Tensor) -> Tensor:
         return torch.zeros_like(logits).scatter_(1, label[:, None], 1)
 
-    def equalised(self, logits: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+    def equalised(self, logits: Tensor, target: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
         """Loss of each RoI (N,), and the collection of its gradients.
 
         `target`, `positive` (N, C+1): what is aimed at, and how much a pair (RoI, class) counts as positive; both the one-hot label in
-        plain EQL v2.
+        plain EQL v2. `rows` (n,): the RoIs that count as positive of any class but background.
         """
         plus, minus = (w.to(logits.dtype) for w in self.class_weights())
-        weight = minus + positive * (plus - minus)
+        weight = (positive * (plus - minus)).add_(minus)
         loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
-        self.collect(logits.detach(), target, positive, weight)
+        self.collect(logits.detach(), target, positive, weight, rows)
         return loss
 
     @torch.no_grad()
-    def collect(self, logits: Tensor, target: Tensor, positive: Tensor, weight: Tensor) -> None:
+    def collect(self, logits: Tensor, target: Tensor, positive: Tensor, weight: Tensor, rows: Tensor) -> None:
         """Add |σ - t| w, split into positive and negative parts. A collective: all ranks must call it."""
         pull = logits.sigmoid().sub_(target).abs_().mul_(weight)[:, : self.num_classes]
         total = pull.sum(dim=0, dtype=torch.float64)
-        of_positives = (pull * positive[:, : self.num_classes]).sum(dim=0, dtype=torch.float64)
+        share = positive.index_select(0, rows)[:, : self.num_classes].mul_(pull.index_select(0, rows))
+        of_positives = share.sum(dim=0, dtype=torch.float64)
         both = all_sum(torch.stack([of_positives, total - of_positives]))
         self.pos += both[0]
         self.neg += both[1]
@@ -98,14 +100,13 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, posterior=False, **pcb)
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
-        onehot = self.one_hot(logits, label)
-        rows = self.positives(label)
-        classes = label[rows]
-        self.pcb.observe(self.foreground(logits.detach()[rows]), classes, step)
-        alpha = self.pcb.strength(step)
-        target = onehot
+        positives = self.positives(label)
+        rows, classes, _ = positives
+        self.pcb.observe(self.foreground(logits.detach().index_select(0, rows)), classes, step)
+        alpha, target = self.pcb.strength(step), self.one_hot(logits, label)
+        positive = target.clone() if alpha and self.literal else target
         if alpha:
-            target = onehot.clone()
             soft = F.pad(self.pcb.targets(classes), (0, 1)).to(target.dtype)
-            target[rows] = torch.lerp(onehot[rows], soft, alpha)
-        return reduce(self.equalised(logits, target, onehot if self.literal else target))
+            onehot = target.index_select(0, rows)
+            target.index_copy_(0, rows, positives.only(torch.lerp(onehot, soft, alpha), onehot))
+        return reduce(self.equalised(logits, target, positive, rows))

@@ -54,7 +54,7 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
         self.soft_labels.observe(probs, classes)
 
     def strength(self, step: int | None) -> float:
-        return self.alpha if self.soft_labels.epoch >= self.soft_labels.start_epoch else 0.0
+        return self.alpha if self.soft_labels.now >= self.soft_labels.start_epoch else 0.0
 
     def targets(self, classes: Tensor) -> Tensor:
-        return self.soft_labels.labels.index_select(0, classes)
+        return self.soft_labels.labels.index_select(0, classes.clamp(max=self.num_classes - 1))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pcb.confusion import ConfusionMatrix
+from pcb.distributed import all_sum
 from pcb.errors import UserError
 
 
@@ -41,6 +43,7 @@ class Regulariser(nn.Module):
         self.told = False  # whether anybody ever called `set_epoch`
         self.iteration: int | None = None  # of mmengine's runner, as long as nobody did
         self.all_seen = False  # cache of a fact in `seen`, which only ever turns true
+        self.held: dict[int | None, list[tuple[Tensor, Tensor]]] | None = None  # by step: what was observed since `hold`
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the 1-based epoch; `PCBEpochHook` does so at the start of each."""
@@ -66,7 +69,10 @@ class Regulariser(nn.Module):
 
     @property
     def open(self) -> bool:
-        """Whether regularisation may act now: the epoch has come, and every class has been seen (released code, not in the paper)."""
+        """Whether regularisation may act now: the epoch has come, and every class has been seen (released code, not in the paper).
+
+        The one question here for which a GPU is waited for; once the answer is yes it is not asked again.
+        """
         if self.epoch < self.start_epoch:
             if not self.told:
                 self.require_epoch()
@@ -77,10 +83,29 @@ class Regulariser(nn.Module):
     def is_last(self, step: int | None) -> bool:
         return step is None or step == self.num_steps - 1
 
-    def observe(self, probs: Tensor, labels: Tensor, step: int | None = None) -> None:
-        """Update the matrix with (n, C) probabilities of positives, before the loss of this step. All ranks must call it."""
-        if self.update == "each" or self.is_last(step):
-            self.confusion.update(probs, labels)
+    def observe(self, probs: Tensor, labels: Tensor, step: int | None = None, also: Tensor | None = None) -> None:
+        """Update the matrix with (n, C) probabilities of positives, before the loss of this step; sum `also` over the ranks.
+
+        A collective: all ranks must call it.
+        """
+        learns = self.update == "each" or self.is_last(step)
+        if learns and self.held is None:
+            self.confusion.update(probs, labels, also)
+            return
+        if learns:
+            self.held.setdefault(step, []).append((probs, labels))
+        if also is not None:
+            all_sum(also)
+
+    def hold(self) -> None:
+        """From here on only remember what is observed: a batch comes in parts, but is one batch to Eq. 9."""
+        self.held = {}
+
+    def release(self) -> None:
+        """Learn what was held, each step's parts together, in the order of the steps. A collective: all ranks must call it."""
+        held, self.held = self.held, None
+        for parts in held.values():
+            self.confusion.update(*map(torch.cat, zip(*parts, strict=True)))
 
     def strength(self, step: int | None = None) -> float:
         """α_r of the 0-based `step` (None: the last), 0 while regularisation is shut."""

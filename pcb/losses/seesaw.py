@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pcb.distributed import all_sum
 from pcb.losses.base import ClassifierLoss, Reduce
@@ -42,26 +43,31 @@ class SeesawLoss(ClassifierLoss):
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Percentages, under mmdet's names: of all RoIs as object or background, of positives as their class."""
-        background = (labels == self.num_classes).long()
-        rows = self.positives(labels)
-        return {"acc_objectness": percent(cls_score[:, -2:], background), "acc_classes": percent(cls_score[rows, :-2], labels[rows])}
+        fg = labels < self.num_classes
+        return {"acc_objectness": percent(cls_score[:, -2:].argmax(dim=1) == (~fg).long(), torch.ones_like(fg)),
+                "acc_classes": percent(cls_score[:, :-2].argmax(dim=1) == labels, fg)}
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        self.count(label)
-        rows = self.positives(label)
+        positives = self.positives(label)
         z, objectness = logits.split([self.num_classes, 2], dim=1)
         losses = {"loss_cls_objectness": reduce(F.cross_entropy(objectness, (label == self.num_classes).long(), reduction="none"))}
-        z, classes = z.index_select(0, rows), label[rows]
+        z = z.index_select(0, positives.rows)
         log_score = z.detach().log_softmax(dim=1)
-        return losses | self.classes_loss(z, log_score, classes, lambda loss: reduce(loss, rows), step)
+        self.observe(log_score, positives.classes, self.counts_of(label), step)
+        classes = positives.classes if positives.among is None else positives.classes.clamp(max=self.num_classes - 1)
+        return losses | self.classes_loss(z, log_score, classes, lambda loss: reduce(positives.only(loss), positives.rows), step)
 
     def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
         """Loss of the positives: logits (n, C), their log-softmax without gradient, classes (n,)."""
         return {"loss_cls_classes": reduce(F.cross_entropy(z + self.log_factors(log_score, classes), classes, reduction="none"))}
 
     @torch.no_grad()
-    def count(self, label: Tensor) -> None:
-        counts = torch.zeros_like(self.cum_samples).index_add_(0, label, self.cum_samples.new_ones(len(label)))
+    def counts_of(self, label: Tensor) -> Tensor:
+        """How many RoIs of this rank have each label, (C+1,)."""
+        return torch.zeros_like(self.cum_samples).index_add_(0, label, self.cum_samples.new_ones(len(label)))
+
+    def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+        """Count the RoIs, before the loss is taken. A collective: all ranks must call it."""
         self.cum_samples += all_sum(counts) if self.counts == "all" else counts
 
     @torch.no_grad()
@@ -92,14 +98,21 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         self.factors = factors
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
 
+    def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+        """Counts and matrix, with one collective for both."""
+        self.pcb.observe(log_score.exp(), classes, step, also=counts if self.counts == "all" else None)
+        self.cum_samples += counts
+
     def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        self.pcb.observe(log_score.exp(), classes, step)
         alpha = self.pcb.strength(step)
         if not alpha:
             return super().classes_loss(z, log_score, classes, reduce, step)
-        log_p = (z + self.log_factors(log_score, classes)).log_softmax(dim=1)
-        seesaw = F.nll_loss(log_p, classes, reduction="none")
-        soft = -(self.pcb.targets(classes) * (log_p if self.factors == "label" else self.log_p_of_each_class(z, log_score))).sum(dim=1)
+        factors, target = self.log_factors(log_score, classes), self.pcb.targets(classes)
+        if self.factors == "label":
+            seesaw, soft = HardAndSoft.apply(z, factors, classes, target)
+        else:
+            seesaw = F.cross_entropy(z + factors, classes, reduction="none")
+            soft = -(target * self.log_p_of_each_class(z, log_score)).sum(dim=1)
         return {"loss_cls_classes": reduce((1 - alpha) * seesaw), "loss_pcb_classes": reduce(alpha * soft)}
 
     def log_p_of_each_class(self, z: Tensor, log_score: Tensor) -> Tensor:
@@ -109,5 +122,26 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         return z - (z[:, None, :] + factors).logsumexp(dim=2)
 
 
-def percent(logits: Tensor, labels: Tensor) -> Tensor:
-    return 100 * (logits.argmax(dim=1) == labels).float().mean() if len(labels) else logits.new_zeros(())
+class HardAndSoft(torch.autograd.Function):
+    """-log p_y and -Σ_i t_i log p_i, (n,) each, with log p = log_softmax(z + factors) over (n, C): one softmax for both, one backward.
+
+    `factors` is overwritten. Targets sum to one.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, factors: Tensor, classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = factors.add_(z).log_softmax(dim=1)
+        ctx.save_for_backward(log_p, classes, target)
+        return -log_p.gather(1, classes[:, None]).squeeze(1), -(target * log_p).sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_hard: Tensor, of_soft: Tensor) -> tuple[Tensor | None, ...]:
+        log_p, classes, target = ctx.saved_tensors
+        grad = (target * -of_soft[:, None]).scatter_add_(1, classes[:, None], -of_hard[:, None])
+        return torch.ops.aten._log_softmax_backward_data(grad, log_p, 1, log_p.dtype), None, None, None
+
+
+def percent(right: Tensor, of: Tensor) -> Tensor:
+    """Percentage of `right` (N,) bool among `of` (N,) bool; 0 of none."""
+    return 100 * (right & of).sum() / of.sum().clamp(min=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pcb.confusion import class_sums
+from pcb.confusion import class_sums, fixed_shapes
 
 
 class SoftLabels(nn.Module):
@@ -22,9 +22,11 @@ class SoftLabels(nn.Module):
         self.register_buffer("sums", torch.zeros(num_classes, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("epoch", torch.tensor(1))
+        self.now = 1  # the epoch without a look at the device
 
     def set_epoch(self, epoch: int) -> None:
         """At a new epoch take over what the last one collected. Saying the same epoch twice, as after a resume, changes nothing."""
+        self.now = epoch
         if epoch > self.epoch:
             rows = self.sums / self.counts.clamp(min=1)[:, None]
             self.labels.copy_(torch.where(self.counts[:, None] > 0, rows, 1 / self.num_classes))
@@ -32,15 +34,16 @@ class SoftLabels(nn.Module):
             self.counts.zero_()
             self.epoch.fill_(epoch)
 
-    @property
-    def collecting(self) -> bool:
-        return bool(self.epoch >= self.start_epoch - 1)
-
     @torch.no_grad()
     def observe(self, probs: Tensor, classes: Tensor) -> None:
         """(n, C) probabilities of positives and their classes (n,). A collective: all ranks must call it."""
-        if self.collecting:
-            right = probs.argmax(dim=1) == classes
-            present, sums, counts = class_sums(probs[right].to(self.sums.dtype), classes[right], self.num_classes)
-            self.sums.index_add_(0, present, sums)
-            self.counts.index_add_(0, present, counts)
+        if self.now < self.start_epoch - 1:
+            return
+        right = probs.argmax(dim=1) == classes
+        if fixed_shapes(classes):
+            classes = classes.where(right, self.num_classes)  # C: none
+        else:
+            probs, classes = probs[right], classes[right]
+        present, sums, counts = class_sums(probs.to(self.sums.dtype), classes, self.num_classes)
+        self.sums.index_copy_(0, present, self.sums[present] + sums)
+        self.counts.index_copy_(0, present, self.counts[present] + counts)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pcb.losses.base import ClassifierLoss, Reduce
+from pcb.losses.base import ClassifierLoss, Positives, Reduce
 from pcb.losses.regulariser import Regularised, Regulariser
 from pcb.losses.soft_labels import SoftLabels
 
@@ -39,46 +39,48 @@ class SoftTargetCrossEntropy(ClassifierLoss):
         raise NotImplementedError
 
     def targets(self, classes: Tensor) -> Tensor:
-        """Classes (n,) -> soft targets (n, C), rows summing to one."""
+        """Classes (n,) -> soft targets (n, C), rows summing to one; whatever for class C, "none" (see `fixed_shapes`)."""
         raise NotImplementedError
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
-        rows = self.positives(label)
-        classes = label[rows]
+        positives = self.positives(label)
+        rows, classes, _ = positives
         self.observe(self.foreground(logits.detach().index_select(0, rows)), classes, step)
         strength = self.strength(step)
         if not strength:
             return reduce(F.cross_entropy(logits, label, reduction="none"))
         target = self.targets(classes).to(logits.dtype)
         if self.space == "full":
-            return reduce(SoftCrossEntropy.apply(logits, label, rows, target, strength))
+            return reduce(SoftCrossEntropy.apply(logits, label, positives, target, strength))
         ce, z = F.cross_entropy(logits, label, reduction="none"), logits[rows, : self.num_classes]
         soft = z.logsumexp(dim=1) - (z * target).sum(dim=1)  # targets sum to one
-        return reduce(ce.index_add(0, rows, soft - ce[rows], alpha=strength))
+        return reduce(ce.index_add(0, rows, positives.only(soft - ce[rows]), alpha=strength))
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Cross entropy of N RoIs over C+1 logits, of which `rows` (n,) get (1 - a) one-hot + a `target` (n, C): values (N,).
+    """Cross entropy of N RoIs over C+1 logits, of which `positives` (n) get (1 - a) one-hot + a `target` (n, C): values (N,).
 
     One softmax forward, one exponential backward; left to autograd, the second term would cost two more passes over all logits.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, label: Tensor, rows: Tensor, target: Tensor, strength: float) -> Tensor:
+    def forward(ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, strength: float) -> Tensor:
+        rows = positives.rows
         log_p = logits.log_softmax(dim=1)
         loss = -log_p.gather(1, label[:, None]).squeeze(1)
-        soft = -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1)
-        ctx.save_for_backward(log_p, label, rows, target)
-        ctx.strength = strength
+        soft = positives.only(-(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1), loss[rows])
+        ctx.save_for_backward(log_p, label, target)
+        ctx.strength, ctx.positives = strength, positives
         return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, strength))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        log_p, label, rows, target = ctx.saved_tensors
-        onehot = grad.index_add(0, rows, grad[rows], alpha=-ctx.strength)
+        (log_p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
+        of_soft = ctx.positives.only(grad[rows])
+        onehot = grad.index_add(0, rows, of_soft, alpha=-ctx.strength)
         out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -onehot[:, None])
-        out[:, :-1].index_add_(0, rows, target * grad[rows, None], alpha=-ctx.strength)  # rows are distinct: no race
+        out[:, :-1].index_add_(0, rows, target * of_soft[:, None], alpha=-ctx.strength)  # rows are distinct: no race
         return out, None, None, None, None
 
 
