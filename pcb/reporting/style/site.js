@@ -1,6 +1,5 @@
 /* The page's three habits: sort a table by its head, open the run behind a number, filter the claims. Without this script the page
    reads the same; only these three are missing. */
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
 /* Make an element: h("a", {href: "#x"}, "text", child). An attribute called `html` is trusted markup of our own. */
@@ -18,8 +17,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   for (const head of table.querySelectorAll("th[data-sort]")) {
     head.querySelector("button").addEventListener("click", () => {
       const first = head.dataset.sort === "down" ? "descending" : "ascending";
-      const last = first === "descending" ? "ascending" : "descending";
-      const next = {[first]: last, [last]: null}[head.ariaSort] ?? (head.ariaSort === last ? null : first);
+      const cycle = [null, first, first === "descending" ? "ascending" : "descending"];
+      const next = cycle[(cycle.indexOf(head.ariaSort) + 1) % 3];
       for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
       if (next) head.ariaSort = next;
       table.classList.toggle("sorted", next !== null);
@@ -65,13 +64,13 @@ const dialog = document.getElementById("provenance");
 
 document.addEventListener("click", event => {
   const button = event.target.closest("td button");
-  if (button?.closest("[data-target]")) open(ofCell(button.closest("td")));
-  else if (button?.closest("[data-run]")) open(ofRun(button.closest("[data-run]").dataset.run, button.dataset.seed));
+  if (button?.closest("[data-target]")) show(ofCell(button.closest("td")));
+  else if (button?.closest("[data-run]")) show(ofRun(button.closest("[data-run]").dataset.run, button.dataset.seed));
   else if (event.target === dialog || event.target.closest("dialog .close")) dialog.close();
   else if (event.target.closest("dialog a")) dialog.close();
 });
 
-function open(content) {
+function show(content) {
   dialog.querySelector(".content").replaceChildren(...content);
   dialog.showModal();
   dialog.scrollTop = 0;
