@@ -19,7 +19,8 @@ from pcb.reporting.gather import gather
 from pcb.study import METRICS, load_study
 
 RFS_PCB = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
-CLASSES = [{"id": i + 1, "name": f"class {i}", "frequency": "rcf"[i // 4], "train_images": 3 * i + 1} for i in range(12)]
+CLASSES = [{"id": i + 1, "name": f"class {i}", "frequency": "rcf"[i // 4], "train_images": 3 * i + 1, "AP": 5.0 * i}
+           for i in range(12)]
 
 
 def study_in(folder, seeds=(0,)):
@@ -225,6 +226,41 @@ def test_pairs_by_hand():
     assert found.by_group() == pytest.approx(np.array([[0.7, 0, 0.3], [0, 0, 0], [0.05, 0, 0.95]]))
     unseen = pairs.Confusion(matrix, np.array([0, 3, 3]), ["a", "b", "c"], ["r", "r", "f"], [1, 2, 30])
     assert unseen.choose(10) == [1, 2] and unseen.pairs(5)["class i"].str[0].tolist() == ["b"]
+
+
+def test_bias_by_hand():
+    """Of the pairs of different groups, rare-common, rare-frequent and common-frequent, two of three lean to the more frequent class."""
+    matrix = np.array([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95]])
+    found = pairs.bias(pairs.Confusion(matrix, np.array([3, 3, 3]), ["a", "b", "c"], ["r", "c", "f"], [1, 5, 30]))
+    assert found == pytest.approx({"Mrf": 30.0, "Mfr": 5.0, "Mup": 200 / 3})
+    no_rare = pairs.bias(pairs.Confusion(matrix, np.array([0, 3, 3]), ["a", "b", "c"], ["r", "c", "f"], [1, 5, 30]))
+    assert no_rare == {"Mrf": None, "Mfr": None, "Mup": 100.0}
+
+
+def test_claims_on_the_matrix_are_judged_over_seeds(tmp_path):
+    study = study_in(tmp_path, seeds=(0, 1, 2))
+    run = study.tables["figure1"].rows[0].run
+    matrix = np.eye(12)
+    for seed, lean in enumerate((0.30, 0.36, 0.33)):
+        fabricate(study, run, seed)
+        matrix[:4, 11], matrix[11, 0] = lean, 0.01  # each rare class is given to the last, frequent one
+        np.savez(study.paths.confusion(run, seed), matrix=matrix, seen=np.full(12, 5))
+    about = gathered(study, "figure1").about
+    bias, pair = (next(c for c in about["claims"] if c["id"] == key) for key in ("bias-is-pairwise", "figure-pair"))
+    assert bias["ours"]["verdict"] == bias["paper"]["verdict"] == "holds" and bias["paper"]["checks"][0]["margin"] == 18
+    check = bias["ours"]["checks"][0]  # the mean over four frequent classes of 0.01 from one of them
+    assert check["seeds"] == 3 and check["margin"] == pytest.approx(33 - 0.25) and check["noise"] == pytest.approx(3)
+    assert [c["verdict"] for c in pair["ours"]["checks"]] == ["fails", "no such class here"]  # most of its pairs lean nowhere
+    assert pair["paper"]["verdict"] == "not printed"
+
+
+def test_ap_of_single_classes_comes_with_a_table_of_base_and_pcb_alone(tmp_path):
+    study = study_in(tmp_path, seeds=(0, 1))
+    fabricate(study, RFS_PCB, 1)
+    found = gathered(study, "table02").about["classes"]
+    assert found == {"v05": {"rows": {"v05-rfs-pcb": {"1": [5.0 * i for i in range(12)]}}, "groups": "rrrrccccffff",
+                             "train_images": [3 * i + 1 for i in range(12)]}}
+    assert gathered(study, "table06").about["classes"] == {}
 
 
 def test_figure_1_reads_the_matrix_that_gather_points_to(tmp_path):
