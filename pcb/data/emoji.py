@@ -33,6 +33,7 @@ STYLE_GROUPS = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "flue
                 "fxemoji": "fxemoji", "emojione": "emojione"}
 FIRST_ID = {"train": 100_001, "val": 200_001, "dev": 300_001}  # image ids, as COCO's unique over all splits
 URL = "http://images.cocodataset.org/"  # LVIS v1.0 names an image's file by this address's last two parts
+LARGE = Path(__file__).with_name("large.yaml")
 VERSIONS = {"v05": "v0.5", "v1": "v1.0", "pretrain": "v0.5"}
 
 
@@ -50,6 +51,8 @@ class Recipe:
     head: int = 60              # train images of the most frequent class, and of the rarest
     tail: int = 1
     novel_styles: float = 0.15  # chance that an object outside train has a style that train never shows
+    classes: int = 60           # or 180: those of large.yaml too
+    sprite: tuple[int, int] = (28, 48)  # side of a sprite, pixels
 
     OBJECTS = 4.75       # (image, class) pairs per scene outside train, all classes alike
     SECOND = 0.1         # chance that a scene shows another instance of a class
@@ -65,7 +68,12 @@ class Recipe:
         unknown = sorted(set(embedded) - {f.name for f in fields(cls)})
         if unknown:
             raise UserError(f"embedded: unknown keys {unknown}", f"use {sorted(f.name for f in fields(cls))}")
-        return cls(**{**embedded, "thresholds": tuple(embedded.get("thresholds", cls.thresholds))})
+        return cls(**{**embedded, **{pair: tuple(embedded.get(pair, getattr(cls, pair))) for pair in ("thresholds", "sprite")}})
+
+    def told(self) -> dict:
+        """As the manifest tells it: what came to the recipe later only where it is not as before, so that old manifests stay."""
+        later = {"classes": Recipe.classes, "sprite": Recipe.sprite}
+        return {key: value for key, value in asdict(self).items() if key not in later or json.dumps(value) != json.dumps(later[key])}
 
 
 @dataclass
@@ -96,7 +104,7 @@ def write_dataset(recipe: Recipe, dataset: str, folder: Path, manifest: Path | N
         for split, scenes in plans.items():
             write_split(recipe, dataset, split, scenes, folder, files, progress)
     whole = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(files.items())).encode()).hexdigest()
-    record = {"dataset": dataset, "recipe": {**asdict(recipe)}, "sha256": whole, "files": files}
+    record = {"dataset": dataset, "recipe": recipe.told(), "sha256": whole, "files": files}
     write_json(manifest, record)
     return record
 
@@ -108,21 +116,39 @@ def assets() -> dict:
     return yaml.safe_load((ASSETS / "classes.yaml").read_text())
 
 
-def clusters() -> dict[str, str]:
-    """Class -> cluster of confusable classes."""
-    return {name: cluster for cluster, names in assets()["clusters"].items() for name in names}
+@cache
+def clusters(count: int = 60) -> dict[str, str]:
+    """Class -> cluster of confusable classes, over both flavours."""
+    found = assets()["clusters"]
+    if count == 180:
+        found = {**found, **yaml.safe_load(LARGE.read_text())["clusters"]}
+    return {name: cluster for cluster, names in found.items() for name in names}
 
 
-def classes(dataset: str) -> list[str]:
-    """Class names of a data set, most frequent in train first (pretraining: alphabetical, all alike)."""
+@cache
+def classes(dataset: str, count: int = 60) -> list[str]:
+    """Class names of a data set, most frequent in train first (pretraining: alphabetical, all alike).
+
+    The 60 are dealt by measured difficulty (tools/deal_classes.py). The 180 are dealt at random, each cluster evenly over all ranks.
+    """
+    known = clusters(count)
     if dataset == "pretrain":
-        return sorted(set(atlas().index["classes"]) - set(clusters()))
-    return assets()["order"][dataset]
+        return sorted(set(atlas().index["classes"]) - set(known))
+    if count == 60:
+        return assets()["order"][dataset]
+    elsewhere = {name for flavour, names in assets()["only"].items() if flavour != dataset for name in names}
+    rng = random_state("order", count, dataset)
+    rank = {}
+    for cluster in dict.fromkeys(known.values()):
+        members = [name for name in known if known[name] == cluster and name not in elsewhere]
+        start = rng.random_sample()
+        rank |= {members[k]: (place + start) / len(members) for place, k in enumerate(rng.permutation(len(members)))}
+    return sorted(rank, key=rank.__getitem__)
 
 
 def image_counts(recipe: Recipe, dataset: str) -> dict[str, int]:
     """Train images of each class: a geometric fall from `head` to `tail`; for pretraining the same for all."""
-    names = classes(dataset)
+    names = classes(dataset, recipe.classes)
     if dataset == "pretrain":
         return dict.fromkeys(names, int(recipe.pretrain_images * recipe.OBJECTS) // len(names))
     fall = recipe.head / recipe.tail
@@ -159,7 +185,8 @@ def plan(recipe: Recipe, dataset: str) -> dict[str, list[list[Thing]]]:
     if dataset != "pretrain":
         for split, number in (("val", recipe.val_images), ("dev", recipe.dev_images)):
             images[split] = number
-            counts[split] = dict.fromkeys(classes(dataset), max(1, int(number * recipe.OBJECTS) // len(classes(dataset))))
+            names = classes(dataset, recipe.classes)
+            counts[split] = dict.fromkeys(names, max(1, int(number * recipe.OBJECTS) // len(names)))
     return {split: plan_split(recipe, dataset, split, counts[split], images[split]) for split in images}
 
 
@@ -193,12 +220,12 @@ def plan_split(recipe: Recipe, dataset: str, split: str, counts: dict[str, int],
 def write_split(recipe: Recipe, dataset: str, split: str, scenes: list[list[Thing]], folder: Path, files: dict[str, str],
                 progress: tqdm) -> None:
     """Draw the scenes, write them and the split's annotation file; add their sha256 to `files`."""
-    names = sorted(classes(dataset))
+    names, cluster = sorted(classes(dataset, recipe.classes)), clusters(recipe.classes)
     category_id = {name: i + 1 for i, name in enumerate(names)}
     images, annotations = [], []
     for number, things in enumerate(scenes):
         rng = random_state("scene", recipe.seed, dataset, split, number)
-        pixels, masks = draw([thing.tile for thing in things], rng, Look(size=recipe.size))
+        pixels, masks = draw([thing.tile for thing in things], rng, Look(size=recipe.size, sprite=recipe.sprite))
         image = image_entry(dataset, split, FIRST_ID[split] + number, recipe.size, rng)
         path = folder / "images" / image.pop("path")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +240,7 @@ def write_split(recipe: Recipe, dataset: str, split: str, scenes: list[list[Thin
     counted = image_counts(recipe, dataset)
     instances = Counter(a["category_id"] for a in annotations)
     appearing = Counter(c for _, c in {(a["image_id"], a["category_id"]) for a in annotations})
-    categories = [{"id": i, "name": name, "synonyms": [name], "synset": f"{name}.n.01", "def": clusters().get(name, "pretraining"),
+    categories = [{"id": i, "name": name, "synonyms": [name], "synset": f"{name}.n.01", "def": cluster.get(name, "pretraining"),
                    "image_count": appearing[i], "instance_count": instances[i], "frequency": frequency(counted[name], recipe.thresholds)}
                   for name, i in category_id.items()]
     whole = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
@@ -250,7 +277,7 @@ def annotate(things: list[Thing], masks: list[np.ndarray], image_id: int, catego
 
 def federated(things: list[Thing], category_id: dict[str, int], rng: np.random.RandomState, recipe: Recipe) -> dict:
     """Categories verified absent (the cluster mates of what is there, and some others), and those not labelled exhaustively."""
-    cluster = clusters()
+    cluster = clusters(recipe.classes)
     present = {thing.name for thing in things}
     mates = {cluster[name] for name in present if name in cluster}
     draws = rng.random_sample(len(category_id))

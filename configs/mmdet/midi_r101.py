@@ -1,0 +1,5 @@
+"""The midi scale's larger detector, ResNet-101-FPN."""
+
+_base_ = "midi_r50.py"
+
+model = dict(backbone=dict(depth=101))
