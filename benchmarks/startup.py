@@ -1,0 +1,65 @@
+"""How long one waits before anything happens: `pcb --help`, a dry run of the whole workflow, a training process up to its first step.
+
+Seconds by the clock, the least of a few starts. The training is one of the mini scale's detector on a few scenes made for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from harness import Figure, by_turns, main
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = "v05_r50_rfs_softmax_iterative"
+# The verb `train` itself, ended where the first iteration would begin.
+UP_TO_THE_FIRST_STEP = """
+import os, sys
+from pcb.cli import main
+import pcb.engine.build
+from pcb.engine.loop import ResumableLoop
+ResumableLoop.run_iter = lambda *_: os._exit(77)
+main(sys.argv[1:])
+"""
+
+
+def run(command: list[str], code: int = 0) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode != code:
+        raise RuntimeError(f"{' '.join(command[:4])}: exit status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def prepare(folder: Path) -> Path:
+    """Scenes, starting weights and a study.json for one short training."""
+    from pcb.data.emoji import Recipe, write_dataset
+    from pcb.engine.pretrain import pretrain
+    from pcb.files import write_json
+    from pcb.study import load_study
+
+    write_dataset(Recipe(train_images=24, val_images=2, dev_images=2, head=10), "v05", folder / "data")
+    files = {"version": "v0.5", "images": str(folder / "data/images"), **{s: str(folder / f"data/{s}.json") for s in ("train", "val", "dev")}}
+    study = load_study("mini", overrides={"results": str(folder / "results"), "datasets": {"v05": files, "v1": files},
+                                          "train": {"rfs_threshold": 0.3}})
+    pretrain(study, "r50")
+    write_json(folder / "study.json", study.resolved)
+    return folder / "study.json"
+
+
+def measure(quick: bool) -> list[Figure]:
+    starts = 2 if quick else 5
+    with tempfile.TemporaryDirectory() as folder:
+        study = prepare(Path(folder))
+        dry = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "--quiet", "all", "--config", "scale=mini", f"results={folder}/dry"]
+        seconds = by_turns(starts, help=partial(run, [sys.executable, "-m", "pcb", "--help"]), dry=partial(run, dry), train=partial(
+            run, [sys.executable, "-c", UP_TO_THE_FIRST_STEP, "trunk", "--study", str(study), RUN, "--seed", "0"], 77))
+    return [Figure("pcb --help", seconds["help"], unit="s", target=0.3),
+            Figure("dry run of the whole mini paper", seconds["dry"], unit="s", target=2),
+            Figure("start of a training, up to its first step", seconds["train"], unit="s", target=5)]
+
+
+if __name__ == "__main__":
+    main("startup", measure)
