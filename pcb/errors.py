@@ -10,3 +10,7 @@ class UserError(Exception):
     def __init__(self, what: str, fix: str = ""):
         super().__init__(f"{what}\n  fix: {fix}" if fix else what)
         self.what, self.fix = what, fix
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows in the place of a traceback."""
+        return [f"error: {self.what}", *([f"fix: {self.fix}"] if self.fix else [])]

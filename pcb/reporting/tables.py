@@ -57,11 +57,11 @@ def load(gathered: str | Path) -> Gathered:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
         about = json.loads(path.with_suffix(".json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename or path} does not exist", f"make it with `snakemake {path.stem}`") from error
+        raise UserError(f"{error.filename or path} does not exist", f"make it with `snakemake --cores all {path.stem}`") from error
     except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}", f"delete it and run `snakemake {path.stem}`") from error
+        raise UserError(f"{path} cannot be read: {error}", f"delete it and run `snakemake --cores all {path.stem}`") from error
     if missing := [c for c in (*FIELDS_BEFORE, *FIELDS_AFTER) if c not in rows]:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}", f"delete it and run `snakemake {path.stem}`")
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}", f"delete it and run `snakemake --cores all {path.stem}`")
     for column in ("row", "seed", "ours", "paper"):
         rows[column] = pd.to_numeric(rows[column])
     return Gathered(rows, about, path)
