@@ -41,7 +41,8 @@ def prepare(folder: Path) -> Path:
     from pcb.study import load_study
 
     write_dataset(Recipe(train_images=24, val_images=2, dev_images=2, head=10), "v05", folder / "data")
-    files = {"version": "v0.5", "images": str(folder / "data/images"), **{s: str(folder / f"data/{s}.json") for s in ("train", "val", "dev")}}
+    splits = {split: str(folder / f"data/{split}.json") for split in ("train", "val", "dev")}
+    files = {"version": "v0.5", "images": str(folder / "data/images"), **splits}
     study = load_study("mini", overrides={"results": str(folder / "results"), "datasets": {"v05": files, "v1": files},
                                           "train": {"rfs_threshold": 0.3}})
     pretrain(study, "r50")
