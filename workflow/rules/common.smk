@@ -13,6 +13,7 @@ from pcb.files import write_json
 from pcb.reporting.words import number
 from pcb.study import canonical, load_study
 from pcb.study.jobs import epochs_to_train
+from pcb.study.load import checked
 from pcb.study.status import overview
 
 SETTINGS = {"scale", "seeds", "results"}
@@ -76,9 +77,9 @@ def begin():
     changed; and speak in single lines from here on."""
     if (
         not paths.study.exists()
-        or json.loads(paths.study.read_text()) != study.resolved
+        or json.loads(paths.study.read_text()) != checked(study)
     ):
-        write_json(paths.study, study.resolved)
+        write_json(paths.study, checked(study))
     lines.begin(logger)
 
 
@@ -176,11 +177,14 @@ def rendered(*targets):
     return [paths.notebook(target) for target in targets]
 
 
-def labels(kind):
-    """What `snakemake --report` writes beside a result: which table or figure, and in what form."""
+def labels(form):
+    """What `snakemake --report` writes beside a result: which table, figure or page, and its format. It sorts labels as text:
+    a second space, which a browser does not show, puts Table 2 before Table 10."""
     return lambda wildcards: {
-        "of": number(wildcards.get("target") or wildcards.page),
-        "as": kind,
+        "of": re.sub(
+            r" (\d)$", r"  \1", number(wildcards.get("target") or wildcards.page)
+        ),
+        "format": form,
     }
 
 

@@ -67,19 +67,19 @@ rule notebook:
             paths.html("{target}"),
             caption=f"{CAPTIONS}/page.rst",
             category="Pages",
-            labels=labels("page"),
+            labels=labels("HTML"),
         ),
         csv=report(
             paths.table("{target}", "csv"),
             caption=f"{CAPTIONS}/table.rst",
             category="Tables",
-            labels=labels("numbers"),
+            labels=labels("CSV"),
         ),
         picture=report(
             paths.figure("{target}"),
             caption=f"{CAPTIONS}/figure.rst",
             category="Figures",
-            labels=labels("picture"),
+            labels=labels("PNG"),
         ),
     log:
         paths.log("notebook/{target}"),
@@ -106,7 +106,7 @@ rule page:
             paths.html("{page}"),
             caption=f"{CAPTIONS}/pictures.rst",
             category="Pages",
-            labels=labels("page"),
+            labels=labels("HTML"),
         ),
     log:
         paths.log("notebook/{page}"),
