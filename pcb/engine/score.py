@@ -10,8 +10,10 @@ over IoU .5:.05:.95 and over the classes that have ground truth; AP_r, AP_c, AP_
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -31,11 +33,24 @@ BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APb
 MAX_DETECTIONS = 300
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles: it would walk through millions of dicts that form none, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class GroundTruth:
     """An annotation file in LVIS format, as what the evaluator is fed image by image. Raises `UserError` that lists its faults."""
 
-    def __init__(self, path: str | Path):
-        index = LVISIndex(path)
+    @uncollected()
+    def __init__(self, path: str | Path, cache: Path | None = None):
+        index = LVISIndex(path, cache=cache)
         self.path = index.path
         # In the order of labels and of confusion matrices: by id.
         self.categories = [{**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)]
@@ -62,6 +77,7 @@ class GroundTruth:
         return kept & np.isin(rows.image_id * classes + rows.category_id, known)
 
 
+@uncollected()
 def evaluate(gt: str | Path | GroundTruth, detections: Shards | Iterable[Rows], variant: str = "plain", iou_type: str = "segm") -> dict:
     """Score one variant's detections against LVIS ground truth.
 
@@ -81,7 +97,8 @@ def evaluate(gt: str | Path | GroundTruth, detections: Shards | Iterable[Rows], 
         missing -= set(rows.images)
         rows = rows.where(gt.relevant(rows))
         table = np.column_stack([rows.image_id, rows.box, rows.score, rows.category_id]).astype(np.float64)
-        rle = [{"size": s, "counts": c} for s, c in zip(rows.size.tolist(), rows.rle.to_pylist(), strict=True)] if masks else None
+        size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
+        rle = [{"size": size[i], "counts": c} for i, c in zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)] if masks else None
         annotations = [a for i in rows.images for a in gt.by_image.get(i, ())]
         stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
     if missing:
@@ -152,7 +169,7 @@ class Detections:
     def __init__(self, study: Study, run: str, seed: int, split: str):
         self.path = of_split(study.paths.detections(run, seed), split)
         self.command = f"pcb infer {run} --seed {seed} --split {split}"
-        self.annotations = study.scale["datasets"][study.experiments[run].dataset].get(split)
+        self.annotations, self.cache = study.scale["datasets"][study.experiments[run].dataset].get(split), study.paths.indices
         self.scored: dict[tuple[str, str], dict] = {}
 
     @cached_property
@@ -163,7 +180,7 @@ class Detections:
 
     @cached_property
     def gt(self) -> GroundTruth:
-        return GroundTruth(self.annotations)
+        return GroundTruth(self.annotations, self.cache)
 
     def belongs_to(self, manifest: dict) -> bool:
         """Whether these are detections of the same training."""
