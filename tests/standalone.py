@@ -31,6 +31,8 @@ if "LAUNCHER" in os.environ:
 cfg = Config.fromfile(sys.argv[1])
 shrink(cfg)
 cfg.work_dir, cfg.launcher = sys.argv[2], os.environ.get("LAUNCHER", "none")
+if cfg.launcher != "none":
+    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)  # the default names a GPU
 runner = Runner.from_cfg(cfg)
 model = runner.train()
 import mmdet, mmdet.version, pcb
