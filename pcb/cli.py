@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.files import unwritable
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository, of which a wheel has the package only
 
@@ -24,15 +25,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.do(arguments)
     except UserError as error:
-        print(f"error: {error.what}", file=sys.stderr)
-        if error.fix:
-            print(f"fix: {error.fix}", file=sys.stderr)
-        return 2
+        return tell(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `pcb plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if told := unwritable(error):
+            return tell(told)
+        raise
     return 0
+
+
+def tell(error: UserError) -> int:
+    """Two lines, and the exit status of a user's mistake."""
+    print(f"error: {error.what}", file=sys.stderr)
+    if error.fix:
+        print(f"fix: {error.fix}", file=sys.stderr)
+    return 2
 
 
 # The verbs -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from pcb.errors import UserError
 
-UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, *FULL}
+
+
+def unwritable(error: OSError, path: str | Path | None = None) -> UserError | None:
+    """What a user is told of a full disk or a folder without the right to write; None of any other error."""
+    if error.errno not in UNWRITABLE:
+        return None
+    fix = "free disk space; the same command goes on from what is there" if error.errno in FULL else \
+        "make the folder writable, or choose another: --config results=FOLDER"
+    return UserError(f"{path or error.filename or 'a file'} could not be written: {os.strerror(error.errno)}", fix)
 
 
 @contextmanager
@@ -32,9 +42,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise UserError(f"{path} could not be written: {error.strerror}", "free disk space, or make the folder writable") from error
+        if told := unwritable(error, path):
+            raise told from error
+        raise
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -1,7 +1,10 @@
 """What goes wrong in a training ends in one message with a fix, and leaves earlier checkpoints as they were."""
 
+import errno
 import os
+import random
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from training import BRANCH, PLAIN, TRUNK, assert_same_bits, final_state, interr
 from pcb.engine import build, checkpoint
 from pcb.engine.checkpoint import Checkpoints
 from pcb.engine.frozen import FrozenTrunkMaskRCNN
+from pcb.engine.hooks import StopRequest
 from pcb.engine.pretrain import pretrain
 from pcb.engine.train import only_one, train
 from pcb.errors import UserError
@@ -56,6 +60,63 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, st
     undamaged = copy(halfway, datasets, tmp_path / "undamaged")
     train(undamaged, PLAIN, 0)
     assert_same_bits(final_state(study, PLAIN), final_state(undamaged, PLAIN))
+
+
+def flip_a_bit(content):
+    """Of a weight: torch would load it."""
+    at = content.index(torch.full((100,), 7.0).numpy().tobytes()) + 201
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1:]
+
+
+SPOILED = {
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "cut short": lambda content: content[: random.Random(0).randrange(1, len(content))],
+    "one bit": flip_a_bit,
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_checkpoint_is_told_from_a_good_one(tmp_path, how):
+    checkpoints, told = Checkpoints(tmp_path), []
+    for iteration in (3, 6):
+        path = checkpoints.save({"iter": iteration, "weight": torch.full((100,), 7.0)}, iteration)
+    path.write_bytes(SPOILED[how](path.read_bytes()))
+    (tmp_path / ".iter00000009.0-x.pth").write_bytes(b"what a killed process was writing")
+    assert checkpoints.newest(told.append)["iter"] == 3
+    assert told == [f"{path} is damaged (an interrupted write?): falling back to the checkpoint before it"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_spoiled_final_checkpoint_is_named_and_trained_anew(tmp_path):
+    checkpoints, told = Checkpoints(tmp_path), []
+    path = checkpoints.keep_as("final", {"iter": 12})
+    path.write_bytes(b"")
+    assert checkpoints.kept("final", told.append) is None
+    assert told == [f"{path} is damaged: what led to it is done anew"]
+
+
+def test_ctrl_c_asks_a_training_to_end_and_ends_it_when_insisted_upon():
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # a terminal and torchrun both send it
+        assert stop.agreed() == signal.SIGINT
+        stop.patience = -1.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+
+
+@pytest.mark.parametrize(("number", "fix"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "results=FOLDER")])
+def test_a_checkpoint_that_cannot_be_written_ends_clearly_and_leaves_nothing(tmp_path, monkeypatch, number, fix):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    with pytest.raises(UserError, match=rf"iter00000003\.\w+\.pth could not be written: {os.strerror(number)}") as error:
+        Checkpoints(tmp_path).save({"iter": 3}, 3)
+    assert fix in error.value.fix and not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_checkpoints_alone(study, monkeypatch):

@@ -22,28 +22,33 @@ def say(text: str) -> None:
 
 
 class StopRequest:
-    """Within this context SIGTERM no longer kills the process but sets `asked`."""
+    """Within this context SIGTERM and Ctrl-C no longer end the process but set `asked`, their number; Ctrl-C insisted upon does."""
 
-    asked = False
+    asked = 0
+    patience = 1.0  # seconds in which a second SIGINT is the same Ctrl-C: a terminal and torchrun both send it
 
     def __enter__(self) -> StopRequest:
-        self.previous = signal.signal(signal.SIGTERM, self.set) if threading.current_thread() is threading.main_thread() else None
+        main = threading.current_thread() is threading.main_thread()
+        self.previous = {number: signal.signal(number, self.set) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
         return self
 
     def __exit__(self, *_) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
-    def set(self, *_) -> None:
-        self.asked = True
+    def set(self, number: int, _=None) -> None:
+        if not self.asked:
+            self.asked, self.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
+            raise KeyboardInterrupt
 
-    def agreed(self) -> bool:
-        """Whether any process was asked, so that all stop after the same iteration."""
+    def agreed(self) -> int:
+        """The signal by which any process was asked, so that all stop after the same iteration; else 0."""
         if get_world_size() == 1:
             return self.asked
-        flag = torch.tensor(int(self.asked))
-        all_reduce(flag)
-        return bool(flag)
+        flag = torch.tensor(self.asked)
+        all_reduce(flag, op="max")
+        return int(flag)
 
 
 @HOOKS.register_module()
@@ -109,7 +114,7 @@ class SaveHook(Hook):
 
     def between_iterations(self, runner) -> None:
         loop = runner.train_loop
-        stop = (get_world_size() == 1 or loop.iter % 10 == 0) and runner.stop.agreed()
+        stop = runner.stop.agreed() if get_world_size() == 1 or loop.iter % 10 == 0 else 0
         if stop or loop.at_epoch_end or loop.iter == loop.max_iters or time.monotonic() - self.saved > self.seconds:
             require_finite(runner)
             if is_main_process():
@@ -117,7 +122,7 @@ class SaveHook(Hook):
             self.saved = time.monotonic()
         if stop and loop.iter < loop.max_iters:
             say(f"{runner.cfg.meta.run}: asked to end, saved at iteration {loop.iter}; the same command continues from there")
-            raise SystemExit(128 + signal.SIGTERM)
+            raise SystemExit(128 + stop)
 
 
 @HOOKS.register_module()

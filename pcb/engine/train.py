@@ -36,7 +36,7 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     """Train `run` and write its record `paths.train(run, seed)`; with `trunk` only up to PCB, and `paths.trunk(run, seed)`.
 
     A run that shares a trunk, the trunk's own experiment included, needs the trunk's record. Returns the path of the
-    record. Raises `UserError` for what a user can mend; SIGTERM saves and raises `SystemExit`.
+    record. Raises `UserError` for what a user can mend; SIGTERM and Ctrl-C save and raise `SystemExit`.
     """
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
