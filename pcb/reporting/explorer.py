@@ -79,9 +79,9 @@ def draw(places: np.ndarray, count: int, chance: np.random.Generator) -> list[in
 
 def larger_half(split: Split, places: np.ndarray, least: int) -> np.ndarray:
     """The larger half of some objects by area, and at least `least` of them if there are as many."""
-    order = np.argsort([-split.objects[p]["area"] for p in places], kind="stable")
+    order = np.argsort(-split.area[places], kind="stable")
     return places[order[: max(least, -(-len(places) // 2))]]
 
 
 def crops(split: Split, places: list[int]) -> list[str]:
-    return [photos.crop(split.photo(split.objects[p]["image_id"]), split.objects[p]["bbox"]) for p in places]
+    return [photos.crop(split.photo(int(split.image_id[p])), split.bbox[p].tolist()) for p in places]

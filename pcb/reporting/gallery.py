@@ -46,10 +46,10 @@ def compare(split: Split, shards: list[Shards], settings: dict) -> dict:
     changed = {"gains": right[1] & ~right[0], "losses": right[0] & ~right[1]}
     drawn = {kind: in_turn([np.flatnonzero(objects & (group == g)) for g in "rc"], settings[kind], split, chance)
              for kind, objects in changed.items()}
-    images = [i for i, places in split.of_image.items() if places]
+    images = list(split.of_image)
     chosen = [(kind, place) for kind, places in drawn.items() for place in places]
     chosen += [("random", images[k]) for k in sorted(chance.permutation(len(images))[: settings["random"]])]
-    wanted = {split.objects[item]["image_id"] if kind != "random" else item for kind, item in chosen}
+    wanted = {int(split.image_id[item]) if kind != "random" else item for kind, item in chosen}
     rows = [of_images(s, wanted) for s in shards]
     scores = [float(np.median(j.score[r])) if r.any() else None for j, r in zip((before, after), right, strict=True)]
     kinds = {"objects": np.ones_like(group, bool), "both": right[0] & right[1], **changed}
@@ -68,7 +68,7 @@ def in_turn(pools: list[np.ndarray], count: int, split: Split, chance: np.random
         for queue in queues:
             while queue and len(out) < count:
                 place = int(queue.pop(0))
-                if (image := split.objects[place]["image_id"]) not in images:
+                if (image := int(split.image_id[place])) not in images:
                     images.add(image)
                     out.append(place)
                     break
@@ -86,12 +86,11 @@ def of_images(shards: Shards, wanted: set[int]) -> dict[int, Rows]:
 def image(split: Split, kind: str, item: int, rows: list[dict[int, Rows]], judged: tuple[Judged, Judged], least: float) -> dict:
     """One image as the page shows it. `item` is the place of the object in question, or the image's id if it was drawn from all."""
     place = None if kind == "random" else item
-    image_id = item if place is None else split.objects[place]["image_id"]
-    about = next(i for i in split.index.images if i["id"] == image_id)
-    height, width = about["height"], about["width"]
-    truth = [{**split.named(split.label[p]), "box": split.objects[p]["bbox"], "focus": p == place,
-              "path": photos.outline(photos.unpack(split.objects[p]["segmentation"], height, width))} for p in split.of_image[image_id]]
-    box = split.objects[place]["bbox"] if place is not None else None
+    image_id = item if place is None else int(split.image_id[place])
+    height, width = split.size(split.of_image[image_id].start)
+    truth = [{**split.named(split.label[p]), "box": split.bbox[p].tolist(), "focus": p == place, "path": photos.outline(split.mask(p))}
+             for p in split.of_image[image_id]]
+    box = split.bbox[[place]] if place is not None else None
     panels = [detected(split, r[image_id], least, box) for r in rows]
     entry = {"kind": kind, "id": image_id, "photo": photos.photo(split.photo(image_id)), "width": width, "height": height,
              "truth": truth, "panels": panels}
@@ -102,12 +101,12 @@ def image(split: Split, kind: str, item: int, rows: list[dict[int, Rows]], judge
     return entry
 
 
-def detected(split: Split, rows: Rows, least: float, box: list[float] | None) -> dict:
+def detected(split: Split, rows: Rows, least: float, box: np.ndarray | None) -> dict:
     """The detections drawn of one image, strongest first, and how many more reach the score."""
-    focus = strongest(rows, np.arange(len(rows)), [box])[0] if box else None
+    focus = strongest(rows, np.arange(len(rows)), box)[0] if box is not None else None
     order = [int(k) for k in np.argsort(-rows.score, kind="stable") if rows.score[k] >= least]
     shown = order[:AT_MOST] + ([focus] if focus is not None and focus not in order[:AT_MOST] else [])
     return {"more": max(0, len(order) - AT_MOST), "objects": [
         {**split.named(rows.category_id[k] - 1), "score": float(rows.score[k]), "box": rows.box[k].tolist(), "focus": k == focus,
-         "path": photos.outline(photos.unpack(rows.rle[k].as_py(), *rows.size[k].tolist()))} for k in shown]}
+         "path": photos.outline(photos.unpacked(rows.rle[k].as_py(), *rows.size[k].tolist()))} for k in shown]}
 

@@ -1,7 +1,7 @@
 """What a run makes of each object of a validation set: `Split` holds the objects, `judge` looks up what was detected on them.
 
     split = Split(study, "v05", "val")
-    seen = judge(split, detections(study, run, seed))   # arrays over split.objects: the class each is taken for, and the score
+    seen = judge(split, detections(study, run, seed))   # arrays over the split's objects: the class each is taken for, and the score
 
 An object is taken for the class of the highest-scoring detection whose box overlaps its own with an IoU of at least 0.5, as for
 the confusion matrix; for none where nothing overlaps it. LVIS annotates no image in full, so a detection beside all objects may be right.
@@ -10,13 +10,13 @@ the confusion matrix; for none where nothing overlaps it. LVIS annotates no imag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from pcb.data.index import LVISIndex
 from pcb.engine.shards import Rows, Shards
+from pcb.reporting import photos
 from pcb.reporting.gather import read_record
 from pcb.study import Study
 
@@ -25,18 +25,26 @@ NOTHING = -1
 
 
 class Split:
-    """The objects of one annotation file, in its images' order: `objects` (raw annotations), `label` (n,) their classes, 0 … C-1."""
+    """The n usable objects of one annotation file, image by image in the file's order.
+
+    label: (n,) class 0 … C-1.   bbox: (n, 4) x, y, w, h in pixels.   area: (n,) pixels.   image_id: (n,).
+    of_image: image id -> places of its objects; images without any are left out.   groups: 'r', 'c' or 'f' of each class.
+    """
 
     def __init__(self, study: Study, dataset: str, split: str):
         files = study.scale["datasets"][dataset]
-        self.index = LVISIndex(files[split], files["images"])
-        self.objects = [a for image in self.index.images for a in self.index.by_image[image["id"]]]
-        self.label = np.array([a["category_id"] - 1 for a in self.objects], int)
+        self.index = index = LVISIndex(files[split], files["images"], study.paths.indices)
+        found = [(o.category_id[o.usable] - 1, o.bbox[o.usable], o.area[o.usable]) for o in map(index.objects, range(len(index)))]
+        self.label, self.bbox, self.area = map(np.concatenate, zip(*found, strict=True))
+        counts = [len(labels) for labels, _, _ in found]
+        self.row = np.repeat(np.arange(len(index)), counts)
+        self.image_id = index.ids[self.row]
+        ends = np.cumsum(counts).tolist()
+        self.of_image = {int(i): range(end - n, end) for i, end, n in zip(index.ids, ends, counts, strict=True) if n}
+        self.groups = index.frequency()
 
-    @cached_property
-    def groups(self) -> list[str]:
-        """'r', 'c' or 'f' of each class."""
-        return self.index.frequency()
+    def __len__(self) -> int:
+        return len(self.label)
 
     def named(self, label: int) -> dict:
         """A class as a page names it: `mandarin orange` for `mandarin_orange`, without what LVIS adds in brackets."""
@@ -45,13 +53,16 @@ class Split:
     def photo(self, image_id: int) -> Path:
         return self.index.image_paths[image_id]
 
-    @cached_property
-    def of_image(self) -> dict[int, list[int]]:
-        """Image id -> places of its objects."""
-        out: dict[int, list[int]] = {image["id"]: [] for image in self.index.images}
-        for place, annotation in enumerate(self.objects):
-            out[annotation["image_id"]].append(place)
-        return out
+    def mask(self, place: int) -> np.ndarray:
+        """(height, width) bool, the mask of an object."""
+        objects = self.index.objects(self.row[place])
+        segmentation = [s for s, usable in zip(objects.segmentation, objects.usable, strict=True) if usable]
+        return photos.drawn(segmentation[place - self.of_image[int(self.image_id[place])].start], *self.size(place))
+
+    def size(self, place: int) -> tuple[int, int]:
+        """Height and width of the image that an object is in."""
+        height, width = self.index.sizes[self.row[place]].tolist()
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,10 @@ def detections(study: Study, run: str, seed: int) -> Shards | None:
 
 def judge(split: Split, shards: Shards) -> Judged:
     """Look up what was detected on each object, by the run's own predictions (the variant `plain`). Memory is that of one shard."""
-    judged = Judged(np.full(len(split.objects), NOTHING), np.zeros(len(split.objects), np.float32))
+    judged = Judged(np.full(len(split), NOTHING), np.zeros(len(split), np.float32))
     for rows in shards.read("plain"):
         for places, at in by_image(rows, split):
-            best = strongest(rows, at, [split.objects[p]["bbox"] for p in places])
+            best = strongest(rows, at, split.bbox[places])
             for place, row in zip(places, best, strict=True):
                 if row is not None:
                     judged.taken[place], judged.score[place] = rows.category_id[row] - 1, rows.score[row]
@@ -96,11 +107,11 @@ def by_image(rows: Rows, split: Split):
             yield places, order[start:end]
 
 
-def strongest(rows: Rows, at: np.ndarray, boxes: list) -> list[int | None]:
-    """For each of m boxes (x, y, w, h) the row among `at` that overlaps it and scores highest."""
+def strongest(rows: Rows, at: np.ndarray, boxes: np.ndarray) -> list[int | None]:
+    """For each of (m, 4) boxes x, y, w, h the row among `at` that overlaps it and scores highest."""
     if not len(at):
         return [None] * len(boxes)
-    score = np.where(overlap(rows.box[at], np.array(boxes, float)) >= IOU, rows.score[at][:, None], -1)
+    score = np.where(overlap(rows.box[at], boxes) >= IOU, rows.score[at][:, None], -1)
     best = score.argmax(0)
     return [int(at[k]) if score[k, m] >= 0 else None for m, k in enumerate(best)]
 

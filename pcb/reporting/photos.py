@@ -48,12 +48,16 @@ def jpeg(image: Image.Image, side: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def unpack(segmentation, height: int, width: int) -> np.ndarray:
-    """A mask (height, width) from LVIS's polygons, or from the compressed counts of a detection."""
-    if isinstance(segmentation, bytes):
-        return hotcoco.mask.decode({"size": [height, width], "counts": segmentation}).astype(bool)
-    rles = hotcoco.mask.fr_py_objects(segmentation, height, width)
-    return hotcoco.mask.decode(hotcoco.mask.merge(rles) if isinstance(rles, list) else rles).astype(bool)
+def unpacked(counts: bytes, height: int, width: int) -> np.ndarray:
+    """A mask (height, width) from a detection's compressed counts."""
+    return hotcoco.mask.decode({"size": [height, width], "counts": counts}).astype(bool)
+
+
+def drawn(segmentation: list[np.ndarray] | dict, height: int, width: int) -> np.ndarray:
+    """A mask (height, width) from an annotation's polygons, or from its RLE."""
+    polygons = segmentation if isinstance(segmentation, dict) else [polygon.tolist() for polygon in segmentation]
+    rle = hotcoco.mask.fr_py_objects(polygons, height, width)
+    return hotcoco.mask.decode(hotcoco.mask.merge(rle) if isinstance(rle, list) else rle).astype(bool)
 
 
 def outline(mask: np.ndarray) -> str:
