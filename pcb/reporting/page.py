@@ -58,8 +58,8 @@ def pairs(found: Confusion) -> Html:
 
 def gallery(album: Album) -> Html:
     """Images before and after PCB, ground truth beside; every comparison of the page."""
-    compare = album.about["compare"]
-    parts = [part for k, entry in enumerate(compare) if not entry["missing"] for part in pictures.parts(entry, f"photo-{k}")]
+    compare, least = album.about["compare"], album.about["settings"]["score"]
+    parts = [part for k, entry in enumerate(compare) if not entry["missing"] for part in pictures.parts(entry, f"photo-{k}", least)]
     missing = [run for entry in compare for run in entry["missing"]]
     found = piece("gallery", f"{sum(len(part['shots']) for part in parts)} images before and after PCB", groups=words.GROUPS, parts=parts)
     return joined(found if parts else None, absent(missing) if missing else None)

@@ -16,17 +16,25 @@ FONT, LINE = 11.5, 15  # of a name: size, and height of its ground
 KINDS = {"gains": "recognised with PCB only", "losses": "recognised without PCB only", "random": "drawn from all images"}
 
 
-def parts(comparison: dict, key: str) -> list[dict]:
-    """The images of one comparison by kind: title, how many of how many, and the shots. `key` makes ids that no other comparison has."""
+def parts(comparison: dict, key: str, least: float) -> list[dict]:
+    """The images of one comparison by kind: title, how many of how many, and the shots. `key` makes ids that no other comparison has;
+    detections under the score `least` were left out."""
     out = []
     for kind, title in KINDS.items():
         images = [(k, image) for k, image in enumerate(comparison["images"]) if image["kind"] == kind]
         groups = "rc" if kind != "random" else ""
         pool = {g: comparison["counts"][g][kind] for g in groups}
         count = f"{len(images)} of " + " and ".join(f"{n} {GROUPS[g]}" for g, n in pool.items()) + " objects" if pool else str(len(images))
-        out.append({"title": f"{comparison['label']}: {title}", "count": count,
+        out.append({"title": f"{comparison['label']}: {title}", "count": count, "note": "" if out else scores(comparison, least),
                     "shots": [shot(comparison["label"], image, f"{key}-{k}") for k, image in images]})
     return out
+
+
+def scores(comparison: dict, least: float) -> str:
+    """What must be known of the scores before comparing two panels."""
+    before, after = ("none" if score is None else said(score) for score in comparison["median_scores"])
+    return (f"Median score of what is recognised: {comparison['label']} {before}, with PCB {after}. Detections from {said(least)} on are "
+            "drawn, and the strongest on the object in question.")
 
 
 def shot(label: str, image: dict, key: str) -> dict:
