@@ -1,11 +1,14 @@
-"""The two ways to set up, pip and conda, give the same versions."""
+"""The two ways to set up, pip and conda, give the same versions; the package holds all its files and tells its own version."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
+
+import pcb
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_HERE = {"onedl-mmcv", "onedl-mmdetection", "pip"}  # left to `make setup`: compiled against the installed torch
@@ -33,3 +36,31 @@ def test_the_packages_that_the_project_is_built_on_are_locked():
 def test_no_registry_is_named():
     for name in ("requirements.lock", "environment.yml", "tools/setup.sh", "pyproject.toml"):
         assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / name).read_text()), name
+
+
+def test_the_extras_are_what_is_locked():
+    """A package of `pip install 'pcb[test]'` that is not locked, or locked too low, is one that nobody has tried."""
+    number = re.compile(r"\d+")
+    extras = project()["project"]["optional-dependencies"].values()
+    for name, _, least in (line.partition(">=") for extra in extras for line in extra if not line.startswith("pcb[")):
+        assert name in lock(), name
+        assert [int(n) for n in number.findall(lock()[name])] >= [int(n) for n in number.findall(least)], name
+
+
+def test_a_wheel_has_every_file_of_the_package():
+    declared = project()["tool"]["setuptools"]["package-data"]
+    files = {path for path in (ROOT / "pcb").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    packed = {path for package, patterns in declared.items() for pattern in patterns
+              for path in (ROOT / package.replace(".", "/")).glob(pattern)}
+    assert files and files <= packed, sorted(files - packed)
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == pcb.__version__ and f": {pcb.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
+    assert authors == ["He", "Zhang", "Wei", "Zhang", "Sun"]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
