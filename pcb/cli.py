@@ -201,7 +201,7 @@ def score(arguments):
 
     loaded = study(arguments)
     known_run(loaded, arguments)
-    run(loaded, arguments.run, arguments.seed)
+    run(loaded, arguments.run, arguments.seed, split=arguments.split)
 
 
 def gather(arguments):
@@ -330,7 +330,7 @@ def parser() -> argparse.ArgumentParser:
         command = verb(do)
         command.add_argument("run", help="id of an experiment in configs/paper.yaml")
         command.add_argument("--seed", type=int, default=0)
-        if do is infer:
+        if do in (infer, score):
             command.add_argument("--split", default="val", choices=["val", "dev"])
     for do in (gather, render):
         verb(do).add_argument("target", help="table01 … table11, figure1, gallery, pairs")

@@ -183,6 +183,20 @@ def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
     assert json.loads((folder / "detections-dev.json").read_text())["variants"] == ["plain", "norcal"]
 
 
+def test_without_a_dev_split_gamma_is_chosen_on_part_of_train(copied, finished, monkeypatch):
+    study, _ = copied
+    del study.scale["datasets"]["v05"]["dev"]
+    monkeypatch.setattr("pcb.engine.columns.PART", 7)
+    infer.infer(study, RUN, 0, images_per_shard=4, variants=["plain", "norcal"])
+    metrics = score(study, RUN, 0)
+    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-train"] and set(metrics["norcal"]) == {"val", "train"}
+    chosen = dict(metrics["norcal"]["val"]["AP"])[metrics["norcal"]["train"]["gamma"]]
+    assert metrics["variants"]["norcal-train"]["AP"] == chosen
+    images = [i for rows in Detections(study, RUN, 0, "train-part").shards.read("plain") for i in rows.images]
+    train = {image["id"] for image in json.loads((finished / "data/train.json").read_text())["images"]}
+    assert len(set(images)) == 7 and train.issuperset(images)
+
+
 @pytest.mark.parametrize("peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)])  # between two equals the smaller
 def test_gamma_is_chosen_by_mask_ap(monkeypatch, peak, best):
     detections = object.__new__(Detections)

@@ -1,11 +1,14 @@
-"""Names of the score columns behind the evaluation variants. Shared by inference and scoring; never imports torch."""
+"""Names of the score columns behind the evaluation variants, and where NorCal's γ is chosen. Never imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Container, Iterable, Sequence
 
 GAMMAS = tuple(k / 10 for k in range(1, 11))  # NorCal's grid; γ = 0 is `plain`
 NORCAL = "norcal-"
+TRAIN_PART = "train-part"  # a split of `PART` training images, drawn with a fixed seed
+PART = 5000
 
 
 def columns(variants: Iterable[str]) -> list[str]:
@@ -23,3 +26,18 @@ def gamma_of(column: str) -> float | None:
 def sources(variants: Iterable[str]) -> set[str]:
     """Whose confusion matrix must be known before these variants can score: 'val' (the split itself), 'train'."""
     return {v.split("-")[1] for v in variants if v in ("cm-val", "ms-val", "cm-train")}
+
+
+def choice(splits: Container[str]) -> str:
+    """The split on which γ is chosen beside the one that is scored: `dev` where a data set has it, else part of the training images."""
+    return "dev" if "dev" in splits else TRAIN_PART
+
+
+def train_part(ids: Sequence[int]) -> list[int]:
+    """`PART` of the training images (all where there are fewer), the same in every run."""
+    return sorted(random.Random(0).sample(sorted(ids), min(PART, len(ids))))
+
+
+def file_of(split: str) -> str:
+    """The annotation file, as a scale names it, behind a split."""
+    return "train" if split == TRAIN_PART else split

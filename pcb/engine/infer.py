@@ -22,7 +22,7 @@ from mmdet.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pcb.engine import build, checkpoint
-from pcb.engine.columns import columns, sources
+from pcb.engine.columns import TRAIN_PART, choice, columns, file_of, sources, train_part
 from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
 from pcb.engine.predict import Image, by_shape, detect, forward, segment
 from pcb.engine.score import of_split
@@ -42,7 +42,7 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
           variants: Sequence[str] | None = None) -> dict:
     """Detect on `split` with every variant that some table asks of this run, or with those given. Returns the manifest it wrote.
 
-    Where NorCal is among them and the scale names a `dev` split, that is detected on too: the scorer chooses γ there as well.
+    Where NorCal is among them, the split of `pcb.engine.columns.choice` is detected on too: the scorer chooses γ there as well.
     Raises `UserError` where the run is not trained, its checkpoint is missing, damaged or of another class count, or predicts NaN.
     """
     started = time.monotonic()
@@ -50,8 +50,8 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
     record = trained(study, run, seed)
     job = study.eval_job(run, seed) | {"split": split, "checkpoint": record["sha256"]}
     job["variants"] = names = list(variants or job["variants"])
-    if split == "val" and "norcal" in names and "dev" in study.scale["datasets"][study.experiments[run].dataset]:
-        infer(study, run, seed, "dev", images_per_shard, ["plain", "norcal"])
+    if split == "val" and "norcal" in names:
+        infer(study, run, seed, choice(study.scale["datasets"][study.experiments[run].dataset]), images_per_shard, ["plain", "norcal"])
 
     network = Network(study, run, split, record)
     parts = plan(network.places, images_per_shard)
@@ -94,6 +94,8 @@ class Network:
         self.study, self.run, self.split, self.record = study, run, split, record
         self.data = test_set(study, run, split)
         self.places = {self.data.get_data_info(i)["img_id"]: i for i in range(len(self.data))}  # image id -> place in the data set
+        if split == TRAIN_PART:
+            self.places = {i: self.places[i] for i in train_part(self.places)}
         self.kept: dict[int, list[list[Image]]] = {}
         self.kept_bytes = 0
         if model is not None:
@@ -127,7 +129,7 @@ class Network:
     def tally(self, folder: Path) -> Tally:
         """Where this network's confusions on this split are counted: they depend on weights and images, not on test settings."""
         dataset = self.study.experiments[self.run].dataset
-        made_by = {"checkpoint": self.record["sha256"], "data": build.dataset_files(self.study, dataset, self.split)}
+        made_by = {"checkpoint": self.record["sha256"], "data": build.dataset_files(self.study, dataset, file_of(self.split))}
         return Tally(folder, fingerprint(made_by), len(self.data.metainfo["classes"]))
 
     def counted(self, tally: Tally, parts: Sequence[Sequence[int]], keep: bool = False) -> Sums:
@@ -173,7 +175,7 @@ def trained(study: Study, run: str, seed: int) -> dict:
 
 def test_set(study: Study, run: str, split: str) -> Dataset:
     """The images of a split through mmdet's test pipeline, with the annotations at hand by `get_data_info`."""
-    experiment = study.experiments[run]
+    experiment, split = study.experiments[run], file_of(split)
     if split not in study.scale["datasets"][experiment.dataset]:
         raise UserError(f"the scale {study.scale['name']!r} names no split {split!r} for {experiment.dataset}", "name one in its YAML")
     annotations, images = build.dataset_files(study, experiment.dataset, split)

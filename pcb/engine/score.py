@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import hotcoco
 import numpy as np
 
 from pcb.data.index import LVISIndex
-from pcb.engine.columns import gamma_of
+from pcb.engine.columns import choice, file_of, gamma_of
 from pcb.engine.shards import Rows, Shards
 from pcb.errors import UserError
 from pcb.files import write_json
@@ -49,18 +49,20 @@ class GroundTruth:
     """An annotation file in LVIS format, as what the evaluator is fed image by image. Raises `UserError` that lists its faults."""
 
     @uncollected()
-    def __init__(self, path: str | Path, cache: Path | None = None):
+    def __init__(self, path: str | Path, cache: Path | None = None, only: Container[int] | None = None):
+        """`only`: ids of the images that count, by default all of the file."""
         index = LVISIndex(path, cache=cache)
         self.path = index.path
         # In the order of labels and of confusion matrices: by id.
         self.categories = [{**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)]
-        self.images = {image["id"]: image for image in index.images}
+        self.images = {image["id"]: image for image in index.images if only is None or image["id"] in only}
         lacking = [key for key in ("neg_category_ids", "not_exhaustive_category_ids") if not all(key in image for image in index.images)]
         if lacking:
             raise UserError(f"{path} is no LVIS annotation file: images without {' and '.join(lacking)}", "give LVIS's, not COCO's")
         self.by_image = defaultdict(list)
         for annotation in index.annotations:  # also those too small to train on
-            self.by_image[annotation["image_id"]].append(annotation)
+            if annotation["image_id"] in self.images:
+                self.by_image[annotation["image_id"]].append(annotation)
 
     def relevant(self, rows: Rows) -> np.ndarray:
         """(n,) bool: the 300 best of each image, and of these the ones of a class that the image has or is known not to have.
@@ -135,7 +137,8 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`.
 
     NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have chosen it (it does not say); where `infer`
-    left a `dev` split too, `norcal-dev` is NorCal with the γ chosen there.
+    left a `dev` split too, `norcal-dev` is NorCal with the γ chosen there. Where a scale has none, `norcal-train` has the γ chosen on part
+    of the training images: apart from the images that are scored, but the detector was trained on them.
     """
     detections = Detections(study, run, seed, split)
     manifest, gt = detections.manifest, detections.gt
@@ -147,10 +150,11 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     if "norcal" in manifest["variants"]:
         out["norcal"] = {split: detections.norcal()}
         column["norcal"] = out["norcal"][split]["column"]
-        dev = Detections(study, run, seed, "dev")
-        if split == "val" and dev.belongs_to(manifest):
-            out["norcal"]["dev"] = dev.norcal()
-            column["norcal-dev"] = out["norcal"]["dev"]["column"]
+        other = choice(study.scale["datasets"][study.experiments[run].dataset])
+        elsewhere = Detections(study, run, seed, other)
+        if split == "val" and elsewhere.belongs_to(manifest):
+            out["norcal"][file_of(other)] = elsewhere.norcal()
+            column[f"norcal-{file_of(other)}"] = out["norcal"][file_of(other)]["column"]
     for variant, name in column.items():
         masks, boxes = detections.evaluate(name, "segm"), detections.evaluate(name, "bbox")
         out["variants"][variant] = {**{k: masks[k] for k in MASK}, **{k: boxes[key] for key, k in BOX.items()}}
@@ -169,7 +173,8 @@ class Detections:
     def __init__(self, study: Study, run: str, seed: int, split: str):
         self.path = of_split(study.paths.detections(run, seed), split)
         self.command = f"pcb infer {run} --seed {seed} --split {split}"
-        self.annotations, self.cache = study.scale["datasets"][study.experiments[run].dataset].get(split), study.paths.indices
+        self.annotations = study.scale["datasets"][study.experiments[run].dataset].get(file_of(split))
+        self.cache, self.whole = study.paths.indices, file_of(split) == split
         self.scored: dict[tuple[str, str], dict] = {}
 
     @cached_property
@@ -180,16 +185,23 @@ class Detections:
 
     @cached_property
     def gt(self) -> GroundTruth:
-        return GroundTruth(self.annotations, self.cache)
+        return GroundTruth(self.annotations, self.cache, None if self.whole else self.images)
 
     def belongs_to(self, manifest: dict) -> bool:
         """Whether these are detections of the same training."""
         return self.path.exists() and self.manifest["fingerprint"] == manifest["fingerprint"]
 
+    @property
+    def shards(self) -> Shards:
+        return Shards(self.path.parent / self.manifest["folder"], self.manifest["shards"])
+
+    @property
+    def images(self) -> set[int]:
+        return {i for rows in self.shards.read("plain") for i in rows.images}
+
     def evaluate(self, column: str, iou_type: str) -> dict:
         if (column, iou_type) not in self.scored:
-            shards = Shards(self.path.parent / self.manifest["folder"], self.manifest["shards"])
-            self.scored[column, iou_type] = evaluate(self.gt, shards, column, iou_type)
+            self.scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
         return self.scored[column, iou_type]
 
     def norcal(self) -> dict:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from pcb.engine.columns import sources
+from pcb.engine.columns import PART, TRAIN_PART, choice, file_of, sources
 from pcb.methods import stages
 from pcb.study.experiment import Experiment
 from pcb.study.jobs import epochs_to_train, is_current
@@ -157,12 +157,14 @@ def samples(study: Study, experiment: Experiment) -> tuple[int | None, bool]:
 
 
 def images(study: Study, run: str) -> int | None:
-    """Images that an evaluation looks at: val, dev for NorCal's γ, and where a confusion matrix has to be known first, its split."""
+    """Images that an evaluation looks at: val, those to choose NorCal's γ on, and where a confusion matrix has to be known first, its split."""
     experiment, variants = study.experiments[run], study.variants(run)
-    splits = ["val", *(["dev"] if "norcal" in variants and "dev" in study.scale["datasets"][experiment.dataset] else ())]
+    splits = ["val", *([choice(study.scale["datasets"][experiment.dataset])] if "norcal" in variants else ())]
     splits += [source for source in sorted(sources(variants)) if source != "val" or "embedded" not in study.scale]  # a small val is kept
-    counts = [images_of(study, experiment.dataset, split) for split in splits]
-    return None if None in counts else sum(counts)
+    counts = {split: images_of(study, experiment.dataset, file_of(split)) for split in set(splits)}
+    if None in counts.values():
+        return None
+    return sum(min(PART, counts[split]) if split == TRAIN_PART else counts[split] for split in splits)
 
 
 def report(study: Study, dataset: str) -> dict:
