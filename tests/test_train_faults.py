@@ -171,7 +171,7 @@ def test_weights_that_are_not_there_are_named_with_the_way_to_get_them(tmp_path)
     lvis.scale["backbones"]["r50"]["weights"] = str(tmp_path / "resnet50-0676ba61.pth")
     with pytest.raises(UserError, match=r"resnet50-0676ba61\.pth: no pretrained weights for r50") as error:
         pretrain(lvis, "r50")
-    assert "https://download.pytorch.org/models/resnet50-0676ba61.pth" in error.value.fix and "random" in error.value.fix
+    assert "pcb download resnet50-0676ba61.pth" in error.value.fix and "random" in error.value.fix
     torch.save({}, tmp_path / "resnet50-0676ba61.pth")
     with pytest.raises(UserError, match="its name says 0676ba61"):
         pretrain(lvis, "r50")
@@ -203,5 +203,5 @@ def test_repeat_factor_sampling_that_repeats_nothing_is_an_error(study):
 
 
 def test_two_processes_do_not_train_in_one_folder(study):
-    with only_one(work(study), PLAIN), pytest.raises(UserError, match="another process"):
+    with only_one(work(study), PLAIN), pytest.raises(UserError, match=f"another process is working on {PLAIN}: process {os.getpid()} on "):
         train(study, PLAIN, 0)

@@ -85,6 +85,7 @@ def test_no_gpu_changes_nothing(monkeypatch):
     (None, {"0": "GPU-1f-00", "1": "GPU-2e-01"}),
     ("1", {"1": "GPU-2e-01"}),
     ("1,0", {"1": "GPU-2e-01", "0": "GPU-1f-00"}),
+    ("GPU-2e", {"GPU-2e": "GPU-2e-01"}),
     ("MIG-7c", {"MIG-7c": "MIG-7c"}),
     ("", {}),
     ("-1", {}),
@@ -98,6 +99,32 @@ def test_only_devices_that_a_scheduler_assigned_are_considered(tmp_path, monkeyp
     if assigned is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
     assert gpus.visible() == names
+
+
+def test_parts_of_a_divided_gpu_are_devices(tmp_path, monkeypatch):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f)'\necho '  MIG 3g.20gb Device 0: (UUID: MIG-GPU-1f/1/0)'\n"
+                      "echo '  MIG 3g.20gb Device 1: (UUID: MIG-GPU-1f/2/0)'\necho 'GPU 1: NVIDIA X (UUID: GPU-2e)'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus.visible() == {"MIG-GPU-1f/1/0": "MIG-GPU-1f_1_0", "MIG-GPU-1f/2/0": "MIG-GPU-1f_2_0", "1": "GPU-2e"}
+
+
+def test_without_nvidia_smi_the_driver_itself_is_asked(tmp_path, monkeypatch):
+    for bus, uuid in (("0000:01:00.0", "GPU-1f-00"), ("0000:41:00.0", "GPU-2e-01")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t NVIDIA X\nGPU UUID: \t {uuid}\n")
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path)
+    monkeypatch.setattr(gpus.shutil, "which", lambda program: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpus.visible() == {"1": "GPU-2e-01"}
+
+
+def test_a_lock_that_another_user_made_is_respected_and_needs_no_right_to_write(tmp_path):
+    (tmp_path / "GPU-a.lock").touch(mode=0o444)
+    with gpus.ExitStack() as held, gpus.ExitStack() as other:
+        assert gpus.lock(tmp_path / "GPU-a.lock", held) and not gpus.lock(tmp_path / "GPU-a.lock", other)
 
 
 def test_a_lease_outlives_exec_and_ends_with_the_program(tmp_path):

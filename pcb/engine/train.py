@@ -7,6 +7,8 @@ without a trunk it starts from the pretrained weights. The record, run.json, is 
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -175,12 +177,17 @@ def warn_of_shut_gate(runner: Runner) -> None:
 
 @contextmanager
 def only_one(work: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a work folder. Raises `UserError` where another process has it."""
+    """Hold the lock of a work folder. Raises `UserError` that names who has it, where another process does."""
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / ".lock", "w") as lock:
+    with open(work / ".lock", "a+") as lock:
         if is_main_process():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{work}: another process is working on {what}", "wait for it, or end it") from None
+                lock.seek(0)
+                raise UserError(f"{work}: another process is working on {what}: {lock.read() or 'it does not say who'}",
+                                "wait for it, end it, or work in another results folder: --config results=FOLDER") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}, since {provenance.now()}")
+            lock.flush()
         yield
