@@ -1,7 +1,7 @@
 """Mask R-CNN on LVIS v1 with PCB in the iterative paradigm: the paper's recipe (softmax, repeat factor sampling, 24 epochs, R50).
 
 Edit `data_root`, the annotation files and, for data of your own in LVIS format, `num_classes` and `metainfo`.
-Train: `mim train mmdet mask_rcnn_lvis.py --gpus 8 --launcher pytorch`, or mmdet's own tools/dist_train.sh; `--amp` for mixed precision.
+Train with MMDetection's own tools/train.py or tools/dist_train.sh; their `--amp` is mixed precision, in which the paper's code trains.
 """
 
 _base_ = [
