@@ -26,7 +26,7 @@ from tqdm import tqdm
 from pcb.data.outline import outlines
 from pcb.data.scene import ASSETS, Look, atlas, draw, random_state
 from pcb.errors import UserError
-from pcb.files import write_json, write_text
+from pcb.files import atomic, write_json, write_text
 
 # Drawing styles that look alike count as one, so that "unseen in train" means unseen.
 STYLE_GROUPS = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "fluent-emoji": "fluent",
@@ -229,7 +229,8 @@ def write_split(recipe: Recipe, dataset: str, split: str, scenes: list[list[Thin
         image = image_entry(dataset, split, FIRST_ID[split] + number, recipe.size, rng)
         path = folder / "images" / image.pop("path")
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=92, subsampling=0)
+        with atomic(path) as temporary:
+            Image.fromarray(pixels).save(temporary, quality=92, subsampling=0)
         files[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
         annotations += annotate(things, masks, image["id"], category_id, len(annotations))
         image.update(federated(things, category_id, rng, recipe))
