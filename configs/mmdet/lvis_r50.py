@@ -99,7 +99,7 @@ optimizer = dict(type="SGD", momentum=0.9, weight_decay=1e-4)
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadWindowMasks", with_bbox=True, with_mask=True),
     dict(type="RandomChoiceResize", scales=[(1333, side) for side in (640, 672, 704, 736, 768, 800)], keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),

@@ -20,6 +20,7 @@ from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.datasets.transforms import LoadAnnotations  # noqa: F401 (registers mmdet's transforms)
 from mmdet.registry import DATASETS, TRANSFORMS
 
+from pcb.data import masks  # noqa: F401 (registers LoadWindowMasks)
 from pcb.data.index import LVISIndex, Objects
 
 
