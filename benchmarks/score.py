@@ -1,11 +1,11 @@
 """Scoring at LVIS size: from shards on disk to AP, ours against lvis-api, on synthetic detections around synthetic ground truth.
 
-    python benchmarks/score.py                     # 2,000 images ours; 500 images ours and lvis-api
-    python benchmarks/score.py --full --write      # the size of LVIS v1 val too, 19,809 images; results/benchmarks/score.json
+    python benchmarks/score.py                     # 1,000 images ours and lvis-api (minutes), 2,000 ours
+    python benchmarks/score.py --full --write      # the size of LVIS v1 val too, 19,809 images
 
-Every figure is of a process of its own, on one thread: CPU seconds from the start of reading to the metrics (on an idle machine the
-same as by the clock, which the JSON holds too), and its peak memory. Both sides read the same shards and the same annotation file;
-lvis-api also has to turn them into the list of dicts that it takes.
+300 detections an image, 1,203 classes. Every figure is of a process of its own, on one thread: CPU seconds from the start of reading to
+the metrics, and its peak memory. Both sides read the same shards and the same annotation file; lvis-api also has to turn them into the
+list of dicts that it takes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as coco_mask
+from harness import Figure, main
 
 from pcb.engine.score import evaluate
 from pcb.engine.shards import Shards, ShardWriter, plan
@@ -30,7 +31,6 @@ from pcb.engine.shards import Shards, ShardWriter, plan
 CLASSES, DETECTIONS, HEIGHT, WIDTH = 1203, 300, 480, 640
 LVIS_V1_VAL = 19809
 SHAPES, JITTERS = 400, 12  # families of masks: one ground truth, and what detectors say of it
-OUT = Path(__file__).resolve().parents[1] / "results/benchmarks/score.json"
 
 
 def shapes(rng: np.random.Generator) -> tuple[list, np.ndarray, np.ndarray]:
@@ -116,50 +116,46 @@ SIDES = {"ours": ours, "lvis-api": lvis_api}
 
 
 def alone(side: str, folder: Path, iou_type: str) -> dict:
-    """One measurement in a process of its own: CPU and clock seconds, peak memory in GiB, metrics."""
+    """One measurement in a process of its own: CPU seconds, peak memory in GiB, metrics."""
     command = [sys.executable, __file__, "--alone", side, str(folder), iou_type]
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, nargs="*", default=[2000], help="sizes for ours alone")
-    parser.add_argument("--both", type=int, default=500, help="size for ours and lvis-api")
-    parser.add_argument("--full", action="store_true", help=f"also {LVIS_V1_VAL} images, the size of LVIS v1 val")
-    parser.add_argument("--write", action="store_true", help=f"write {OUT.relative_to(OUT.parents[2])}")
-    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.alone:
-        side, folder, iou_type = arguments.alone
-        clock, cpu = time.perf_counter(), time.process_time()
-        metrics = SIDES[side](Path(folder), iou_type)
-        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": cpu, "clock": clock, "gib": gib, "metrics": metrics}))
-        return
-    rows = []
-    print(" images  detections   IoU      ours      peak  lvis-api      peak ratio  largest difference")
-    for images in [arguments.both, *arguments.images, *([LVIS_V1_VAL] if arguments.full else [])]:
+def report(side: str, folder: str, iou_type: str) -> None:
+    began = time.process_time()
+    metrics = SIDES[side](Path(folder), iou_type)
+    seconds = time.process_time() - began
+    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": metrics}))
+
+
+def measure(quick: bool, full: bool = False) -> list[Figure]:
+    figures = []
+    both = 100 if quick else 1000
+    for images in [both, *([] if quick else [2000]), *([LVIS_V1_VAL] if full else [])]:
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), images)
-            detections = sum(entry["rows"] for entry in json.loads((Path(folder) / "manifest.json").read_text()))
             for iou_type in ("bbox", "segm"):
-                row = {"images": images, "detections": detections, "iou_type": iou_type, "ours": alone("ours", Path(folder), iou_type)}
-                line = f"{images:7d} {detections:11,d} {iou_type:>5} {row['ours']['seconds']:7.1f} s {row['ours']['gib']:5.2f} GiB"
-                if images == arguments.both:
-                    row["lvis-api"] = alone("lvis-api", Path(folder), iou_type)
-                    mine, theirs = row["ours"]["metrics"], row["lvis-api"]["metrics"]
-                    row["largest_difference"] = max(abs((mine[k] or 0) - (theirs[k] or 0)) for k in theirs)
-                    row["ratio"] = row["lvis-api"]["seconds"] / row["ours"]["seconds"]
-                    line += (f" {row['lvis-api']['seconds']:7.1f} s {row['lvis-api']['gib']:5.2f} GiB {row['ratio']:5.0f}x"
-                             f"  {row['largest_difference']:.1e} points")
-                print(line, flush=True)
-                rows.append(row)
-    if arguments.write:
-        from pcb.files import write_json
-        write_json(OUT, {"rows": rows, "python": platform.python_version(), "machine": platform.machine(), "threads": 1})
+                what, mine = f"{iou_type}, {images:,} images", alone("ours", Path(folder), iou_type)
+                if images == both:
+                    theirs = alone("lvis-api", Path(folder), iou_type)
+                    apart = max(abs((mine["metrics"][k] or 0) - (v or 0)) for k, v in theirs["metrics"].items())
+                    figures += [Figure(f"{what}, against lvis-api", mine["seconds"], theirs["seconds"], "s", target=1 / 20),
+                                Figure(f"{what}: memory", mine["gib"], theirs["gib"], "GiB"),
+                                Figure(f"{what}: AP apart from lvis-api's, at most", apart, unit="points", target=1e-6)]
+                else:
+                    limits = (60, 8) if images == LVIS_V1_VAL else (None, None)
+                    figures += [Figure(what, mine["seconds"], unit="s", target=limits[0]),
+                                Figure(f"{what}: memory", mine["gib"], unit="GiB", target=limits[1])]
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--alone", nargs=3)
+    own, sys.argv[1:] = parser.parse_known_args()
+    if own.alone:
+        report(*own.alone)
+    else:
+        main("score", partial(measure, full=own.full))

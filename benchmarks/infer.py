@@ -1,0 +1,88 @@
+"""Inference at the mini scale: 14 evaluation variants in one pass, against one variant, and against mmdet's own predict.
+
+CPU milliseconds an image on one thread, images loaded, masks encoded as RLE. mmdet predicts as its own test loop does, one image at a
+time, and pycocotools encodes, as in its metrics. The checkpoint is the demo's where `results/mini` has it, else one trained for the
+purpose (a minute or two).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch come
+
+import time
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import torch
+from harness import Figure, by_turns, main
+from mmengine.dataset import pseudo_collate
+
+from pcb.engine import build
+from pcb.engine.columns import columns
+from pcb.engine.infer import Network, detect_all, trained
+from pcb.engine.matrix import Sums
+from pcb.engine.variants import rules
+from pcb.errors import UserError
+from pcb.files import write_json
+from pcb.study import Study, load_study
+
+RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
+
+
+def measure(quick: bool) -> list[Figure]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        study = finished(Path(folder))
+        network = Network(study, RUN, "val", trained(study, RUN, 0))
+        ids = list(network.places)[: 40 if quick else None]
+        one, all_ = rules(network.model, ["plain"]), rules(network.model, columns(study.variants(RUN)), *statistics(network))
+        seconds = by_turns(2 if quick else 5, clock=time.process_time, mmdet=lambda: mmdet(network, ids),
+                           one=lambda: detect_all(network, network.batches(ids), one),
+                           all=lambda: detect_all(network, network.batches(ids), all_))
+    each = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
+    count = len(columns(study.variants(RUN)))
+    return [Figure(f"{count} variants in one pass, against mmdet's predict", each["all"], each["mmdet"], "ms", target=1.5),
+            Figure(f"{count} variants in one pass, against our own pass for one", each["all"], each["one"], "ms", target=1.5),
+            Figure("one variant, against mmdet's predict", each["one"], each["mmdet"], "ms")]
+
+
+def finished(folder: Path) -> Study:
+    """A study in which the run is trained: the demo's, or one in `folder`."""
+    study = load_study("mini")
+    try:
+        trained(study, RUN, 0)
+    except UserError:
+        print(f"training {RUN} in a temporary folder", flush=True)
+        study = load_study("mini", overrides={"results": str(folder)})
+        write_json(folder / "study.json", study.resolved)
+        for verb, what in (("make-data", "v05"), ("pretrain", "r50"), ("trunk", study.experiments[RUN].trunk), ("train", RUN)):
+            command = [sys.executable, "-m", "pcb", verb, what, "--study", str(folder / "study.json")]
+            subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return study
+
+
+def statistics(network: Network) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """What the variants need to know: the confusion matrices of both splits, and how many training images each class has."""
+    matrices = {}
+    for split in ("val", "train"):
+        other, sums = Network(network.study, RUN, split, network.record, network.model), Sums(len(network.data.metainfo["classes"]))
+        for images in other.batches(list(other.places)):
+            other.count(sums, images)
+        matrices[split] = torch.from_numpy(sums.matrix)
+    return matrices, build.index(*build.dataset_files(network.study, "v05", "train")).image_count
+
+
+def mmdet(network: Network, ids: list[int]) -> None:
+    for i in ids:
+        found = network.model.test_step(pseudo_collate([network.data[network.places[i]]]))[0].pred_instances
+        coco_mask.encode(np.asfortranarray(found.masks.numpy().transpose(1, 2, 0).astype(np.uint8)))
+
+
+if __name__ == "__main__":
+    main("infer", measure)
