@@ -15,7 +15,7 @@ from pcb.reporting.gather import records, sidecar
 from pcb.reporting.tables import DELTA, KINDS, NOT_RUN, OURS, PAPER, Gathered
 from pcb.study import Study
 
-LESS_IS_BETTER = {"PwB"}
+LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup"}  # measures of bias
 
 
 def view(study: Study, target: str, found: dict) -> dict:

@@ -88,7 +88,7 @@ function ofCell(cell) {
   const blocks = [...new Set(target.columns.map(c => c.block))];
   const three = blocks.map(block => h("div", {class: block === "Δ" ? "delta" : block}, h("dt", {}, block), h("dd", {}, shown(block))));
   const source = paper[metric] === undefined ? "The paper prints no number here."
-    : `Paper: ${target.name}, as printed: ${paper[metric].toFixed(1)}.` + (copied ? ` It did not train this row itself, but copied it from ${copied}.` : "");
+    : `Paper: ${target.name}, as printed: ${shown("paper").replace(/[†‡§¶]/, "")}.` + (copied ? ` It did not train this row itself, but copied it from ${copied}.` : "");
   return [h("p", {class: "eyebrow"}, target.name), h("h2", {id: "provenance-title", html: `${html} `}, h("span", {}, name)),
     h("dl", {class: "three"}, ...three), about(run, variant, shared(run)),
     ...data.seeds.map(seed => ofSeed(run, seed, variant, metric, shared(run))), h("p", {class: "quiet"}, source)];
