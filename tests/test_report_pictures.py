@@ -140,7 +140,7 @@ def test_the_explorer_lists_pairs_of_either_run_with_objects_of_both_classes(stu
     assert pear["taken"] == [{"right": 0, "j": 2, "other": 0, "nothing": 1}, {"right": 2, "j": 1, "other": 0, "nothing": 0}]
     assert sorted(m["taken"][1]["name"] for m in pear["mistakes"]) == ["pear", "pear"]
     html = page.explorer(shown).html
-    assert "3 val objects of pear" in html and html.count("<section") == 3
+    assert "3 val objects of pear (30 proposals in M)" in html and html.count("<section") == 3
     assert pairs.load(shown, study.pages["pairs"].compare[0].after).matrix[0, 1] == pytest.approx(.4)
 
 

@@ -55,6 +55,11 @@ def test_every_table_is_rendered(study):
     assert study.paths.figure("figure1").exists() and study.paths.index.exists()
 
 
+def test_pages_show_pictures(study):
+    for page in study.pages:
+        assert "data:image/jpeg" in study.paths.html(page).read_text() and study.paths.figure(page).exists(), page
+
+
 def test_branches_start_from_their_trunk(study):
     for trunk, members in study.trunks.items():
         records = [json.loads(study.paths.train(run, 0).read_text()) for run in members]

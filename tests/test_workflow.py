@@ -16,7 +16,7 @@ import pytest
 from pcb.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = load_study().runs()
+RUNS, TARGETS = load_study().runs(), load_study().targets
 
 
 def snakemake(folder, *arguments, env=None):
@@ -31,12 +31,8 @@ def dry_run(folder, *arguments, env=None):
     assert result.returncode == 0, result.stdout
     table = re.search(r"Job stats:\n(.*?)\n\n", result.stdout, re.DOTALL)
     counts = dict(re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)) if table else {}
-    jobs = {rule: int(count) for rule, count in counts.items() if rule not in ("total", "all", "train_all") and not is_target(rule)}
+    jobs = {rule: int(count) for rule, count in counts.items() if rule not in ("total", "all", "train_all", *TARGETS)}
     return jobs, set(re.findall(r"Job \d+: Train (v\S+)", result.stdout))
-
-
-def is_target(rule):
-    return re.fullmatch(r"table\d\d|figure\d", rule)
 
 
 def copy_project(folder):
@@ -45,7 +41,7 @@ def copy_project(folder):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "assets", ".ipynb_checkpoints"))
     shutil.copy2(ROOT / "Snakefile", folder / "Snakefile")
     (folder / "environment.yml").write_text("dependencies: [python]\n")  # Snakemake keeps a copy of it with each job's record
-    for target in load_study().tables:
+    for target in TARGETS:
         (folder / f"notebooks/{target}.ipynb").touch()
     return folder
 
@@ -83,11 +79,11 @@ def edit(path, old, new):
 # The DAG ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["smoke", "mini", "lvis"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "midi", "lvis"])
 def test_the_dag_of_every_scale(fresh, scale):
     jobs, _ = dry_run(fresh, "--config", f"scale={scale}")
     trainings = {"trunk": len(load_study().trunks), "train": len(RUNS), "infer": len(RUNS), "score": len(RUNS)}
-    tables = {"gather": 12, "notebook": 12}
+    tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
     backbones = {load_study().experiments[run].backbone for run in RUNS}
     data = {"check_data": 2, "pretrain": len(backbones)} | ({} if scale == "lvis" else {"data": 2})
     assert jobs == trainings | tables | data
@@ -106,6 +102,11 @@ def test_named_targets(fresh):
     assert jobs["notebook"] == 2 and trained == set(load_study().runs("figure1", "table11"))
     jobs, trained = dry_run(fresh, "train_all")
     assert trained == set(RUNS) and "infer" not in jobs
+
+
+def test_a_page_of_pictures_trains_what_it_compares(fresh):
+    jobs, trained = dry_run(fresh, "gallery")
+    assert trained == set(load_study().runs("gallery")) and jobs["gather_page"] == jobs["page"] == 1 and "notebook" not in jobs
 
 
 def test_a_dry_run_takes_no_torch_and_little_time(fresh, tmp_path):
@@ -142,7 +143,7 @@ def test_an_edited_notebook_renders_only_itself(finished):
 def test_an_edited_plot_retrains_nothing(finished):
     with next((finished / "pcb/reporting").glob("*.py")).open("a") as file:
         file.write("\n# a recoloured line\n")
-    assert dry_run(finished) == ({"notebook": 12}, set())
+    assert dry_run(finished) == ({"notebook": 12, "page": 2}, set())
 
 
 
@@ -185,7 +186,7 @@ def test_a_test_setting_evaluates_again_and_trains_nothing(finished):
 def test_a_further_seed_trains_only_that_seed(finished):
     jobs, _ = dry_run(finished, "--config", "seeds=0,1")
     runs = {"trunk": len(load_study().trunks), "train": len(RUNS), "infer": len(RUNS), "score": len(RUNS)}
-    assert jobs == {**runs, "gather": 12, "notebook": 12}
+    assert jobs == {**runs, "gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
 
 
 

@@ -54,8 +54,7 @@ def compare(study: Study, comparison: Comparison, train: Split, val: Split, sett
                 "AP": [m["classes"]["plain"][label]["AP"] for m in metrics], "crops": crops(train, draw(places, settings["crops"], chance))}
 
     return [{"by": ENDS[end], "i": about(i), "j": about(j), "M": [[float(m.matrix[i, j]), float(m.matrix[j, i])] for m in matrices],
-             "seen": [int(matrices[0].seen[k]) for k in (i, j)],
-             "objects": int((val.label == i).sum()), "taken": [taken(val, seen, i, j) for seen in judged],
+             "seen": int(matrices[0].seen[i]), "objects": int((val.label == i).sum()), "taken": [taken(val, seen, i, j) for seen in judged],
              "mistakes": mistakes(val, judged, judged[end], i, j, settings["mistakes"], chance)} for (i, j), end in chosen.items()]
 
 

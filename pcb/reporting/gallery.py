@@ -12,6 +12,8 @@ Detections below `score` are not drawn, but for the strongest one on the object 
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from pcb.engine.shards import Rows, Shards
@@ -24,16 +26,15 @@ AT_MOST = 12  # detections drawn of one image and run, the strongest
 
 def collect(study: Study, page: Page) -> list[dict]:
     """One entry per comparison: its label, the counts of objects by group, and the images drawn; or the runs that are missing."""
-    splits: dict[str, Split] = {}
+    split = cache(lambda dataset: Split(study, dataset, "val"))
     out = []
     for comparison in page.compare:
-        dataset = study.experiments[comparison.before].dataset
         found = {run: detections(study, run, study.seeds[0]) for run in (comparison.before, comparison.after)}
         missing = [run for run, shards in found.items() if shards is None]
+        entry = {"label": comparison.label, "missing": missing}
         if not missing:
-            split = splits.setdefault(dataset, Split(study, dataset, "val"))
-            entry = compare(split, list(found.values()), page.settings)
-        out.append({"label": comparison.label, "missing": missing} | ({} if missing else entry))
+            entry |= compare(split(study.experiments[comparison.before].dataset), list(found.values()), page.settings)
+        out.append(entry)
     return out
 
 
