@@ -111,7 +111,7 @@ class Lines(logging.StreamHandler):
     def so_far(self, rule: str, left: float) -> str:
         """The line of it all, if it is time for one."""
         now = self.clock()
-        if not self.overview or rule not in OVERVIEWED or now - self.said_so_far < SO_FAR:
+        if not self.overview or rule not in OVERVIEWED or left < 1 or now - self.said_so_far < SO_FAR:
             return ""
         self.said_so_far = now
         return f"\n{time.strftime('%H:%M:%S', time.localtime(now))}  so far        {self.overview()}; {at(now + left, now)}"
