@@ -15,10 +15,11 @@ from datasets import TINY, load, tiny
 from pycocotools import mask as coco
 
 from pcb.data.emoji import Recipe, classes, clusters, frequency, image_counts, styles, write_dataset
-from pcb.data.index import LVISIndex
+from pcb.data.index import THRESHOLDS, LVISIndex
 from pcb.data.outline import outlines
 from pcb.data.scene import Look, atlas, draw, random_state
 from pcb.errors import UserError
+from pcb.study import load_study
 
 FLAVOURS = ("v05", "v1")
 
@@ -160,3 +161,29 @@ def test_recipe_mistakes_are_named(tmp_path):
         write_dataset(Recipe(train_images=40), "v05", tmp_path)
     with pytest.raises(UserError, match="no embedded data set 'coco'"):
         write_dataset(TINY, "coco", tmp_path)
+
+
+# 180 classes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", FLAVOURS)
+def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
+    recipe = Recipe.read(load_study("midi").scale["embedded"])
+    counts, cluster = image_counts(recipe, dataset), clusters(180)
+    assert len(counts) == 180 == len(set(counts)) and set(classes(dataset)) < set(counts) < set(atlas().index["classes"])
+    assert set(classes("pretrain", 180)).isdisjoint(set(classes("v05", 180)) | set(classes("v1", 180)))
+    groups = Counter(frequency(count, recipe.thresholds) for count in counts.values())
+    assert recipe.thresholds == THRESHOLDS and min(groups.values()) >= 50, groups
+    ranks = {name: rank for rank, name in enumerate(counts)}
+    for members in ([n for n in counts if cluster[n] == c] for c in set(cluster.values())):
+        mean = sum(ranks[name] for name in members) / len(members)
+        assert len(members) < 5 or 55 < mean < 125, "a cluster has frequent, common and rare classes"
+    assert list(counts) != list(image_counts(recipe, "v1" if dataset == "v05" else "v05"))
+
+
+def test_larger_sprites_and_what_the_manifest_tells():
+    _, (mask,) = draw([atlas().styles("owl")["noto"]], random_state("test"), Look(size=128, sprite=(90, 90), rotation=0.0))
+    rows, columns = np.nonzero(mask)
+    assert 80 <= max(np.ptp(rows), np.ptp(columns)) <= 92, "a sprite of 64 pixels, enlarged"
+    assert {"classes", "sprite"}.isdisjoint(TINY.told()), "manifests of the 60 classes stay as they were"
+    assert Recipe.read({"classes": 180, "sprite": [40, 96]}).told()["sprite"] == (40, 96)
