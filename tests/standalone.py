@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PIPELINE = ("snakemake", "papermill", "pandas", "pyarrow", "hotcoco", "jinja2", "jsonschema", "seaborn", "nbconvert")
+PIPELINE = ("snakemake", "papermill", "nbconvert", "jsonschema", "msgspec", "hotcoco")  # pandas and seaborn mmdet 3.3 imports itself
 
 TRAIN = """
 import os, sys, torch
