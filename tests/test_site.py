@@ -14,6 +14,8 @@ import pytest
 from test_report import RFS_PCB, fabricate, study_in
 
 from pcb.errors import UserError
+from pcb.files import write_text
+from pcb.reporting import publish as publishing
 from pcb.reporting import render as rendering
 from pcb.reporting import site
 from pcb.reporting.gather import gather, read_metrics
@@ -40,8 +42,10 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two seeds. Table 6 is measured but for one row, which seed 1 lacks; of Table 2 two rows; Table 6's page is rendered."""
+    """Two seeds. Table 6 is measured but for one row, which seed 1 lacks; of Table 2 two rows, after its page was rendered."""
     study = study_in(tmp_path_factory.mktemp("results"), seeds=(0, 1))
+    gather(study, "table02")
+    write_text(study.paths.html("table02"), "<p>before anything was run</p>")
     for place, row in enumerate(study.tables["table06"].rows):
         fabricate(study, row.run, 0, AP=40.0 + place % 4, APr=20.123456)
         if row.id != "a1":
@@ -57,7 +61,7 @@ def study(tmp_path_factory):
 
 def test_every_link_of_every_page_resolves(study):
     pages = {page: Links(page.read_text()) for page in study.paths.site.rglob("*.html")}
-    assert len(pages) == 2
+    assert len(pages) == 3
     for page, found in pages.items():
         assert len(set(found.ids)) == len(found.ids)
         for link in found.links:
@@ -73,6 +77,11 @@ def test_every_table_is_there_and_says_what_was_not_run(study):
     assert all(f'<article id="{page}"' in text for page in study.pages) and text.count("not rendered yet") >= len(study.pages)
     assert "12 <span>of 86</span>" in text and "74 of 86 trainings have no metrics" in text
     assert "seed 1 not run" in text and "seeds 0, 1 not run" in text and "1 of 2</td>" in text
+
+
+def test_a_page_of_earlier_results_is_called_so(study):
+    text = study.paths.index.read_text()
+    assert text.count("an earlier state of the results") == 1 and "<code>snakemake table02</code> renders them again" in text
 
 
 def test_without_any_run_no_number_is_ours(tmp_path):
@@ -97,10 +106,11 @@ def test_the_data_files_hold_what_was_measured(study):
     assert len(json.loads(study.paths.download("claims.json").read_text())) == len(study.claims)
 
 
-def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path):
+def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path, monkeypatch):
     page = study.paths.html("table06")
     page.write_text(page.read_text() + f"<!-- {study.paths.gathered('table06')} -->")
     index = publish(study, tmp_path / "mini")
+    monkeypatch.setattr(publishing, "build", lambda study: study.paths.index)
     assert index == tmp_path / "mini/index.html" and publish(study, tmp_path / "mini") == index  # over the earlier copy
     copies = {path.relative_to(index.parent): path.read_bytes() for path in index.parent.rglob("*") if path.is_file()}
     assert set(copies) == {path.relative_to(study.paths.site) for path in study.paths.site.rglob("*") if path.is_file()}

@@ -6,12 +6,13 @@ Unlike a notebook's table it joins no cells of equal labels, so that its rows ca
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
 
 from pcb.reporting import style, tables, words
-from pcb.reporting.gather import records, sidecar
+from pcb.reporting.gather import read_record, records, sidecar
 from pcb.reporting.tables import DELTA, KINDS, NOT_RUN, OURS, PAPER, Gathered
 from pcb.study import Study
 
@@ -28,7 +29,7 @@ def view(study: Study, target: str, found: dict) -> dict:
     origins = {OURS: words.origin(table.about), PAPER: "published, LVIS", DELTA: "ours − paper"}
     return {"target": target, "labels": table.labels, "blocks": [{"name": b, "kind": KINDS[b], "origin": origins[b]} for b in blocks],
             "metrics": len(table.columns), "columns": columns, "seeds": len(study.seeds) > 1,
-            "rows": rows(table, numbers, columns, len(study.seeds)), "notes": tables.footnotes(table)}
+            "rows": rows(table, numbers, columns, len(study.seeds)), "notes": tables.footnotes(table), "outdated": outdated(table)}
 
 
 def assembled(study: Study, target: str, found: dict) -> Gathered:
@@ -38,6 +39,12 @@ def assembled(study: Study, target: str, found: dict) -> Gathered:
     for column in ("row", "seed", "ours", "paper"):
         frame[column] = pd.to_numeric(frame[column])
     return Gathered(frame, sidecar(study, about, found), study.paths.gathered(target))
+
+
+def outdated(table: Gathered) -> bool:
+    """Whether the page was rendered from other runs, seeds or words than those of now."""
+    before = read_record(table.path.with_suffix(".json"))
+    return before is not None and before != json.loads(json.dumps(table.about))
 
 
 def rows(table: Gathered, numbers: pd.DataFrame, columns: list[dict], planned: int) -> list[dict]:

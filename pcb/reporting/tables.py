@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
+from math import isnan, nan
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pandas as pd
 
@@ -79,16 +83,16 @@ def wide(table: Gathered) -> pd.DataFrame:
     `ours <metric>` (mean over seeds), `std <metric>` (NaN below two seeds), `paper <metric>`, `Δ <metric>`.
     """
     lines = []
-    for _, group in table.rows.groupby("row", sort=True):
-        first = group.iloc[0]
-        line = {label: first[label] for label in table.labels}
-        line |= {key: first[key] for key in ("id", "run", "variant", "copied")}
-        line["seeds"] = group.loc[group["status"] != NOT_RUN, "seed"].nunique()
+    for _, group in groupby(sorted(table.rows.to_dict("records"), key=itemgetter("row")), itemgetter("row")):
+        entries = list(group)
+        line = {key: entries[0][key] for key in (*table.labels, "id", "run", "variant", "copied")}
+        line["seeds"] = len({entry["seed"] for entry in entries if entry["status"] != NOT_RUN})
         for metric in table.columns:
-            values = group.loc[group["metric"] == metric]
-            line[f"{OURS} {metric}"] = values["ours"].mean()
-            line[f"std {metric}"] = values["ours"].std(ddof=1)
-            line[f"{PAPER} {metric}"] = values["paper"].iloc[0]
+            mine = [entry for entry in entries if entry["metric"] == metric]
+            values = [entry["ours"] for entry in mine if not isnan(entry["ours"])]
+            line[f"{OURS} {metric}"] = fmean(values) if values else nan
+            line[f"std {metric}"] = stdev(values) if len(values) > 1 else nan
+            line[f"{PAPER} {metric}"] = mine[0]["paper"]
             line[f"{DELTA} {metric}"] = line[f"{OURS} {metric}"] - line[f"{PAPER} {metric}"]
         lines.append(line)
     return pd.DataFrame(lines)
