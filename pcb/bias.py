@@ -224,7 +224,7 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
         f"{'class i':<28}{'taken for class j':<28}{'objects':>11}{'M_ij':>9}{'M_ji':>9}{'difference':>13}"]
     lines += [f"{clip(p['i'], p['group_i']):<28}{clip(p['j'], p['group_j']):<28}{p['objects_i']:>5}{p['objects_j']:>6}"
               f"{p['M_ij']:>9.3f}{p['M_ji']:>9.3f}{p['difference']:>13.3f}" for p in pairs]
-    nothing = f"no pair of classes with {least} matched objects of which one is taken for the other more often than the reverse"
+    nothing = f"no pair of classes with {least} or more matched objects each is confused one-sidedly"
     return "\n".join(lines if pairs else [*lines[:4], nothing])
 
 
