@@ -157,7 +157,7 @@ def samples(study: Study, experiment: Experiment) -> tuple[int | None, bool]:
 
 
 def images(study: Study, run: str) -> int | None:
-    """Images that an evaluation looks at: val, those to choose NorCal's γ on, and where a confusion matrix has to be known first, its split."""
+    """Images that an evaluation looks at: val, those to choose NorCal's γ on, and a split whose confusion matrix must be known first."""
     experiment, variants = study.experiments[run], study.variants(run)
     splits = ["val", *([choice(study.scale["datasets"][experiment.dataset])] if "norcal" in variants else ())]
     splits += [source for source in sorted(sources(variants)) if source != "val" or "embedded" not in study.scale]  # a small val is kept
