@@ -60,11 +60,12 @@ def picture_page(study: Study, key: str) -> dict:
 
 
 def picture(study: Study, target: str) -> dict | None:
+    """A target's picture and its size; None where there is none, or where the file is no PNG."""
     path = study.paths.figure(target)
-    if not path.exists():
+    head = path.read_bytes()[:24] if path.exists() else b""
+    if not head.startswith(b"\x89PNG") or len(head) < 24:
         return None
-    with path.open("rb") as file:
-        width, height = struct.unpack(">2I", file.read(24)[16:])  # PNG's first chunk
+    width, height = struct.unpack(">2I", head[16:])  # PNG's first chunk
     return {"src": existing(study, path), "width": width, "height": height}
 
 
