@@ -34,11 +34,12 @@ def view(study: Study, target: str, found: dict) -> dict:
 
 def assembled(study: Study, target: str, found: dict) -> Gathered:
     """A table's rows as `pcb gather` would write them now, without the detour over files."""
-    about = study.tables[target]
-    frame = pd.DataFrame(records(study, about, found))
+    table = study.tables[target]
+    mine = {(run, seed): found[run, seed] for run in table.runs for seed in study.seeds}
+    frame = pd.DataFrame(records(study, table, mine))
     for column in ("row", "seed", "ours", "paper"):
         frame[column] = pd.to_numeric(frame[column])
-    return Gathered(frame, sidecar(study, about, found), study.paths.gathered(target))
+    return Gathered(frame, sidecar(study, table, mine), study.paths.gathered(target))
 
 
 def outdated(table: Gathered) -> bool:
