@@ -8,8 +8,7 @@ from __future__ import annotations
 try:
     from mmdet.registry import HOOKS, MODELS
 except ImportError as error:
-    raise ImportError("pcb.mmdet needs MMDetection 3.x; install it with mmcv and mmengine as its own documentation says, or in the "
-                      "versions tested here: pip install 'pcb[mmdet]'") from error
+    raise ImportError("pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation says") from error
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
