@@ -1,6 +1,7 @@
 """Pairwise bias in a measured confusion matrix: `load(figure)`, then `.choose`, `.pairs`, `.by_group`, `.both_ways`.
 
-M[i, j] is the mean probability that a proposal on an object of class i is given to class j, over foreground classes (Eq. 1, 3).
+M[i, j] is the mean probability that a proposal on an object of class i is given to class j, over foreground classes (Eq. 1, 3). Rows are
+divided by their sums, as for PwB: that changes nothing for a softmax, and makes a probability of a row of sigmoids (EQL v2).
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Confusion:
         i, j = (k.ravel() for k in np.meshgrid(shown, shown, indexing="ij"))
         up, down = self.matrix[i, j], self.matrix[j, i]
         kept = (rank[i] < rank[j]) & (np.maximum(up, down) >= least)
-        return pd.DataFrame({"groups": [SYMBOLS[a] + SYMBOLS[b] for a, b in zip(rank[i[kept]], rank[j[kept]], strict=True)],
-                             "up": up[kept], "down": down[kept]})
+        names = np.array([a + b for a in SYMBOLS for b in SYMBOLS])
+        return pd.DataFrame({"groups": names[3 * rank[i[kept]] + rank[j[kept]]], "up": up[kept], "down": down[kept]})
 
     def label(self, i: int) -> str:
         return f"{self.names[i]} ({self.frequency[i]}, {self.train_images[i]} train image{'s' if self.train_images[i] != 1 else ''})"
@@ -73,11 +74,12 @@ class Confusion:
 
 
 def bias(matrix: Confusion) -> dict[str, float | None]:
-    """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`, in percent; None where a group has no class."""
+    """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`, in percent; None where a group has no class, or no pair leans either way."""
     groups, both = 100 * matrix.by_group(), matrix.both_ways()
-    shown = {SYMBOLS[k] for k in range(3) if any(f == SYMBOLS[k] and n > 0 for f, n in zip(matrix.frequency, matrix.seen, strict=True))}
-    return {"Mrf": float(groups[0, 2]) if {"r", "f"} <= shown else None, "Mfr": float(groups[2, 0]) if {"r", "f"} <= shown else None,
-            "Mup": 100 * float((both["up"] > both["down"]).mean()) if len(both) else None}
+    leaning = both[both["up"] != both["down"]]
+    there = {f for f, seen in zip(matrix.frequency, matrix.seen, strict=True) if seen > 0} >= {"r", "f"}
+    return {"Mrf": float(groups[0, 2]) if there else None, "Mfr": float(groups[2, 0]) if there else None,
+            "Mup": 100 * float((leaning["up"] > leaning["down"]).mean()) if len(leaning) else None}
 
 
 def load(page: Gathered | Album, run: str | None = None) -> Confusion | None:
@@ -104,4 +106,5 @@ def read(path: Path, classes: list[dict]) -> Confusion:
     if matrix.shape != (len(classes),) * 2:
         raise UserError(f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
                         "run inference and scoring again")
+    matrix /= np.maximum(matrix.sum(1, keepdims=True), np.finfo(float).tiny)
     return Confusion(matrix, seen, *([c[key] for c in classes] for key in ("name", "frequency", "train_images")))
