@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import select
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,9 @@ def rank(kind: str, annotations: str, images: str, cache: str, workers: int) -> 
     say(read=True)
     os.read(0, 1)  # all have read; one byte for each
     say(after=pss())
-    os.read(0, 1)  # all have measured: the end of the file
+    end = select.poll()
+    end.register(0, select.POLLHUP)  # which takes no byte that another waits for
+    end.poll()
     os._exit(0)
 
 
