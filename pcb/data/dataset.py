@@ -96,6 +96,17 @@ class PCBLVISDataset(BaseDetDataset):
         index, empty, least = self._index, self.filter_cfg.get("filter_empty_gt", False), self.filter_cfg.get("min_size", 0)
         return self.data_list.where((index.shown | (not empty)) & (index.sizes.min(axis=1) >= least))
 
+    def get_data_info(self, idx: int) -> dict:
+        """As mmengine's, which would copy deeply what is made anew each time."""
+        return {**self.data_list[idx], "sample_idx": idx}
+
+    def prepare_data(self, idx: int) -> dict | None:
+        """The sample of an image. A pipeline that remembers its images needs their annotations only once."""
+        recall = getattr(self.pipeline.transforms[0], "recall", None)
+        if recall is None:
+            return super().prepare_data(idx)
+        return recall(int(self._index.ids[self.data_list.kept[idx]]), lambda: self.get_data_info(idx))
+
     def get_cat_ids(self, idx: int) -> list[int]:
         """The distinct labels of an image, without building its instances."""
         return self._index.labels_of(int(self.data_list.kept[idx]))
