@@ -11,6 +11,7 @@ import argparse
 import inspect
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from pcb.errors import UserError
@@ -287,14 +288,25 @@ def known_targets(loaded, targets):
             raise UserError(f"no table, figure or page is called {target!r}", f"choose one of: {', '.join(loaded.targets)}")
 
 
+def contents() -> str:
+    """The verbs by what they are for, each with the first sentence of its docstring."""
+    groups = {"the whole": (reproduce, plan, measure, status), "data": (make_data, download, check_data, contact_sheet),
+              "one run": (pretrain, trunk, train, infer, score), "pages": (gather, render, site, publish),
+              "anybody's detections": (bias,)}
+    return "\n".join(f"{title}:\n" + "".join(
+        textwrap.fill(inspect.getdoc(do).split(". ")[0].rstrip("."), 100, initial_indent=f"  {do.__name__.replace('_', '-'):<15}",
+                      subsequent_indent=" " * 17) + "\n" for do in verbs) for title, verbs in groups.items())
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="pcb", description="Pairwise Class Balance, from data to tables: the steps that `snakemake` runs, "
-                                                          "each by hand. `pcb VERB --help` says what it reads and writes.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    about = ("Pairwise Class Balance, from data to tables: the steps that `snakemake` runs, each by hand.\n"
+             "`pcb VERB --help` says what it reads and writes.")
+    top = argparse.ArgumentParser(prog="pcb", usage="pcb VERB ...", description=f"{about}\n\n{contents()}",
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", prog="pcb", help=argparse.SUPPRESS)
 
     def verb(do):
-        text = inspect.getdoc(do)
-        command = verbs.add_parser(do.__name__.replace("_", "-"), help=text.split(". ")[0].rstrip("."), description=text)
+        command = verbs.add_parser(do.__name__.replace("_", "-"), description=inspect.getdoc(do))
         command.set_defaults(do=do, study=None)
         if do is bias:
             return command

@@ -1,6 +1,7 @@
 """The command: quick to start, exit statuses, and `reproduce` that becomes Snakemake."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,10 @@ def test_help_starts_at_once_and_imports_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert os.times().children_user - before < 0.3
+
+
+def test_the_help_lists_every_verb_once():
+    assert sorted(re.findall(r"^  ([a-z-]+)  ", cli.contents(), re.MULTILINE)) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -93,7 +93,7 @@ def test_data_that_were_checked_tell_how_often_rfs_repeats(study):
 def test_images_are_counted_as_often_as_the_detector_sees_them(study, lvis):
     assert images(study, PLAIN) == 240 and images(lvis, "v1_r50_random_softmax_plain") == 19_809
     assert images(study, "v05_r50_rfs_softmax_plain") == 240 + 240 + 200      # val, dev for NorCal, train for its matrix
-    assert images(lvis, "v05_r50_rfs_softmax_plain") == 2 * 5_000 + 5_000 + 57_263  # val twice: too large to be kept; NorCal's part of train
+    assert images(lvis, "v05_r50_rfs_softmax_plain") == 2 * 5_000 + 5_000 + 57_263  # val twice: too large to keep; NorCal's part of train
 
 
 # Where the pace is from ------------------------------------------------------------------------------------------------
