@@ -5,6 +5,7 @@ The metrics are fabricated in a temporary results folder; the pages go through t
 
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -113,7 +114,10 @@ def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path, monke
     monkeypatch.setattr(publishing, "build", lambda study: study.paths.index)
     assert index == tmp_path / "mini/index.html" and publish(study, tmp_path / "mini") == index  # over the earlier copy
     copies = {path.relative_to(index.parent): path.read_bytes() for path in index.parent.rglob("*") if path.is_file()}
-    assert set(copies) == {path.relative_to(study.paths.site) for path in study.paths.site.rglob("*") if path.is_file()}
+    readme = Path("README.md")
+    assert set(copies) - {readme} == {path.relative_to(study.paths.site) for path in study.paths.site.rglob("*") if path.is_file()}
+    links = re.findall(r"\]\((.+?)\)", copies[readme].decode())
+    assert set(links) == {"tables/table06.md", "notebooks/table06.ipynb"} and set(map(Path, links)) <= set(copies)
     assert b"results/mini/gathered/table06.csv" in copies[page.relative_to(study.paths.site)]
     assert not any(str(folder).encode() in copy for copy in copies.values() for folder in (study.paths.root, tmp_path))
 

@@ -1,4 +1,4 @@
-"""A results folder in small, to commit or to send: `publish(study, destination)` copies the site and nothing else.
+"""A results folder in small, to commit or to send: `publish(study, destination)` copies the site, and adds a README.md.
 
 The site holds the tables (CSV, Markdown, LaTeX), the rendered notebooks, every metric, every run's provenance and all verdicts. No
 weights, no detections, no images but those that a page shows. No path of this machine either: what the pages say of the results
@@ -13,7 +13,10 @@ import tempfile
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.reporting.site import build
+from pcb.reporting.gather import read_metrics
+from pcb.reporting.site import build, existing, progress
+from pcb.reporting.site_data import runs
+from pcb.reporting.words import number, warning
 from pcb.study import Study
 from pcb.study.load import ROOT
 
@@ -36,10 +39,25 @@ def publish(study: Study, destination: str | Path) -> Path:
         for path in sorted(copy.rglob("*")):
             if path.suffix in TEXT:
                 path.write_text(cleaned(path.read_text(), study, destination / path.relative_to(copy)))
+        (copy / "README.md").write_text(contents(study))
         if destination.exists():
             shutil.rmtree(destination)
         copy.rename(destination)
     return destination / study.paths.index.relative_to(study.paths.site)
+
+
+def contents(study: Study) -> str:
+    """A page for those who browse the repository, where Markdown and notebooks show but HTML does not."""
+    found = progress(runs(study, {(run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds}))
+    lines = [f"# Results on {study.scale['title']}", "",
+             f"{found['measured']} of {found['all']} trainings measured; seed{'s' if len(study.seeds) > 1 else ''} {', '.join(map(str, study.seeds))}.",
+             warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}), "",
+             "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.", ""]
+    for target in study.targets.values():
+        table, notebook = (existing(study, path) for path in (study.paths.table(target.id, "md"), study.paths.notebook(target.id)))
+        links = " · ".join(f"[{name}]({href})" for name, href in (("table", table), ("notebook", notebook)) if href)
+        lines.append(f"- {number(target.id)}. {target.title}: {links or 'not rendered'}")
+    return "\n".join(lines) + "\n"
 
 
 def is_copy(study: Study, folder: Path) -> bool:
