@@ -2,19 +2,23 @@
 
 Nothing of the frozen part is trained, so its loss is not computed, and what it says about an image is always the same.
 Where augmentation is nothing but a flip there are two versions of an image, and both are remembered: the image as the
-pipeline packs it (`FlipPipeline`), and what the frozen part makes of it, which the next training is spared too.
+pipeline packs it (`FlipPipeline`), as the model takes it (`RememberingPreprocessor`), and what the frozen part makes of it, which
+the next training is spared too. So an iteration costs what learns, and no more.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, Compose
+from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS, TRANSFORMS
+from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -35,6 +39,8 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
     """
 
     def __init__(self, *args, remember: bool = False, folder: str = "", images: str = "", **kwargs):
+        if remember:
+            kwargs["data_preprocessor"] = {**kwargs["data_preprocessor"], "type": "RememberingPreprocessor"}
         super().__init__(*args, **kwargs)
         self.memory: dict[tuple, Outputs] | None = {} if remember else None
         self.folder, self.images = folder, images
@@ -56,8 +62,8 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
             self.memory.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """Losses of the RoI heads. `batch_inputs` (N, 3, H, W), as mmdet's detectors take them."""
+    def loss(self, batch_inputs: Tensor | list[Tensor], batch_data_samples: list) -> dict[str, Tensor]:
+        """Losses of the RoI heads. `batch_inputs` (N, 3, H, W), as mmdet's detectors take them, or a list of N images."""
         if self.memory is None:
             features, proposals = self.propose(batch_inputs, batch_data_samples)
         else:
@@ -109,6 +115,32 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
         return features, InstanceData(bboxes=proposals.bboxes)  # a new one: the RoI head takes it apart
 
 
+@MODELS.register_module()
+class RememberingPreprocessor(DetDataPreprocessor):
+    """mmdet's preprocessor for training images that come in two versions: each is normalised, padded and moved to the device once.
+
+    A batch whose images are of several sizes, and so depend on each other for their padding, is prepared as ever. What is remembered
+    is shared by all iterations: the heads read it only. 130 kB for each version of a 96x96 image.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.memory: dict[tuple[int, bool], tuple[Tensor, DetDataSample]] = {}
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        if not training or len({image.shape for image in data["inputs"]}) > 1:
+            return super().forward(data, training)
+        images, samples = zip(*map(self.prepare, data["inputs"], data["data_samples"]), strict=True)
+        return {"inputs": list(images), "data_samples": list(samples)}
+
+    def prepare(self, image: Tensor, sample: DetDataSample) -> tuple[Tensor, DetDataSample]:
+        key = sample.img_id, sample.flip
+        if key not in self.memory:
+            alone = super().forward({"inputs": [image], "data_samples": [sample]}, True)
+            self.memory[key] = alone["inputs"][0], alone["data_samples"][0]
+        return self.memory[key]
+
+
 @TRANSFORMS.register_module()
 class FlipPipeline(BaseTransform):
     """A training pipeline in which only RandomFlip is random: draws whether to flip, and packs either version of an image once.
@@ -123,7 +155,11 @@ class FlipPipeline(BaseTransform):
         self.memory: dict[tuple[int, bool], dict] = {}
 
     def transform(self, results: dict) -> dict:
-        key = results["img_id"], bool(np.random.random() < self.prob)
+        return self.recall(results["img_id"], lambda: results)
+
+    def recall(self, image: int, info: Callable[[], dict]) -> dict:
+        """A version of the image of this id; `info` tells what the annotations say of it, where it was never packed before."""
+        key = image, bool(np.random.random() < self.prob)
         if key not in self.memory:
-            self.memory[key] = self.versions[key[1]](results)
+            self.memory[key] = self.versions[key[1]](info())
         return dict(self.memory[key])

@@ -39,7 +39,8 @@ from pcb.mmdet import PCBEpochHook
 def seed_everything(*key: int) -> None:
     """Seed torch, numpy and random from a tuple of non-negative integers."""
     words = np.random.SeedSequence(key).generate_state(3)
-    torch.manual_seed(int(words[0]))
+    # Without a GPU torch.manual_seed would leave its words for one, with a stack trace, each time.
+    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(int(words[0]))
     np.random.seed(int(words[1]))
     random.seed(int(words[2]))
 
