@@ -6,6 +6,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
+from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
 from mmengine.config import ConfigDict
 
@@ -27,11 +28,15 @@ def test_suppression_is_mmdets(monkeypatch, n, classes, per_class, max_per_img, 
     boxes = torch.cat([corner, corner + 20 + torch.rand(n, per_class, 2) * 20], dim=2)
     scores = {"plain": torch.rand(n, classes + 1), "few": torch.rand(n, classes + 1) * 0.06, "none": torch.zeros(n, classes + 1)}
     cfg = ConfigDict(score_thr=0.05, nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=max_per_img)
-    found = suppress.suppress(boxes, scores, cfg)
-    for variant, table in scores.items():
-        for ours, theirs in zip(found[variant], suppress.whole(boxes, table, cfg), strict=True):
-            assert torch.equal(ours, theirs)
-    assert len(found["plain"][0]) > 15 and not len(found["none"][0])
+    pairs, kept = suppress.suppress(boxes, scores, cfg)
+    assert (kept.isnan().sum(dim=0) < len(scores)).all()  # the pairs are those of the union
+    for ours, table in zip(kept, scores.values(), strict=True):
+        found, labels, places = multiclass_nms(boxes.reshape(n, -1), table, 0.05, cfg.nms, max_per_img, return_inds=True)
+        mine = ~ours.isnan()
+        order = places.argsort()
+        assert torch.equal(pairs[mine], places[order]) and torch.equal(ours[mine], found[order, -1])
+        assert torch.equal(pairs[mine] % classes, labels[order])
+    assert (~kept[0].isnan()).sum() > 15 and kept[2].isnan().all()
 
 
 @pytest.mark.parametrize("height, width", [(96, 96), (80, 120), (333, 500)])

@@ -101,15 +101,11 @@ def detect(model: nn.Module, image: Image, rules: dict[str, Rule]) -> Kept:
         return Kept(image.boxes.new_zeros(0, 4), nothing.long(), dict.fromkeys(rules, nothing))
     steps = [activation(model)(logits) for logits in image.logits]
     scores = {variant: rule(steps) for variant, rule in rules.items()}
-    found = suppress(image.boxes, scores, model.roi_head.test_cfg)
-    pairs, place = torch.cat([mine for mine, _ in found.values()]).unique(return_inverse=True)
-    table = image.boxes.new_full((len(found), len(pairs)), torch.nan)
-    for row, (_, values), at in zip(table, found.values(), place.split([len(mine) for mine, _ in found.values()]), strict=True):
-        row[at] = values
+    pairs, table = suppress(image.boxes, scores, model.roi_head.test_cfg)
     classes = next(iter(scores.values())).shape[1] - 1
     labels = pairs % classes
     boxes = image.boxes[pairs // classes, labels if per_class > 1 else 0]
-    return Kept(boxes, labels, dict(zip(found, table, strict=True)))
+    return Kept(boxes, labels, dict(zip(scores, table, strict=True)))
 
 
 @torch.no_grad()
