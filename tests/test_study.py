@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pcb.errors import UserError
 from pcb.study import METRICS, Study, canonical, load_study
 from pcb.study.jobs import jobs
-from pcb.study.load import ROOT
+from pcb.study.load import ROOT, checked
 from pcb.study.status import status
 
 SPLITS = ("APr", "APc", "APf")
@@ -282,6 +283,17 @@ def test_study_json_holds_the_whole_study_whatever_the_order_of_its_keys(scale, 
     assert again.resolved == study.resolved and every_job(again) == every_job(study)
     assert list(again.tables.values()) == list(study.tables.values()) and again.claims == study.claims
     assert again.runs() == study.runs() and [list(r.labels) for _, r in rows(again)] == [list(r.labels) for _, r in rows(study)]
+
+
+def test_a_checked_study_json_is_the_study_and_an_edited_one_is_checked_again(study, tmp_path):
+    path = tmp_path / "study.json"
+    content = json.loads(json.dumps(checked(study)))
+    path.write_text(json.dumps(content))
+    assert load_study(path).resolved == study.resolved
+    content["scale"]["train"]["lr"] = "fast"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"train\.lr"):
+        load_study(path)
 
 
 def test_the_study_loads_without_torch_and_pandas():

@@ -84,7 +84,7 @@ def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():
 
 
 def test_a_scale_that_does_not_exist():
-    with pytest.raises(UserError, match="choose one of: lvis, mini, smoke"):
+    with pytest.raises(UserError, match="choose one of: lvis, midi, mini, smoke"):
         load_study("huge")
 
 

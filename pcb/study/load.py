@@ -12,7 +12,7 @@ from pcb.errors import UserError
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.schema import validate
-from pcb.study.study import Study, Table
+from pcb.study.study import Study, Table, fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +31,8 @@ def load_study(scale: str | Path = "mini", paper: str | Path = ROOT / "configs/p
         resolved = read_json(path)
         if not isinstance(resolved, dict) or not isinstance(resolved.get("scale"), dict):
             raise UserError(f"{path} holds no study", "delete it; the next snakemake run writes it anew")
+        if resolved.pop("checked", None) == fingerprint(resolved):  # by the run that wrote it: 0.2 s less for each of its jobs
+            return Study(resolved)
         sources = (path, path)
     else:
         if path.suffix not in (".yaml", ".yml"):
@@ -49,6 +51,11 @@ def load_study(scale: str | Path = "mini", paper: str | Path = ROOT / "configs/p
     check_batch(resolved["scale"], sources[1])
     resolve_paths(resolved["scale"], sources[1])
     return Study(resolved)
+
+
+def checked(study: Study) -> dict:
+    """What study.json holds: the resolved study, and its digest as a sign that it needs no checks while nobody edits it."""
+    return {**study.resolved, "checked": fingerprint(study.resolved)}
 
 
 def merge(base: dict, changes: dict) -> dict:

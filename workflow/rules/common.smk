@@ -75,9 +75,8 @@ wildcard_constraints:
 def begin():
     """What a real run does before its first job, and a dry run never: write study.json, which every job reads, when its content
     changed; and speak in single lines from here on."""
-    if (
-        not paths.study.exists()
-        or json.loads(paths.study.read_text()) != checked(study)
+    if not paths.study.exists() or json.loads(paths.study.read_text()) != checked(
+        study
     ):
         write_json(paths.study, checked(study))
     lines.begin(logger)
