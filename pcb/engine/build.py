@@ -211,12 +211,11 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
-    cfg.default_hooks = dict.fromkeys(("timer", "sampler_seed", "logger", "checkpoint"))
+    cfg.default_hooks = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint"))
     cfg.device, cfg.channels_last = device(study).type, study.scale["hardware"].get("channels_last", False)
     cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [dict(type="PCBEpochHook"), dict(type="KeepMemoryHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
-    cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
     cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if cuda else "gloo"))
 

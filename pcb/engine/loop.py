@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from mmengine.runner import Runner as MMRunner
 
 from pcb.engine.checkpoint import Checkpoints
 from pcb.engine.hooks import StopRequest
+from pcb.engine.lean import uncompiled
 from pcb.files import write_json
 from pcb.losses import Regulariser
 from pcb.mmdet import PCBEpochHook
@@ -168,6 +171,14 @@ class Runner(MMRunner):
 
     def _log_env(self, env_cfg: dict) -> None:
         """Not here: versions and hardware are in run.json."""
+
+    def build_visualizer(self, visualizer=None) -> SimpleNamespace:
+        """None: it would draw nothing, and import pyplot for it."""
+        return SimpleNamespace(add_config=lambda config: None)
+
+    def train(self) -> torch.nn.Module:
+        with nullcontext() if self.distributed else uncompiled():  # DDP asks the compiler for more
+            return super().train()
 
     def dump_config(self) -> None:
         """The whole config as JSON, which mmengine reads too and which is written in no time."""

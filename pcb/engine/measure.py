@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import LOOPS, MODELS
-from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.dist import barrier, is_main_process
 
 from pcb.data.check import OFFICIAL
 from pcb.data.emoji import generate
@@ -26,7 +26,7 @@ from pcb.engine import build, provenance, weights
 from pcb.engine.checkpoint import packed
 from pcb.engine.hooks import say
 from pcb.engine.infer import IMAGES_AT_ONCE, Network, detect_all
-from pcb.engine.loop import ResumableLoop, Runner, seed_everything
+from pcb.engine.loop import ResumableLoop, Runner
 from pcb.engine.pretrain import pretrain
 from pcb.engine.shards import ShardWriter
 from pcb.engine.train import finished
@@ -124,21 +124,22 @@ class TimedLoop(ResumableLoop):
 
     def __init__(self, *args, batches: int = 10, epoch: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.batches, self.pace = batches, 0.0
-        self.set_iteration(epoch * len(self.dataloader))
+        self.batches, self.pace = min(batches, self.epoch_length - 1), 0.0
+        self.set_iteration(epoch * self.epoch_length)
 
     def run(self) -> torch.nn.Module:
+        self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         for _ in range(2):
             self.dataloader.sampler.set_position(self._epoch, 0)
-            for index, batch in enumerate(islice(self.dataloader, self.batches + 1)):
-                seed_everything(self.seed, self._iter, get_rank())
-                self.run_iter(index, batch)
+            parts = iter(self.dataloader)
+            for index in range(self.batches + 1):
+                self.run_iter(index, islice(parts, self.parts))
                 if index == 0:
                     began = now()
-            self.pace = (now() - began) / max(1, index)
+            self.pace = (now() - began) / max(1, self.batches)
         return self.runner.model
 
 
