@@ -48,9 +48,9 @@ def publish(study: Study, destination: str | Path) -> Path:
 
 def contents(study: Study) -> str:
     """A page for those who browse the repository, where Markdown and notebooks show but HTML does not."""
-    found = progress(runs(study, {(run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds}))
-    lines = [f"# Results on {study.scale['title']}", "",
-             f"{found['measured']} of {found['all']} trainings measured; seed{'s' if len(study.seeds) > 1 else ''} {', '.join(map(str, study.seeds))}.",
+    found = {(run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds}
+    far, seeds = progress(runs(study, found)), ", ".join(map(str, study.seeds))
+    lines = [f"# Results on {study.scale['title']}", "", f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
              warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}), "",
              "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.", ""]
     for target in study.targets.values():
