@@ -51,7 +51,7 @@ rule check_data:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000 if EMBEDDED else 8000,
+        mem_mb=1000 if EMBEDDED else 4000,
     params:
         job=job(lambda w: check_job(w.dataset)),
     message:
