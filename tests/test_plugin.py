@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from squares import CLASSES, write_squares
+from tiny import C, D, roi_head
 
 import pcb.mmdet
 from pcb.errors import UserError
@@ -189,6 +190,24 @@ def test_without_a_runner_the_epoch_may_stay_untold():
     for _ in range(3):
         loss(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))
     assert not loss.pcb.open
+
+
+def test_half_precision_learns_the_same_matrix():
+    matrices, losses = [], []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        head, labels = roi_head(), torch.arange(16) % (C + 1)
+        head.bbox_head.loss_cls.pcb.start_epoch, head.bbox_head.loss_cls.pcb.absent = 1, list(range(C))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            steps = head.steps(torch.randn(16, D, 7, 7))
+            out = head.step_losses(steps, None, labels, torch.ones(16), torch.zeros(16, 4), torch.ones(16, 4))
+        out["loss_cls"].backward()
+        assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+        matrices.append(head.bbox_head.loss_cls.confusion.matrix)
+        losses.append(out["loss_cls"])
+    assert losses[0].dtype == matrices[0].dtype == torch.float32 and matrices[0].any()
+    torch.testing.assert_close(*matrices, atol=1e-3, rtol=0)
+    torch.testing.assert_close(*losses, atol=1e-3, rtol=0)
 
 
 def test_iterations_can_stand_for_epochs(config):
