@@ -33,18 +33,18 @@ def run(command: list[str], code: int = 0) -> None:
         raise RuntimeError(f"{' '.join(command[:4])}: exit status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def prepare(folder: Path) -> Path:
-    """Scenes, starting weights and a study.json for one short training."""
+def prepare(folder: Path, scenes: int = 24) -> Path:
+    """Scenes, starting weights and a study.json for one training of the mini scale."""
     from pcb.data.emoji import Recipe, write_dataset
     from pcb.engine.pretrain import pretrain
     from pcb.files import write_json
     from pcb.study import load_study
 
-    write_dataset(Recipe(train_images=24, val_images=2, dev_images=2, head=10), "v05", folder / "data")
+    write_dataset(Recipe(train_images=scenes, val_images=2, dev_images=2, head=60 if scenes == 200 else 10), "v05", folder / "data")
     splits = {split: str(folder / f"data/{split}.json") for split in ("train", "val", "dev")}
     files = {"version": "v0.5", "images": str(folder / "data/images"), **splits}
     study = load_study("mini", overrides={"results": str(folder / "results"), "datasets": {"v05": files, "v1": files},
-                                          "train": {"rfs_threshold": 0.3}})
+                                          "train": {"rfs_threshold": 0.03 if scenes == 200 else 0.3}})
     pretrain(study, "r50")
     write_json(folder / "study.json", study.resolved)
     return folder / "study.json"

@@ -1,0 +1,104 @@
+"""Where an iteration of a mini training goes, part by part: the table that says what is worth making faster.
+
+CPU milliseconds an iteration on one thread, of RFS with the iterative paradigm on emoji-LVIS, after the first epochs, in which images
+are packed and pass the frozen trunk. A part counts without the parts within it; "everything else" is what no line names. With `--quick`
+few iterations of few scenes are measured, and the first epochs still show. There is no reference: the lines share one whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from harness import Figure, main
+
+RUN = "v05_r50_rfs_softmax_iterative"
+PARTS = {  # what it is called: (module, class, method) of each function that is it
+    "data: sampler, augmentation, collation": [("torch.utils.data.dataloader", "_SingleProcessDataLoaderIter", "_next_data")],
+    "data: what the model takes": [("pcb.engine.frozen", "RememberingPreprocessor", "forward")],
+    "frozen backbone, FPN, RPN": [("pcb.engine.frozen", "FrozenTrunkMaskRCNN", "recall")],
+    "assign RoIs": [("mmdet.models.task_modules", "MaxIoUAssigner", "assign")],
+    "sample RoIs": [("mmdet.models.task_modules", "RandomSampler", "sample")],
+    "RoIAlign": [("mmdet.models.roi_heads.roi_extractors", "SingleRoIExtractor", "forward")],
+    "box head, three steps": [("pcb.heads", "IterativeRoIHead", "steps")],
+    "box targets": [("mmdet.models.roi_heads.bbox_heads", "Shared2FCBBoxHead", "get_targets")],
+    "classification loss": [("pcb.heads", "SteppedRoIHead", "classification_loss")],
+    "mask head": [("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "forward")],
+    "mask targets and loss": [("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "loss_and_target")],
+    "backward": [("torch", "Tensor", "backward")],
+    "optimiser and clipping": [("mmengine.optim", "OptimWrapper", "step")],
+    "seeds": [("pcb.engine.loop", "", "seed_everything")],
+    "checkpoint": [("pcb.engine.checkpoint", "Checkpoints", "save")],
+    "other hooks": [("pcb.engine.loop", "Runner", "call_hook")],
+}
+
+
+class Stopwatch:
+    """CPU seconds of each part, without those of parts called from within it."""
+
+    def __init__(self):
+        self.spent: dict[str, float] = defaultdict(float)
+        self.stack: list[float] = []  # seconds that parts within the running ones have taken
+
+    def wrap(self, part: str, function):
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            start = time.process_time()
+            self.stack.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.process_time() - start
+                self.spent[part] += whole - self.stack.pop()
+                if self.stack:
+                    self.stack[-1] += whole
+        return timed
+
+    def install(self) -> None:
+        for part, functions in PARTS.items():
+            for module, owner, name in functions:
+                place = __import__(module, fromlist=["_"])
+                place = getattr(place, owner) if owner else place
+                setattr(place, name, self.wrap(part, getattr(place, name)))
+
+
+def measure(quick: bool) -> list[Figure]:
+    import torch
+    from startup import prepare
+
+    from pcb.engine import build, loop
+    from pcb.engine.train import execute, weights
+    from pcb.study import load_study
+
+    torch.set_num_threads(1)
+    skipped, iterations = (6, 6) if quick else (100, 100)
+    watch, at = Stopwatch(), {}
+    run_iter = loop.ResumableLoop.run_iter
+
+    def first(self, index, batch):
+        if self.iter == skipped:
+            watch.spent.clear()
+            at["start"] = time.process_time()
+        return run_iter(self, index, batch)
+
+    loop.ResumableLoop.run_iter = first
+    watch.install()
+    with tempfile.TemporaryDirectory() as folder:
+        study = load_study(prepare(Path(folder), scenes=24 if quick else 200))
+        work = Path(folder) / "work"
+        work.mkdir()
+        config = build.config(study, RUN, 0, work)
+        del config.train_cfg["max_epochs"]
+        config.train_cfg["max_iters"] = skipped + iterations
+        execute(config, study, lambda runner: weights.initialise(runner.bare_model, study, "r50"))
+        whole = time.process_time() - at["start"]
+    figures = [Figure(part, 1e3 * watch.spent[part] / iterations, unit="ms") for part in PARTS]
+    rest = Figure("everything else", 1e3 * (whole - sum(watch.spent.values())) / iterations, unit="ms")
+    return [*sorted([*figures, rest], key=lambda f: -f.ours), Figure("a whole iteration", 1e3 * whole / iterations, unit="ms")]
+
+
+if __name__ == "__main__":
+    main("training", measure)
