@@ -111,6 +111,7 @@ def test_under_autocast_losses_and_statistics_are_float32(loss):
         torch.testing.assert_close(rows[rows > 0], torch.ones_like(rows[rows > 0]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 def test_the_loss_scale_of_fp16_travels_in_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
 

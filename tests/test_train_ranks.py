@@ -62,6 +62,7 @@ def test_two_processes_train_as_one(tmp_path, datasets):
     two = short_study(tmp_path / "two", datasets)
     records = [read_json(study.paths.train(BRANCH, 0)) for study in (alone, two)]
     assert records[0]["iterations"] == records[1]["iterations"]
+    assert [record["batch"] for record in records] == [{"images": 8, "processes": n, "parts": 3 - n} for n in (1, 2)]
     assert records[0]["gate_opened_at_iteration"] == records[1]["gate_opened_at_iteration"] >= 0
     one, both = (final_state(study, BRANCH)["state_dict"] for study in (alone, two))
     seen = "roi_head.bbox_head.loss_cls.pcb.confusion.seen"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, get_world_size, is_main_process
 
 from pcb.engine import build, provenance, weights
 from pcb.engine.checkpoint import Checkpoints, load_recorded, sha256
@@ -67,6 +67,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     state["record"] = {
         "run": run, "seed": seed, "fingerprint": work.name, "epochs": epochs + (first["epochs"] if first else 0),
         "iterations": runner.iter + (first["iter"] if first else 0),
+        "batch": {"images": study.scale["train"]["batch_size"], "processes": get_world_size(), "parts": build.accumulate(study)},
         "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
         "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
         "gate_opened_at_iteration": state["notes"][PCBEpochHook.KEY],
