@@ -135,6 +135,8 @@ def test_without_a_pace_hours_are_unknown_and_epochs_are_not(study, tmp_path):
     assert "834 to train of 834" in text and "pcb plan --measure" in text
     with pytest.raises(UserError, match="not known"):
         plan(costs(study, assumed=None), budget=3.0)
+    with pytest.raises(UserError, match="not known"):
+        as_data(costs(study, assumed=None), budget=3.0)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"figures": 3}', '{"figures": {}}'])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from pcb.errors import UserError
 from pcb.methods import stages
 from pcb.study.jobs import DONE, TRAINED, Job, jobs
 from pcb.study.pace import Pace, images, method, place, samples
@@ -88,8 +89,12 @@ class Costs:
     def within(self, budget: float, cheapest: bool = False) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """(tables that `budget` device hours pay for, those that they do not), each with the hours that it adds.
 
-        One table after the other, in the paper's order or the cheapest first, is taken if what it adds still fits.
+        One table after the other, in the paper's order or the cheapest first, is taken if what it adds still fits. Raises `UserError`
+        where the hours are not known.
         """
+        if self.hours(self.left(self.items)) is None:
+            raise UserError("a budget needs hours, and how long an iteration and an image take is not known here",
+                            f"run pcb plan --measure --scale {self.study.scale['name']}, or give both paces by hand")
         taken, rest, paid, spent = [], list(self.targets), [], 0.0
 
         def adds(target: str) -> float:

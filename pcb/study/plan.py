@@ -148,9 +148,6 @@ def sources(costs: Costs) -> list[str]:
 
 def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
     """Which tables a budget of device hours pays for, by which rule, and the command that makes just these."""
-    if costs.hours(costs.left(costs.items)) is None:
-        raise UserError("a budget needs hours, and how long an iteration and an image take is not known here",
-                        f"run pcb plan --measure --scale {costs.study.scale['name']}{BY_HAND}")
     taken, rest = costs.within(budget, cheapest)
     spent = sum(value for _, value in taken)
     order = "the cheapest next" if cheapest else "in the paper's order"
