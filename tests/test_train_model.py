@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import training
+from mmdet.registry import MODELS
 from training import PLAIN, tiny_study
 
 from pcb.engine import build, weights
@@ -52,6 +53,21 @@ def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
     assert losses() == computed
     model.load_state_dict(model.state_dict())
     assert not model.memory  # these may be other weights
+
+
+def test_images_prepared_one_by_one_are_those_of_a_batch(tmp_path, datasets):
+    study = tiny_study(tmp_path, datasets)
+    cfg = build.config(study, PLAIN, 0, tmp_path)
+    ours, stock = build.detector(study, PLAIN).data_preprocessor, MODELS.build(cfg.model.data_preprocessor)
+    batch = first_batch(cfg)
+    truth = stock(batch, True)
+    for _ in range(2):
+        found = ours(batch, True)
+        assert torch.equal(torch.stack(found["inputs"]), truth["inputs"])
+        for a, b in zip(found["data_samples"], truth["data_samples"], strict=True):
+            assert a.metainfo == b.metainfo and torch.equal(a.gt_instances.bboxes, b.gt_instances.bboxes)
+            assert (a.gt_instances.masks.to_ndarray() == b.gt_instances.masks.to_ndarray()).all()
+    assert len(ours.memory) == 8
 
 
 def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
