@@ -2,7 +2,7 @@
 
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
-    14:02:54  so far        5 of 43 trainings, 3 evaluated; table01 is next, 1 training away; done at 14:15
+    14:02:54  so far        5 of 43 trainings, 3 evaluated; next table01: 1 training; done at 14:15
 
     14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/score/…
                 error: what is wrong

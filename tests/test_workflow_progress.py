@@ -159,7 +159,7 @@ def test_durations(seconds, words):
 def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_path):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
     done, running = "v05_r50_random_softmax_plain", "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
-    assert status(study).endswith(" trainings, 0 evaluated; figure1 is next, 1 training away")
+    assert status(study).endswith(" trainings, 0 evaluated; next figure1: 1 training")
     records = {study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24}, study.paths.metrics(done, 0): {},
                study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"}}
     for path, record in records.items():
@@ -169,7 +169,7 @@ def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_pat
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
     said = status(study)
-    assert "1 of 43 trainings, 1 evaluated; table01 is next" in said and said.endswith(f"train  {running}  epoch 3/24")
+    assert "1 of 43 trainings, 1 evaluated; next table01" in said and said.endswith(f"train  {running}  epoch 3/24")
     assert re.search(r"^about .* left while one job runs: done ", said, re.MULTILINE)
     os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
     assert running not in status(study)

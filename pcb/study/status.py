@@ -52,14 +52,14 @@ def so_far(costs: Costs) -> str:
 
 
 def next_table(costs: Costs) -> str:
-    """`; table05 next, 2 trainings away`: the unfinished table that the fewest trainings keep from its numbers."""
+    """`; next table05: 2 trainings`: the unfinished table that the fewest jobs keep from its numbers."""
     missing = {target: costs.left(costs.needs(target)) for target in costs.targets}
     unfinished = [target for target in costs.targets if missing[target]]
     if not unfinished:
         return ""
     target = min(unfinished, key=lambda name: len(missing[name]))
     away = sum(stage == "train" for stage, *_ in missing[target])
-    return f"; {target} is next, {f'{away} training' + 's' * (away > 1) if away else 'only evaluations'} away"
+    return f"; next {target}: {f'{away} training' + 's' * (away > 1) if away else 'evaluation only'}"
 
 
 def at(moment: float, now: float | None = None) -> str:
