@@ -92,7 +92,7 @@ def test_channels_last_computes_the_same():
 @pytest.mark.parametrize("loss", ["softmax", "eqlv2", "seesaw"])
 def test_under_autocast_losses_and_statistics_are_float32(loss):
     model = tiny.mask_rcnn(loss=loss, paradigm="iterative", pcb=True)
-    lay_out(model, channels_last=True)
+    lay_out(model, channels_last=False)  # with channels last, torch's own bfloat16 convolutions on a CPU sometimes crash
     classifier = model.roi_head.bbox_head.loss_cls
     classifier.set_epoch(17)
     classifier.confusion.seen += 1  # PCB acts
