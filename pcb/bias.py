@@ -30,11 +30,11 @@ import numpy as np
 
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
+from pcb.frequency import group
 
 IOU = 0.5
 GROUPS = "rcf"
 COLUMNS = ("i", "j", "group_i", "group_j", "objects_i", "objects_j", "M_ij", "M_ji", "difference")  # of a pair
-THRESHOLDS = (10, 100)  # LVIS: rare <= 10 < common <= 100 < frequent, in train images
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def frequency(categories: list[dict], truth: dict, train: dict | None) -> tuple[
         for category, _ in shown:
             counts[category] = counts.get(category, 0) + 1
     counts = [counts.get(c["id"], 0) for c in categories]
-    return "".join("r" if n <= THRESHOLDS[0] else "c" if n <= THRESHOLDS[1] else "f" for n in counts), source
+    return "".join(map(group, counts)), source
 
 
 def check(found: list, images: dict, label: dict, dt: str | Path, gt: str | Path, shape: str) -> None:

@@ -14,11 +14,12 @@ import pytest
 from datasets import TINY, load, tiny
 from pycocotools import mask as coco
 
-from pcb.data.emoji import Recipe, classes, clusters, frequency, image_counts, styles, write_dataset
-from pcb.data.index import THRESHOLDS, LVISIndex
+from pcb.data.emoji import Recipe, classes, clusters, image_counts, styles, write_dataset
+from pcb.data.index import LVISIndex
 from pcb.data.outline import outlines
 from pcb.data.scene import Look, atlas, draw, random_state
 from pcb.errors import UserError
+from pcb.frequency import THRESHOLDS, group
 from pcb.study import load_study
 
 FLAVOURS = ("v05", "v1")
@@ -61,7 +62,7 @@ def test_train_follows_the_power_law_and_shows_every_class(dataset):
     assert dict(zip(index.classes, index.image_count, strict=True)) == wanted
     assert max(wanted.values()) == TINY.head and min(wanted.values()) == 1
     groups = dict(zip(index.classes, index.frequency(), strict=True))
-    assert groups == {name: frequency(count, TINY.thresholds) for name, count in wanted.items()}
+    assert groups == {name: group(count, TINY.thresholds) for name, count in wanted.items()}
     assert index.missing == []
 
 
@@ -69,7 +70,7 @@ def test_every_cluster_has_rare_and_frequent_classes():
     for dataset in FLAVOURS:
         groups = {}
         for name, count in image_counts(Recipe(), dataset).items():
-            groups.setdefault(clusters()[name], set()).add(frequency(count, Recipe().thresholds))
+            groups.setdefault(clusters()[name], set()).add(group(count, Recipe().thresholds))
         assert len(groups) == 8 and all({"r", "f"} <= found for found in groups.values()), groups
 
 
@@ -172,7 +173,7 @@ def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
     counts, cluster = image_counts(recipe, dataset), clusters(180)
     assert len(counts) == 180 == len(set(counts)) and set(classes(dataset)) < set(counts) < set(atlas().index["classes"])
     assert set(classes("pretrain", 180)).isdisjoint(set(classes("v05", 180)) | set(classes("v1", 180)))
-    groups = Counter(frequency(count, recipe.thresholds) for count in counts.values())
+    groups = Counter(group(count, recipe.thresholds) for count in counts.values())
     assert recipe.thresholds == THRESHOLDS and min(groups.values()) >= 50, groups
     ranks = {name: rank for rank, name in enumerate(counts)}
     for members in ([n for n in counts if cluster[n] == c] for c in set(cluster.values())):

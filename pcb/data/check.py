@@ -13,10 +13,11 @@ import numpy as np
 
 from pcb.data.annotations import some
 from pcb.data.download import how_to_get
-from pcb.data.index import OFFICIAL, THRESHOLDS, LVISIndex
+from pcb.data.index import OFFICIAL, LVISIndex
 from pcb.data.sampling import repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
+from pcb.frequency import THRESHOLDS
 
 # Rare, common and frequent classes of the releases.
 GROUPS = {"v0.5": {"r": 454, "c": 461, "f": 315}, "v1.0": {"r": 337, "c": 461, "f": 405}}

@@ -27,6 +27,7 @@ from pcb.data.outline import outlines
 from pcb.data.scene import ASSETS, Look, atlas, draw, random_state
 from pcb.errors import UserError
 from pcb.files import atomic, write_json, write_text
+from pcb.frequency import group
 
 # Drawing styles that look alike count as one, so that "unseen in train" means unseen.
 STYLE_GROUPS = {"noto": "noto", "twemoji": "twemoji", "fluent-emoji-flat": "fluent", "fluent-emoji": "fluent",
@@ -242,7 +243,7 @@ def write_split(recipe: Recipe, dataset: str, split: str, scenes: list[list[Thin
     instances = Counter(a["category_id"] for a in annotations)
     appearing = Counter(c for _, c in {(a["image_id"], a["category_id"]) for a in annotations})
     categories = [{"id": i, "name": name, "synonyms": [name], "synset": f"{name}.n.01", "def": cluster.get(name, "pretraining"),
-                   "image_count": appearing[i], "instance_count": instances[i], "frequency": frequency(counted[name], recipe.thresholds)}
+                   "image_count": appearing[i], "instance_count": instances[i], "frequency": group(counted[name], recipe.thresholds)}
                   for name, i in category_id.items()]
     whole = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
     text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True) + "\n"
@@ -286,8 +287,3 @@ def federated(things: list[Thing], category_id: dict[str, int], rng: np.random.R
               if name not in present and (cluster.get(name) in mates or draw < recipe.NEGATIVE)]
     partial = sorted({category_id[thing.name] for thing in things if not thing.labelled})
     return {"neg_category_ids": absent, "not_exhaustive_category_ids": partial}
-
-
-def frequency(images: int, thresholds: tuple[int, int]) -> str:
-    """LVIS's group of a class that appears in so many train images: 'r', 'c' or 'f'."""
-    return "r" if images <= thresholds[0] else "c" if images <= thresholds[1] else "f"

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from pcb.data.annotations import ROWS, SCHEMA, Content, batches, read
 from pcb.errors import UserError
 from pcb.files import atomic
+from pcb.frequency import THRESHOLDS, group
 
-THRESHOLDS = (10, 100)  # LVIS: rare <= 10 < common <= 100 < frequent, in train images
 OFFICIAL = {1230: "v0.5", 1203: "v1.0"}  # class counts that only an LVIS release has
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
 FORMAT = 1  # of the cache; another number makes it anew
@@ -133,8 +133,8 @@ class LVISIndex:
     def frequency(self, thresholds: tuple[int, int] = THRESHOLDS) -> list[str]:
         """'r', 'c' or 'f' of each class: the file's `frequency`, else from its (train) image count and `thresholds`."""
         counts = [c.get("image_count", n) for c, n in zip(self.categories, self.image_count, strict=True)]
-        computed = ["r" if n <= thresholds[0] else "c" if n <= thresholds[1] else "f" for n in counts]
-        return [c.get("frequency", group) for c, group in zip(self.categories, computed, strict=True)]
+        computed = [group(n, thresholds) for n in counts]
+        return [c.get("frequency", own) for c, own in zip(self.categories, computed, strict=True)]
 
     @cached_property
     def images(self) -> list[dict]:
