@@ -13,6 +13,7 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -120,8 +121,8 @@ def check_keys(path: Path, content: Content) -> None:
     for section, keys in KEYS.items():
         entries = getattr(content, section)
         for key in keys:
-            lacks = (lambda entry: key not in entry) if section == "categories" else (lambda entry: getattr(entry, key) is UNSET)  # noqa: B023
-            if lacking := [i for i, entry in enumerate(entries) if lacks(entry)]:
+            values = [entry.get(key, UNSET) for entry in entries] if section == "categories" else map(attrgetter(key), entries)
+            if lacking := [i for i, value in enumerate(values) if value is UNSET]:
                 faults.append(f"{section}: `{key}` is missing in {some(lacking)}")
     unnamed = [i.id for i in content.images if i.id is not UNSET and i.file_name is UNSET and i.coco_url is UNSET]
     if unnamed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,16 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def ahead(items: Iterable[Rows]) -> Iterator[Rows]:
+    """The same items, each fetched in a thread while the one before it is in use: the evaluator leaves Python's lock alone."""
+    rest = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, rest, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, rest, None)
+            yield item
 
 
 class GroundTruth:
@@ -92,7 +103,7 @@ def evaluate(gt: str | Path | GroundTruth, detections: Shards | Iterable[Rows], 
     masks = iou_type == "segm"
     stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=True)
     missing = set(gt.images)
-    for rows in detections.read(variant, masks) if isinstance(detections, Shards) else detections:
+    for rows in ahead(detections.read(variant, masks) if isinstance(detections, Shards) else detections):
         if foreign := set(rows.images) - missing:
             raise UserError(f"{gt.path} has no image {min(foreign)}, or the detections cover it twice",
                             "run the inference again: it was made on other annotations")
