@@ -11,6 +11,7 @@ from pcb.data.emoji import Recipe, write_dataset
 from pcb.engine import build, infer, predict
 from pcb.engine.checkpoint import store
 from pcb.engine.columns import columns, gamma_of
+from pcb.engine.frozen import FrozenTrunkMaskRCNN
 from pcb.engine.score import Detections, score
 from pcb.engine.shards import Shards
 from pcb.errors import UserError
@@ -103,13 +104,29 @@ def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypa
     seen = []
     forward = infer.forward
 
-    def watched(model, items):
+    def watched(model, items, split):
         seen.extend(item["data_samples"].img_id for item in items)
-        return forward(model, items)
+        return forward(model, items, split)
 
     monkeypatch.setattr(infer, "forward", watched)
     infer.infer(study, RUN, 0, images_per_shard=4)
     assert len(seen) == 6  # the first shard was kept
+    assert contents(folder) == complete
+
+
+def test_what_a_frozen_trunk_said_of_an_image_is_not_computed_again(copied, monkeypatch):
+    study, folder = copied
+    complete = contents(folder)
+    study.paths.data_manifest("v05").parent.mkdir(parents=True)
+    study.paths.data_manifest("v05").write_text("what images there are")  # its digest is in the name of what is kept
+
+    def again():
+        shutil.rmtree(folder / "detections")
+        infer.infer(study, RUN, 0, images_per_shard=4)
+
+    again()
+    monkeypatch.setattr(FrozenTrunkMaskRCNN, "propose", None)
+    again()
     assert contents(folder) == complete
 
 

@@ -14,6 +14,7 @@ from mmdet.registry import MODELS
 from training import PLAIN, tiny_study
 
 from pcb.engine import build, weights
+from pcb.engine.frozen import TRAINING
 from pcb.engine.loop import Runner
 from pcb.engine.pretrain import pretrain
 from pcb.errors import UserError
@@ -47,7 +48,7 @@ def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
         return {key: value.item() for key, value in model.loss(batch["inputs"], batch["data_samples"]).items()}
 
     computed = losses()
-    assert len(model.memory) == 8
+    assert len(model.memory[TRAINING]) == 8
     assert losses() == computed
     model.memory.clear()
     assert losses() == computed
@@ -82,13 +83,15 @@ def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
     for model in (first, second, other):
         model.folder, model.images = str(tmp_path / "features"), "digest of the images"
     first.loss(batch["inputs"], batch["data_samples"])
-    first.keep_memory()
+    first.keep_memory(TRAINING)
     for model in (second, other):
-        model.recollect(torch.device("cpu"))
-    assert second.memory.keys() == first.memory.keys() and len(second.memory) == 8
-    for key, (features, proposals) in first.memory.items():
-        assert all(map(torch.equal, features, second.memory[key][0])) and torch.equal(proposals.bboxes, second.memory[key][1].bboxes)
-    assert not other.memory  # another backbone: nothing there is its own
+        model.memory = {TRAINING: {}}
+        model.recollect(TRAINING, torch.device("cpu"))
+    ours, theirs = first.memory[TRAINING], second.memory[TRAINING]
+    assert theirs.keys() == ours.keys() and len(theirs) == 8
+    for key, (features, boxes) in ours.items():
+        assert all(map(torch.equal, features, theirs[key][0])) and torch.equal(boxes, theirs[key][1])
+    assert not other.memory[TRAINING]  # another backbone: nothing there is its own
 
 
 def test_a_packed_image_is_the_same_at_second_sight(tmp_path, datasets):

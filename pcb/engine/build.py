@@ -22,9 +22,9 @@ with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional pa
     import pcb.data.dataset
     import pcb.engine.frozen
     import pcb.engine.hooks
-    import pcb.engine.loop
     import pcb.engine.sampler
     import pcb.mmdet  # noqa: F401
+    from pcb.engine.loop import lay_out
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import init_default_scope
@@ -94,7 +94,9 @@ def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> to
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
         load_weights(model, checkpoints.load(checkpoint), checkpoint)
-    return model.to(device(study)).eval()
+    model = model.to(device(study)).eval()
+    lay_out(model, channels_last(study))
+    return model
 
 
 def check_heads(model: torch.nn.Module, classes: int) -> None:
@@ -212,12 +214,16 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
     cfg.default_hooks = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint"))
-    cfg.device, cfg.channels_last = device(study).type, study.scale["hardware"].get("channels_last", False)
+    cfg.device, cfg.channels_last = device(study).type, channels_last(study)
     cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [dict(type="PCBEpochHook"), dict(type="KeepMemoryHook"), finite, dict(type="ProgressHook"), dict(type="SaveHook")]
     cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
     cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if cuda else "gloo"))
+
+
+def channels_last(study: Study) -> bool:
+    return study.scale["hardware"].get("channels_last", False)
 
 
 def device(study: Study) -> torch.device:

@@ -3,7 +3,8 @@
 Nothing of the frozen part is trained, so its loss is not computed, and what it says about an image is always the same.
 Where augmentation is nothing but a flip there are two versions of an image, and both are remembered: the image as the
 pipeline packs it (`FlipPipeline`), as the model takes it (`RememberingPreprocessor`), and what the frozen part makes of it, which
-the next training is spared too. So an iteration costs what learns, and no more.
+the next training is spared too. So an iteration costs what learns, and no more; and so does detecting, where the same holds for the
+images of val.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from pcb.engine import checkpoint
 
-Outputs = tuple[list[Tensor], InstanceData]
+TRAINING = "training"
+Outputs = tuple[list[Tensor], list[InstanceData]]  # feature maps (N, C, H, W) a level, and proposals of N images
 
 
 @MODELS.register_module()
@@ -34,15 +37,16 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
     Then an image passes the frozen part alone, never within a batch, whose composition could change the last bits:
     what is remembered equals what would be computed. It costs 150 kB for each version of a 96x96 image.
 
-    `folder` and `images`: where trainings share what they remember, and a digest of the images. A file there is named by that digest
-    and the frozen weights', so it can only hold what this detector would compute; `keep_memory` writes it.
+    What is remembered is kept by the part of the data that it is of: `TRAINING`, or the name of a split that is detected on.
+    `folder` and `images`: where trainings and detections share what they remember, and a digest of the images. A file there is named by
+    that digest, the frozen weights' and the settings', so it can only hold what this detector would compute; `keep_memory` writes it.
     """
 
     def __init__(self, *args, remember: bool = False, folder: str = "", images: str = "", **kwargs):
         if remember:
             kwargs["data_preprocessor"] = {**kwargs["data_preprocessor"], "type": "RememberingPreprocessor"}
         super().__init__(*args, **kwargs)
-        self.memory: dict[tuple, Outputs] | None = {} if remember else None
+        self.memory: dict[str, dict[tuple, tuple[list[Tensor], Tensor]]] | None = {} if remember else None
         self.folder, self.images = folder, images
         for part in self.frozen:
             part.requires_grad_(False)
@@ -64,55 +68,61 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
 
     def loss(self, batch_inputs: Tensor | list[Tensor], batch_data_samples: list) -> dict[str, Tensor]:
         """Losses of the RoI heads. `batch_inputs` (N, 3, H, W), as mmdet's detectors take them, or a list of N images."""
+        return self.roi_head.loss(*self.look(batch_inputs, batch_data_samples, TRAINING), batch_data_samples)
+
+    def look(self, images: Tensor | list[Tensor], samples: list, part: str) -> Outputs:
+        """Feature maps that the RoI heads read, finest first, and each image's proposals: those to train on, or those to detect from."""
         if self.memory is None:
-            features, proposals = self.propose(batch_inputs, batch_data_samples)
-        else:
-            each = [self.recall(image, sample) for image, sample in zip(batch_inputs, batch_data_samples, strict=True)]
-            features = [torch.cat(level) for level in zip(*(f for f, _ in each), strict=True)]
-            proposals = [p for _, p in each]
-        return self.roi_head.loss(features, proposals, batch_data_samples)
+            return self.propose(images, samples, part)
+        each = [self.recall(image, sample, part) for image, sample in zip(images, samples, strict=True)]
+        return [torch.cat(level) for level in zip(*(f for f, _ in each), strict=True)], [InstanceData(bboxes=boxes) for _, boxes in each]
 
     @torch.no_grad()
-    def propose(self, images: Tensor, samples: list) -> tuple[list[Tensor], list[InstanceData]]:
-        """Feature maps that the RoI heads read, finest first, and each image's training proposals."""
+    def propose(self, images: Tensor, samples: list, part: str) -> Outputs:
         features = self.extract_feat(images)
         proposals = self.rpn_head.predict_by_feat(
-            *self.rpn_head(features), batch_img_metas=[s.metainfo for s in samples], cfg=self.train_cfg.rpn_proposal, rescale=False)
+            *self.rpn_head(features), batch_img_metas=[s.metainfo for s in samples], cfg=self.settings(part), rescale=False)
         used = max(self.roi_head.bbox_roi_extractor.num_inputs, self.roi_head.mask_roi_extractor.num_inputs)
         return list(features[:used]), proposals
 
-    def memory_file(self) -> Path | None:
+    def settings(self, part: str) -> ConfigDict:
+        """How proposals are chosen."""
+        return self.train_cfg.rpn_proposal if part == TRAINING else self.test_cfg.rpn
+
+    def recall(self, image: Tensor, sample, part: str) -> tuple[list[Tensor], Tensor]:
+        """One image's features and the boxes of its proposals, computed where they are not remembered."""
+        if part not in self.memory:
+            self.memory[part] = {}
+            self.recollect(part, image.device)
+        known, key = self.memory[part], (sample.img_id, sample.get("flip", False), tuple(image.shape))
+        if key not in known:
+            features, (proposals,) = self.propose(image[None], [sample], part)
+            known[key] = features, proposals.bboxes
+        return known[key]
+
+    def memory_file(self, part: str) -> Path | None:
         if not self.images:
             return None
-        digest = hashlib.sha256(self.images.encode())
-        for part in self.frozen:
-            for value in part.state_dict().values():
+        digest = hashlib.sha256(f"{self.images} {dict(self.settings(part))}".encode())
+        for module in self.frozen:
+            for value in module.state_dict().values():
+                digest.update(str(value.stride()).encode())  # channels last has other last bits
                 digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return Path(self.folder) / f"features-{digest.hexdigest()[:16]}.pth"
+        return Path(self.folder) / f"{part}-{digest.hexdigest()[:16]}.pth"
 
-    def keep_memory(self) -> None:
-        """Write what is remembered for the trainings to come, unless one did before."""
-        path = self.memory_file() if self.memory else None
+    def keep_memory(self, part: str) -> None:
+        """Write what is remembered of a part of the data for the processes to come, unless one did before."""
+        known = (self.memory or {}).get(part)
+        path = self.memory_file(part) if known else None
         if path and not path.exists():
-            rows = [(*key, [f.cpu() for f in features], proposals.bboxes.cpu()) for key, (features, proposals) in self.memory.items()]
-            checkpoint.save(path, {"rows": rows})
+            checkpoint.save(path, {"rows": [(*key, [f.cpu() for f in features], boxes.cpu()) for key, (features, boxes) in known.items()]})
 
-    def recollect(self, device: torch.device) -> None:
-        """Read what an earlier training left, if any did."""
-        path = self.memory_file()
+    def recollect(self, part: str, device: torch.device) -> None:
+        """Read what an earlier process left, if any did."""
+        path = self.memory_file(part)
         if path and path.exists():
             rows = checkpoint.load(path, map_location=device)["rows"]
-            self.memory.update({tuple(key): (features, InstanceData(bboxes=boxes)) for *key, features, boxes in rows})
-
-    def recall(self, image: Tensor, sample) -> Outputs:
-        if not self.memory:
-            self.recollect(image.device)
-        key = sample.img_id, sample.flip, tuple(image.shape)
-        if key not in self.memory:
-            features, (proposals,) = self.propose(image[None], [sample])
-            self.memory[key] = features, proposals
-        features, proposals = self.memory[key]
-        return features, InstanceData(bboxes=proposals.bboxes)  # a new one: the RoI head takes it apart
+            self.memory[part].update({tuple(key): (features, boxes) for *key, features, boxes in rows})
 
 
 @MODELS.register_module()

@@ -12,6 +12,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 
+from pcb.engine.frozen import TRAINING
 from pcb.errors import UserError
 
 
@@ -97,7 +98,7 @@ class KeepMemoryHook(Hook):
 
     def after_train(self, runner) -> None:
         if hasattr(runner.bare_model, "keep_memory") and is_main_process():
-            runner.bare_model.keep_memory()
+            runner.bare_model.keep_memory(TRAINING)
 
 
 @HOOKS.register_module()

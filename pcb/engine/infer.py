@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pcb.engine import build, checkpoint
 from pcb.engine.columns import TRAIN_PART, choice, columns, file_of, sources, train_part
+from pcb.engine.frozen import FrozenTrunkMaskRCNN
 from pcb.engine.matrix import Sums, Tally, foreground, match, write_confusion
 from pcb.engine.predict import Image, by_shape, detect, forward, segment
 from pcb.engine.score import of_split
@@ -69,6 +70,7 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
             training = Network(study, run, "train", record, network.model)
             total = training.counted(training.tally(path.with_suffix("")), plan(training.places, images_per_shard))
             write_confusion(path, total)
+            training.remember()
             matrices["train"] = torch.from_numpy(total.matrix)
         counts = build.index(*build.dataset_files(study, study.experiments[run].dataset, "train"), study.paths.indices).image_count
         by_column = rules(network.model, writer.variants, matrices, counts)
@@ -79,6 +81,7 @@ def infer(study: Study, run: str, seed: int, split: str = "val", images_per_shar
             if sums:
                 tally.save(part, sums)
             writer.write(part, rows)
+        network.remember()
     write_confusion(matrix_path, tally.total(parts))
     manifest = {"run": run, "seed": seed, "split": split, "fingerprint": study.fingerprint(run, seed), "evaluation": writer.fingerprint,
                 "variants": names, "columns": writer.variants, "images": len(network.places), "folder": writer.folder.name,
@@ -119,12 +122,17 @@ class Network:
         items = DataLoader(Subset(self.data, [self.places[i] for i in part]), batch_size=None, collate_fn=_as_it_is,
                            num_workers=self.study.scale["hardware"]["workers"])
         for batch in by_shape(items, IMAGES_AT_ONCE):
-            images = forward(self.model, batch)
+            images = forward(self.model, batch, self.split)
             self.kept_bytes += sum(image.nbytes for image in images) if keep else 0
             found += [images] if keep and self.kept_bytes <= KEEP else []
             yield images
         if sum(map(len, found)) == len(part):
             self.kept[part[0]] = found
+
+    def remember(self) -> None:
+        """Leave to the next detector what does not depend on the weights that learn, where the model says that anything does not."""
+        if isinstance(self.model, FrozenTrunkMaskRCNN):
+            self.model.keep_memory(self.split)
 
     def tally(self, folder: Path) -> Tally:
         """Where this network's confusions on this split are counted: they depend on weights and images, not on test settings."""

@@ -11,21 +11,23 @@ The `plain` variant equals mmdet's own `model.predict`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
 import torch
 from mmdet.structures.bbox import bbox2roi
 from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pcb.engine.frozen import FrozenTrunkMaskRCNN
 from pcb.engine.paste import paste
 from pcb.engine.suppress import suppress
 from pcb.engine.variants import Rule, activation
 from pcb.errors import UserError
 
-MASKS_AT_ONCE = 64  # mask logits of 1,230 classes take 4 MB a box; on a CPU more of them leave the cache, at twice the time
+MASKS_AT_ONCE = 256  # mask logits of 1,230 classes take 4 MB a box; mmdet takes all of one image, up to 300
 
 
 @dataclass
@@ -70,13 +72,13 @@ def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 
 @torch.no_grad()
-def forward(model: nn.Module, items: list[dict]) -> list[Image]:
-    """Items of mmdet's test pipeline (`inputs`, `data_samples`) -> one `Image` each."""
+def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Image]:
+    """Items of mmdet's test pipeline (`inputs`, `data_samples`), images of `split` -> one `Image` each."""
     data = model.data_preprocessor(pseudo_collate(items), False)
     samples, head = data["data_samples"], model.roi_head
-    features = tuple(model.extract_feat(data["inputs"]))
-    proposals = [found.bboxes for found in model.rpn_head.predict(features, samples, rescale=False)]
-    rois, of_masks = bbox2roi(proposals), features[: head.mask_roi_extractor.num_inputs]
+    features, found = look(model, data["inputs"], samples, split)
+    proposals = [each.bboxes for each in found]
+    rois, of_masks = bbox2roi(proposals), tuple(features[: head.mask_roi_extractor.num_inputs])
     if not len(rois):
         return [Image(sample.metainfo, proposals[i], [], rois.new_zeros(0, 1, 4), of_masks, i) for i, sample in enumerate(samples)]
     out = head._bbox_forward(features, rois)
@@ -90,6 +92,14 @@ def forward(model: nn.Module, items: list[dict]) -> list[Image]:
     logits = list(zip(*(step.split(sizes) for step in steps), strict=True))
     return [Image(samples[i].metainfo, proposals[i], list(logits[i]), raw[i].bboxes.view(sizes[i], -1, 4), of_masks, i)
             for i in range(len(samples))]
+
+
+def look(model: nn.Module, images: Tensor, samples: list, split: str) -> tuple[Sequence[Tensor], list[InstanceData]]:
+    """The levels of the pyramid, finest first, and each image's proposals. A frozen trunk remembers them for the next detector."""
+    if isinstance(model, FrozenTrunkMaskRCNN):
+        return model.look(images, samples, split)
+    features = model.extract_feat(images)
+    return features, model.rpn_head.predict(features, samples, rescale=False)
 
 
 @torch.no_grad()

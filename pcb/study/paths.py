@@ -59,7 +59,7 @@ class Paths:
 
     @property
     def features(self) -> Path:
-        """What frozen trunks said of the training images, shared by the trainings; may be deleted at any time."""
+        """What frozen trunks said of images, shared by trainings and detections; may be deleted at any time."""
         return self.root / "work" / "features"
 
     def detections(self, run: str, seed: int) -> Path:
