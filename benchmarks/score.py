@@ -1,23 +1,19 @@
 """Scoring at LVIS size: from shards on disk to AP, ours against lvis-api, on synthetic detections around synthetic ground truth.
 
-    python benchmarks/score.py                     # 3,000 images ours and lvis-api (minutes), 2,000 ours
-    python benchmarks/score.py --full --write      # the size of LVIS v1 val too, 19,809 images
-
-300 detections an image, 1,203 classes. Every figure is of a process of its own: seconds by the clock from the start of reading to the
-metrics, and its peak memory. Ours uses what cores there are, as `pcb score` does; lvis-api knows one. Both sides read the same shards
-and the same annotation file; lvis-api also has to turn them into the list of dicts that it takes.
+3,000 images ours and lvis-api's, 2,000 and 19,809 (LVIS v1 val) ours; with `--quick` 100 only. 300 detections an image, 1,203 classes.
+Every figure is of a process of its own: seconds by the clock from the start of reading to the metrics, and its peak memory. Ours uses
+what cores there are, as `pcb score` does; lvis-api knows one. Both sides read the same shards and the same annotation file; lvis-api
+also has to turn them into the list of dicts that it takes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,10 +123,10 @@ def report(side: str, folder: str, iou_type: str) -> None:
     print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": metrics}))
 
 
-def measure(quick: bool, full: bool = False) -> list[Figure]:
+def measure(quick: bool) -> list[Figure]:
     figures = []
     both = 100 if quick else 3000
-    for images in [both, *([] if quick else [2000]), *([LVIS_V1_VAL] if full else [])]:
+    for images in [both] if quick else [both, 2000, LVIS_V1_VAL]:
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), images)
             for iou_type in ("bbox", "segm"):
@@ -149,11 +145,7 @@ def measure(quick: bool, full: bool = False) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--alone", nargs=3)
-    own, sys.argv[1:] = parser.parse_known_args()
-    if own.alone:
-        report(*own.alone)
+    if "--alone" in sys.argv:
+        report(*sys.argv[2:])
     else:
-        main("score", partial(measure, full=own.full))
+        main("score", measure)

@@ -12,10 +12,11 @@ import inspect
 import os
 import sys
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import unwritable
+from pcb.files import only_one, unwritable
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository, of which a wheel has the package only
 
@@ -51,11 +52,17 @@ def tell(error: UserError) -> int:
 
 def reproduce(arguments):
     """Make everything, or the named targets. Becomes snakemake: its Ctrl-C, its exit status; one line per job."""
-    known_targets(study(arguments), set(arguments.targets) - {"all", "train_all"})
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
+    loaded = study(arguments)
+    known_targets(loaded, set(arguments.targets) - {"all", "train_all"})
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
     command += ["--config", f"scale={arguments.scale}"]
+    with only_one(loaded.paths.lock, "these results"):
+        pass
+    if left_locked(loaded.paths.root.parent):
+        print("an earlier run was killed and left this folder locked; nothing else runs here: unlocking it", flush=True)
+        again([*command, "--unlock"])
     sys.stdout.flush()
-    os.execv(sys.executable, [*command, "--", *arguments.targets])
+    os.execv(sys.executable, [sys.executable, "-m", *command, "--", *arguments.targets])
 
 
 def plan(arguments):
@@ -71,7 +78,7 @@ def plan(arguments):
     loaded = study(arguments)
     known_targets(loaded, arguments.targets)
     if arguments.measure:
-        again(["measure", "--scale", arguments.scale] if not arguments.study else ["measure", "--study", arguments.study])
+        again(["pcb", "measure", *(["--study", arguments.study] if arguments.study else ["--scale", arguments.scale])])
     assumed = {"iteration": arguments.seconds_per_iteration, "image": arguments.images_per_second and 1 / arguments.images_per_second}
     costs = Costs(loaded, Pace.of(loaded, {what: value for what, value in assumed.items() if value}), arguments.targets)
     budget = arguments.budget and budget_hours(arguments.budget) * (arguments.gpus or 1)
@@ -257,11 +264,24 @@ def study(arguments):
     return load_study(arguments.study or arguments.scale)
 
 
-def again(arguments):
-    """Another `pcb` in a process of its own, which may import torch. Its failure is ours."""
+def left_locked(results):
+    """Whether Snakemake's locks lie here, and no run of any scale lives that could have made them."""
+    if not any(Path(".snakemake/locks").glob("*.lock")):
+        return False
+    try:
+        with ExitStack() as each:
+            for lock in results.glob("*/.lock"):
+                each.enter_context(only_one(lock, "these results"))
+    except UserError:
+        return False
+    return True
+
+
+def again(command):
+    """Another program in a process of its own. Its failure is ours."""
     import subprocess
 
-    status = subprocess.run([sys.executable, "-m", "pcb", *arguments], check=False).returncode
+    status = subprocess.run([sys.executable, "-m", *command], check=False).returncode
     if status:
         raise SystemExit(status)
 

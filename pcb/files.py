@@ -1,13 +1,16 @@
-"""Atomic writes: a result file is there whole or not at all, so a killed job never leaves half of one."""
+"""Files that several processes share: a result is there whole or not at all, and a folder has one writer at a time."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pcb.errors import UserError
@@ -48,6 +51,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which the kernel gives back however the process ends. Raises `UserError` that names who has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(f"{path.parent}: another process is working on {what}: {lock.read() or 'it does not say who'}",
+                            "wait for it, end it, or work in another results folder: --config results=FOLDER") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC).isoformat(timespec='seconds')}")
+        lock.flush()
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -16,8 +16,9 @@ from pcb.engine.checkpoint import Checkpoints
 from pcb.engine.frozen import FrozenTrunkMaskRCNN
 from pcb.engine.hooks import StopRequest
 from pcb.engine.pretrain import pretrain
-from pcb.engine.train import only_one, train
+from pcb.engine.train import train
 from pcb.errors import UserError
+from pcb.files import only_one
 from pcb.study import load_study
 
 
@@ -203,5 +204,6 @@ def test_repeat_factor_sampling_that_repeats_nothing_is_an_error(study):
 
 
 def test_two_processes_do_not_train_in_one_folder(study):
-    with only_one(work(study), PLAIN), pytest.raises(UserError, match=f"another process is working on {PLAIN}: process {os.getpid()} on "):
+    held = f"another process is working on {PLAIN}: process {os.getpid()} on "
+    with only_one(work(study) / ".lock", PLAIN), pytest.raises(UserError, match=held):
         train(study, PLAIN, 0)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pcb.cli import left_locked
+from pcb.files import only_one
 from pcb.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +207,27 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, mes
 
 
 # The rules -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_do_not_share_a_results_folder(tmp_path):
+    folder = copy_project(tmp_path / "project")
+    with only_one(folder / "results/smoke/.lock", "these results"):
+        command = [sys.executable, "-m", "pcb", "reproduce", "--scale", "smoke"]
+        reproduce = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        plain = snakemake(folder, "--cores", "1", "--config", "scale=smoke")
+    for said, code in ((reproduce.stderr, reproduce.returncode), (plain.stdout, plain.returncode)):
+        assert code and f"another process is working on these results: process {os.getpid()}" in said and "Traceback" not in said
+    assert not (folder / "results/smoke/study.json").exists()
+
+
+def test_locks_that_a_killed_run_left_are_told_from_those_of_a_living_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not left_locked(Path("results"))
+    Path(".snakemake/locks").mkdir(parents=True)
+    Path(".snakemake/locks/0.input.lock").touch()
+    with only_one(Path("results/lvis/.lock"), "these results"):
+        assert not left_locked(Path("results"))
+    assert left_locked(Path("results"))
 
 
 def test_lint_and_format():

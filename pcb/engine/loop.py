@@ -127,7 +127,9 @@ def lay_out(model: torch.nn.Module, channels_last: bool) -> None:
         return type(found)(readable(_, inputs, part) for part in found)
 
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+                module.to(memory_format=torch.channels_last)
         model.backbone.register_forward_pre_hook(lambda _, images: images[0].contiguous(memory_format=torch.channels_last))
     model.neck.register_forward_hook(readable)
     model.rpn_head.register_forward_hook(readable)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pcb.engine import build, provenance
 from pcb.engine.checkpoint import Checkpoints, save
-from pcb.engine.train import execute, only_one
+from pcb.engine.train import execute
 from pcb.engine.weights import from_file
+from pcb.files import only_one
 from pcb.study import Study
 from pcb.study.study import fingerprint
 
@@ -27,7 +28,7 @@ def pretrain(study: Study, backbone: str) -> Path:
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)
-        with only_one(work, f"the pretraining of {backbone}"):
+        with only_one(work / ".lock", f"the pretraining of {backbone}"):
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
             record = {"kind": "detector", "fingerprint": job, "iterations": runner.iter, **runner.notes,
                       **provenance.record(study, runner.started)}

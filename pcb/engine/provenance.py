@@ -19,13 +19,14 @@ PACKAGES = ("torch", "onedl-mmcv", "onedl-mmengine", "onedl-mmdetection", "numpy
 
 
 def git() -> dict | None:
-    """Commit of the code, and whether files were changed since; None outside a git checkout."""
+    """Commit of the code, and whether files were changed since, results aside; None outside a git checkout."""
 
     def ask(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
 

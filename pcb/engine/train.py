@@ -6,13 +6,10 @@ without a trunk it starts from the pretrained weights. The record, run.json, is 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +22,7 @@ from pcb.engine.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.engine.hooks import StopRequest, say
 from pcb.engine.loop import Runner
 from pcb.errors import UserError
-from pcb.files import write_json
+from pcb.files import only_one, write_json
 from pcb.methods import stages
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
@@ -42,7 +39,7 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     """
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
-    with only_one(work, run):
+    with only_one(work / ".lock", run) if is_main_process() else nullcontext():
         path, state = Checkpoints(work).kept(stem, say) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
             write_json(record_path, {**state["record"], "checkpoint": str(path), "sha256": sha256(path)})
@@ -174,21 +171,3 @@ def warn_of_shut_gate(runner: Runner) -> None:
         classes = runner.train_dataloader.dataset.metainfo["classes"]
         names = ", ".join(classes[i] for i in waiting[:5])
         say(f"{runner.cfg.meta.run}: PCB never acted, for {len(waiting)} classes had no positive RoI: {names}{', …' * (len(waiting) > 5)}")
-
-
-@contextmanager
-def only_one(work: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a work folder. Raises `UserError` that names who has it, where another process does."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / ".lock", "a+") as lock:
-        if is_main_process():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise UserError(f"{work}: another process is working on {what}: {lock.read() or 'it does not say who'}",
-                                "wait for it, end it, or work in another results folder: --config results=FOLDER") from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()}, since {provenance.now()}")
-            lock.flush()
-        yield

@@ -53,6 +53,11 @@ class Paths:
         """Record of a finished training (`run.json`): provenance and the final checkpoint's path."""
         return self.run(run, seed) / "run.json"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the run of the workflow that fills this results folder."""
+        return self.root / ".lock"
+
     def work(self, fingerprint: str) -> Path:
         """Checkpoints and logs of a training. Undeclared to Snakemake, so that a failure never deletes it."""
         return self.root / "work" / fingerprint

@@ -5,11 +5,12 @@ import os
 import re
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from pcb import progress
 from pcb.errors import UserError
-from pcb.files import write_json
+from pcb.files import only_one, write_json
 from pcb.reporting.words import number
 from pcb.study import canonical, load_study
 from pcb.study.jobs import epochs_to_train
@@ -73,8 +74,14 @@ wildcard_constraints:
 
 
 def begin():
-    """What a real run does before its first job, and a dry run never: write study.json, which every job reads, when its content
-    changed; and speak in single lines from here on."""
+    """What a real run does before its first job, and a dry run never: take the results folder for itself, write study.json, which
+    every job reads, when its content changed, and speak in single lines from here on.
+    """
+    try:
+        running.enter_context(only_one(paths.lock, "these results"))
+    except UserError as error:
+        logger.error(f"error: {error.what}\nfix: {error.fix}")
+        sys.exit(2)
     if not paths.study.exists() or json.loads(paths.study.read_text()) != checked(
         study
     ):
@@ -197,5 +204,6 @@ def finish():
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
 
+running = ExitStack()
 lines = progress.Lines(overview=lambda: overview(study))
 logger.addHandler(lines)
