@@ -53,6 +53,13 @@ class Figure:
             return None
         return (self.ours if self.reference is None else self.ratio) <= self.target
 
+    @property
+    def judged(self) -> tuple[str, str, str]:
+        """Ratio, target, and whether it is met, in words; empty where there is none."""
+        ratio = "" if self.ratio is None else f"{number(self.ratio)}x"
+        target = "" if self.target is None else f"{self.target:g}x" if self.reference is not None else f"{self.target:g} {self.unit}"
+        return ratio, target, {None: "", True: "met", False: "missed"}[self.met]
+
 
 def by_turns(repeats: int, clock: Callable[[], float] = time.perf_counter, **sides: Callable[[], object]) -> dict[str, float]:
     """Least seconds of each side over `repeats` rounds in which each takes its turn; one round before to warm up.
@@ -80,9 +87,7 @@ def table(figures: list[Figure]) -> str:
     width = min(max([len("what"), *(len(f.what) for f in figures)]), WIDEST)
     lines = [f"{'what':{width}}  {'ours':>8}  {'reference':>9}  {'':6}  {'ratio':>6}  {'target':>7}"]
     for f in figures:
-        ratio = "" if f.ratio is None else f"{number(f.ratio)}x"
-        target = "" if f.target is None else f"{f.target:g}x" if f.reference is not None else f"{f.target:g} {f.unit}"
-        met = {None: "", True: "met", False: "missed"}[f.met]
+        ratio, target, met = f.judged
         first, *rest = textwrap.wrap(f.what, width)
         lines.append(f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}  {ratio:>6}  {target:>7}  {met}".rstrip())
         lines += [f"  {line}" for line in rest]

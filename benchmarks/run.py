@@ -3,19 +3,20 @@
     python benchmarks/run.py [--quick] [--write] [NAME ...]
 
 Each runs in a process of its own; one that fails is named at the end and does not hide the others. `--write` saves every one that
-succeeds as results/benchmarks/NAME.json.
+succeeds as results/benchmarks/NAME.json, and all that are saved there as one page, README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from harness import RESULTS, Figure, table
+from harness import RESULTS, Figure, number, table
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,6 +29,34 @@ def names() -> list[str]:
 def read(path: Path) -> list[Figure]:
     rows = json.loads(path.read_text())["figures"]
     return [Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows]
+
+
+def page(folder: Path) -> str:
+    """Everything that is saved in a folder, as Markdown: a table for each benchmark, with the first line of what it says of itself."""
+    lines = ["# How fast", "", "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. Less is better "
+             "everywhere. What a figure is exactly, its benchmark says in its first lines.", ""]
+    for path in sorted(folder.glob("*.json")):
+        saved = json.loads(path.read_text())
+        if "figures" not in saved:
+            continue
+        about, hardware = docstring(HERE / f"{path.stem}.py"), saved["hardware"]
+        quick = ", with fewer repeats (`--quick`)" if saved["quick"] else ""
+        lines += [f"## [{path.stem}](../../benchmarks/{path.stem}.py)", "", about, "",
+                  f"{saved['date'][:10]}, commit {saved['git']['commit'][:7]}{' and changes' if saved['git']['changed'] else ''}, "
+                  f"{', '.join(hardware.get('gpus', [hardware['cpu']]))}, {hardware['cores']} cores{quick}.", "",
+                  "| what | ours | reference | ratio | target | |", "|---|---:|---:|---:|---:|---|"]
+        lines += ["| " + " | ".join(cells(f)) + " |" for f in read(path)] + [""]
+    return "\n".join(lines)
+
+
+def cells(f: Figure) -> list[str]:
+    ours, reference = (" ".join(filter(None, (number(value), f.unit))) if value is not None else "" for value in (f.ours, f.reference))
+    return [f.what, ours, reference, *f.judged]
+
+
+def docstring(path: Path) -> str:
+    """The first line of a program's docstring, without importing it."""
+    return ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
 
 
 def main() -> int:
@@ -50,6 +79,8 @@ def main() -> int:
                 failed.append(name)
             else:
                 figures[name] = read(path)
+    if arguments.write:
+        (RESULTS / "README.md").write_text(page(RESULTS))
     print("\n== all")
     print(table([Figure(f"{name}: {f.what}", f.ours, f.reference, f.unit, f.target) for name, some in figures.items() for f in some]))
     if failed:
