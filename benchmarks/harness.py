@@ -19,6 +19,8 @@ A machine is never quite idle: a comparison takes both sides by turns and the le
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import inspect
 import textwrap
 import time
@@ -74,6 +76,45 @@ def by_turns(repeats: int, clock: Callable[[], float] = time.perf_counter, **sid
             if turn:
                 least[name] = min(least[name], clock() - start)
     return least
+
+
+class Stopwatch:
+    """CPU seconds of the parts of a program, each without those of parts called from within it: where a whole goes.
+
+    `parts`: what a part is called, and (module, class or "", name) of each function that is it. They are timed from now on.
+    """
+
+    def __init__(self, parts: dict[str, list[tuple[str, str, str]]]):
+        self.spent: dict[str, float] = dict.fromkeys(parts, 0.0)
+        self.stack: list[float] = []  # seconds that parts within the running ones have taken
+        for part, functions in parts.items():
+            for module, owner, name in functions:
+                place = importlib.import_module(module)
+                place = getattr(place, owner) if owner else place
+                setattr(place, name, self.wrap(part, getattr(place, name)))
+
+    def wrap(self, part: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            start = time.process_time()
+            self.stack.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.process_time() - start
+                self.spent[part] += whole - self.stack.pop()
+                if self.stack:
+                    self.stack[-1] += whole
+        return timed
+
+    def reset(self) -> None:
+        self.spent = dict.fromkeys(self.spent, 0.0)
+
+    def figures(self, whole: float, times: int, name: str) -> list[Figure]:
+        """Milliseconds of each part, the largest first, and of the whole, which took `whole` seconds in `times` repeats."""
+        parts = [*self.spent.items(), ("everything else", whole - sum(self.spent.values()))]
+        return [Figure(part, 1e3 * seconds / times, unit="ms") for part, seconds in sorted(parts, key=lambda p: -p[1])] + [
+            Figure(name, 1e3 * whole / times, unit="ms")]
 
 
 def number(value: float | None) -> str:

@@ -21,7 +21,7 @@ import time
 import numpy as np
 import pycocotools.mask as coco_mask
 import torch
-from harness import Figure, by_turns, main
+from harness import Figure, Stopwatch, by_turns, main
 from mmengine.dataset import pseudo_collate
 
 from pcb.engine import build
@@ -34,6 +34,13 @@ from pcb.files import write_json
 from pcb.study import Study, load_study
 
 RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
+PARTS = {
+    "trunk: features and proposals, remembered": [("pcb.engine.predict", "", "look")],
+    "box head": [("pcb.engine.infer", "", "forward")],
+    "scores and suppression of all variants": [("pcb.engine.infer", "", "detect")],
+    "mask head": [("mmdet.models.roi_heads", "StandardRoIHead", "_mask_forward")],
+    "masks into the image, as RLE": [("pcb.engine.predict", "", "paste")],
+}
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -47,12 +54,16 @@ def measure(quick: bool) -> list[Figure]:
                            one=lambda: detect_all(network, network.batches(ids), one),
                            all=lambda: detect_all(network, network.batches(ids), all_),
                            first=lambda: detect_all(network, forgetful(network).batches(ids), all_))
+        watch, began = Stopwatch(PARTS), time.process_time()
+        detect_all(network, network.batches(ids), all_)
+        whole = time.process_time() - began
     each = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
     count = len(columns(study.variants(RUN)))
     return [Figure(f"{count} variants in one pass, against mmdet's predict", each["all"], each["mmdet"], "ms", target=1.5),
             Figure("the same where nothing is remembered of an image", each["first"], each["mmdet"], "ms", target=1.5),
             Figure("one variant, against mmdet's predict", each["one"], each["mmdet"], "ms"),
-            Figure(f"{count} variants in one pass, against our own pass for one", each["all"], each["one"], "ms")]
+            Figure(f"{count} variants in one pass, against our own pass for one", each["all"], each["one"], "ms"),
+            *watch.figures(whole, len(ids), f"{count} variants, with the clocks of the parts")]
 
 
 def finished(folder: Path) -> Study:

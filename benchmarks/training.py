@@ -7,13 +7,11 @@ few iterations of few scenes are measured, and the first epochs still show. Ther
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
-from harness import Figure, main
+from harness import Figure, Stopwatch, main
 
 RUN = "v05_r50_rfs_softmax_iterative"
 PARTS = {  # what it is called: (module, class, method) of each function that is it
@@ -36,35 +34,6 @@ PARTS = {  # what it is called: (module, class, method) of each function that is
 }
 
 
-class Stopwatch:
-    """CPU seconds of each part, without those of parts called from within it."""
-
-    def __init__(self):
-        self.spent: dict[str, float] = defaultdict(float)
-        self.stack: list[float] = []  # seconds that parts within the running ones have taken
-
-    def wrap(self, part: str, function):
-        @functools.wraps(function)
-        def timed(*args, **kwargs):
-            start = time.process_time()
-            self.stack.append(0.0)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                whole = time.process_time() - start
-                self.spent[part] += whole - self.stack.pop()
-                if self.stack:
-                    self.stack[-1] += whole
-        return timed
-
-    def install(self) -> None:
-        for part, functions in PARTS.items():
-            for module, owner, name in functions:
-                place = __import__(module, fromlist=["_"])
-                place = getattr(place, owner) if owner else place
-                setattr(place, name, self.wrap(part, getattr(place, name)))
-
-
 def measure(quick: bool) -> list[Figure]:
     import torch
     from startup import prepare
@@ -75,17 +44,16 @@ def measure(quick: bool) -> list[Figure]:
 
     torch.set_num_threads(1)
     skipped, iterations = (6, 6) if quick else (100, 100)
-    watch, at = Stopwatch(), {}
+    watch, at = Stopwatch(PARTS), {}
     run_iter = loop.ResumableLoop.run_iter
 
     def first(self, index, batch):
         if self.iter == skipped:
-            watch.spent.clear()
+            watch.reset()
             at["start"] = time.process_time()
         return run_iter(self, index, batch)
 
     loop.ResumableLoop.run_iter = first
-    watch.install()
     with tempfile.TemporaryDirectory() as folder:
         study = load_study(prepare(Path(folder), scenes=24 if quick else 200))
         work = Path(folder) / "work"
@@ -95,9 +63,7 @@ def measure(quick: bool) -> list[Figure]:
         config.train_cfg["max_iters"] = skipped + iterations
         execute(config, study, lambda runner: weights.initialise(runner.bare_model, study, "r50"))
         whole = time.process_time() - at["start"]
-    figures = [Figure(part, 1e3 * watch.spent[part] / iterations, unit="ms") for part in PARTS]
-    rest = Figure("everything else", 1e3 * (whole - sum(watch.spent.values())) / iterations, unit="ms")
-    return [*sorted([*figures, rest], key=lambda f: -f.ours), Figure("a whole iteration", 1e3 * whole / iterations, unit="ms")]
+    return watch.figures(whole, iterations, "a whole iteration")
 
 
 if __name__ == "__main__":
