@@ -93,6 +93,16 @@ def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
         assert all(map(torch.equal, features, theirs[key][0])) and torch.equal(boxes, theirs[key][1])
     assert not other.memory[TRAINING]  # another backbone: nothing there is its own
 
+    (file,) = (tmp_path / "features").iterdir()
+    written = file.read_bytes()
+    second.keep_memory(TRAINING)
+    assert file.read_bytes() == written
+    second.memory[TRAINING][0, False, ()] = next(iter(theirs.values()))  # an image more
+    second.keep_memory(TRAINING)
+    first.memory.clear()
+    first.recall(batch["inputs"][0], batch["data_samples"][0], TRAINING)
+    assert len(first.memory[TRAINING]) == 9
+
 
 def test_a_packed_image_is_the_same_at_second_sight(tmp_path, datasets):
     """Also after a batch of it went through a training step: what the pipeline returns is shared, and nobody may change it."""

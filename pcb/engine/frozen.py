@@ -47,6 +47,7 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
             kwargs["data_preprocessor"] = {**kwargs["data_preprocessor"], "type": "RememberingPreprocessor"}
         super().__init__(*args, **kwargs)
         self.memory: dict[str, dict[tuple, tuple[list[Tensor], Tensor]]] | None = {} if remember else None
+        self.on_disk: dict[str, int] = {}  # images of each part that were found in its file
         self.folder, self.images = folder, images
         for part in self.frozen:
             part.requires_grad_(False)
@@ -111,10 +112,10 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
         return Path(self.folder) / f"{part}-{digest.hexdigest()[:16]}.pth"
 
     def keep_memory(self, part: str) -> None:
-        """Write what is remembered of a part of the data for the processes to come, unless one did before."""
-        known = (self.memory or {}).get(part)
-        path = self.memory_file(part) if known else None
-        if path and not path.exists():
+        """Write what is remembered of a part of the data for the processes to come, if that is more than its file had."""
+        known = (self.memory or {}).get(part, {})
+        path = self.memory_file(part)
+        if path and len(known) > self.on_disk.get(part, 0):
             checkpoint.save(path, {"rows": [(*key, [f.cpu() for f in features], boxes.cpu()) for key, (features, boxes) in known.items()]})
 
     def recollect(self, part: str, device: torch.device) -> None:
@@ -123,6 +124,7 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
         if path and path.exists():
             rows = checkpoint.load(path, map_location=device)["rows"]
             self.memory[part].update({tuple(key): (features, boxes) for *key, features, boxes in rows})
+            self.on_disk[part] = len(rows)
 
 
 @MODELS.register_module()
