@@ -27,10 +27,10 @@ from pcb.study.jobs import tables_of
 from pcb.study.status import at
 from pcb.study.words import duration, short
 
-# Seconds of a job relative to a training's, until jobs of that rule have been timed.
-COSTS = {"data": 0.3, "check_data": 0.05, "pretrain": 0.1, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.1,
-         "gather": 0.02, "notebook": 0.2}
-ANNOUNCED = {"pretrain", "trunk", "train"}  # long enough for a line at their start
+# Seconds of a job relative to a training's, until jobs of that rule have been timed. All rules that run something.
+COSTS = {"download": 1.0, "data": 0.3, "check_data": 0.05, "pretrain": 0.1, "trunk": 0.7, "train": 1.0, "infer": 0.25, "score": 0.05,
+         "gather": 0.02, "notebook": 0.2, "gather_page": 0.05, "page": 0.2}
+ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long enough for a line at their start
 OVERVIEWED = {"train", "score", "notebook"}  # after which there is news of a table
 SAID_HERE = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 LOG_LINES = 25  # of a failed job whose log has no line `error:`

@@ -6,14 +6,21 @@ import logging
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from pcb.progress import Lines, describe, says_more
+from pcb.progress import COSTS, Lines, describe, says_more
 from pcb.study import load_study
 from pcb.study.status import status
 from pcb.study.words import duration
+
+
+def test_every_rule_that_runs_something_has_its_lines():
+    rules = Path(__file__).resolve().parents[1] / "workflow/rules"
+    named = {name for path in rules.glob("*.smk") for name in re.findall(r"^ *rule (\w+):", path.read_text(), re.MULTILINE)}
+    assert set(COSTS) == named - {"train_all"}
 
 
 class Run:
