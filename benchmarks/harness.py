@@ -59,7 +59,7 @@ class Figure:
     def judged(self) -> tuple[str, str, str]:
         """Ratio, target, and whether it is met, in words; empty where there is none."""
         ratio = "" if self.ratio is None else f"{number(self.ratio)}x"
-        target = "" if self.target is None else f"{self.target:g}x" if self.reference is not None else f"{self.target:g} {self.unit}"
+        target = "" if self.target is None else number(self.target) + ("x" if self.reference is not None else f" {self.unit}")
         return ratio, target, {None: "", True: "met", False: "missed"}[self.met]
 
 
