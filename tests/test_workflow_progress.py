@@ -17,12 +17,6 @@ from pcb.study.status import status
 from pcb.study.words import duration
 
 
-def test_every_rule_that_runs_something_has_its_lines():
-    rules = Path(__file__).resolve().parents[1] / "workflow/rules"
-    named = {name for path in rules.glob("*.smk") for name in re.findall(r"^ *rule (\w+):", path.read_text(), re.MULTILINE)}
-    assert set(COSTS) == named - {"train_all"}
-
-
 class Run:
     """Plays Snakemake's events to a handler, on a clock of its own."""
 
@@ -44,6 +38,12 @@ class Run:
     @property
     def said(self):
         return [line[10:] for line in self.out.getvalue().splitlines()]
+
+
+def test_every_rule_that_runs_something_has_its_lines():
+    rules = Path(__file__).resolve().parents[1] / "workflow/rules"
+    named = {name for path in rules.glob("*.smk") for name in re.findall(r"^ *rule (\w+):", path.read_text(), re.MULTILINE)}
+    assert set(COSTS) == named - {"train_all"}
 
 
 def test_a_long_job_is_announced_and_its_end_has_done_total_and_time():

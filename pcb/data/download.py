@@ -121,7 +121,7 @@ def fetch(url: str, path: Path, sha256: str = "", more_space: float = 0.0, attem
         size = int(answer.headers.get("Content-Length") or -1)
         mark = hashlib.sha256(f"{url} {answer.headers.get('ETag', '')} {answer.headers.get('Last-Modified', '')} {size}".encode())
         part = path.with_name(f".{path.name}-{mark.hexdigest()[:8]}.part")
-        with only_one(part):
+        with loading(part):
             there = part.stat().st_size
             check_space(path, size, there, more_space)
             attempt = 0
@@ -235,7 +235,7 @@ def unpack_folder(content: zipfile.ZipFile, members: list[zipfile.ZipInfo], path
 
 
 @contextmanager
-def only_one(part: Path) -> Iterator[None]:
+def loading(part: Path) -> Iterator[None]:
     """Hold the lock of a part, which exists from now on. Raises `UserError` where another process loads it."""
     try:
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -121,10 +121,9 @@ class FrozenTrunkMaskRCNN(MaskRCNN):
     def recollect(self, part: str, device: torch.device) -> None:
         """Read what an earlier process left, if any did."""
         path = self.memory_file(part)
-        if path and path.exists():
-            rows = checkpoint.load(path, map_location=device)["rows"]
-            self.memory[part].update({tuple(key): (features, boxes) for *key, features, boxes in rows})
-            self.on_disk[part] = len(rows)
+        rows = checkpoint.load(path, map_location=device)["rows"] if path and path.exists() else []
+        self.memory[part].update({tuple(key): (features, boxes) for *key, features, boxes in rows})
+        self.on_disk[part] = len(rows)
 
 
 @MODELS.register_module()

@@ -12,7 +12,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 
-from pcb.engine.frozen import TRAINING
+from pcb.engine.frozen import TRAINING, FrozenTrunkMaskRCNN
 from pcb.errors import UserError
 
 
@@ -97,7 +97,7 @@ class KeepMemoryHook(Hook):
     """Leaves what a frozen trunk said of every image to the next training with the same trunk and images."""
 
     def after_train(self, runner) -> None:
-        if hasattr(runner.bare_model, "keep_memory") and is_main_process():
+        if isinstance(runner.bare_model, FrozenTrunkMaskRCNN) and is_main_process():
             runner.bare_model.keep_memory(TRAINING)
 
 
