@@ -25,7 +25,10 @@ def measure(quick: bool) -> list[Figure]:
         ours, naive = ConfusionMatrix(classes), NaiveMatrix(classes)
         for two_images in (True, False):
             g = torch.Generator().manual_seed(0)
-            labels, probs = draw(two_images, classes, g), torch.randn(POSITIVES, classes, generator=g).softmax(dim=1)
+            labels, probs = (
+                draw(two_images, classes, g),
+                torch.randn(POSITIVES, classes, generator=g).softmax(dim=1),
+            )
 
             def of_ours(ours=ours, labels=labels, probs=probs):
                 ours.update(probs, labels)
@@ -36,8 +39,15 @@ def measure(quick: bool) -> list[Figure]:
                 naive.targets(labels)
 
             seconds = by_turns(5 if quick else 40, time.process_time, ours=of_ours, naive=of_naive)
-            figures.append(Figure(f"update and targets, C={classes}, {len(labels.unique())} classes present", 1e3 * seconds["ours"],
-                                  1e3 * seconds["naive"], "ms", 1))
+            figures.append(
+                Figure(
+                    f"update and targets, C={classes}, {len(labels.unique())} classes present",
+                    1e3 * seconds["ours"],
+                    1e3 * seconds["naive"],
+                    "ms",
+                    1,
+                )
+            )
     return figures
 
 

@@ -25,12 +25,18 @@ import twin
 from harness import Figure, main
 
 OBJECTS = 13
-GPU_RATE = float(os.environ.get("GPU_RATE", 40))  # images/s of one GPU; an assumption, not a measurement
+GPU_RATE = float(
+    os.environ.get("GPU_RATE", 40)
+)  # images/s of one GPU; an assumption, not a measurement
 
 
 def photograph(random: np.random.Generator) -> bytes:
     """A JPEG of 640x480 with large shapes and fine grain."""
-    shapes = cv2.resize(random.integers(0, 255, (30, 40, 3)).astype(np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+    shapes = cv2.resize(
+        random.integers(0, 255, (30, 40, 3)).astype(np.uint8),
+        (640, 480),
+        interpolation=cv2.INTER_CUBIC,
+    )
     grain = cv2.GaussianBlur(random.normal(0, 90, (480, 640, 3)), (0, 0), 1.2)
     pixels = np.clip(shapes + grain, 0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
@@ -43,9 +49,22 @@ def image(path: Path, random: np.random.Generator, texts: list[str]) -> dict:
     for number in random.integers(0, len(texts), OBJECTS):
         found = json.loads("{" + texts[number] + "}")
         x, y, width, height = found["bbox"]
-        instances.append({"bbox": [x, y, x + width, y + height], "bbox_label": 1, "ignore_flag": 0,
-                          "mask": [np.array(polygon) for polygon in found["segmentation"]]})
-    return {"img_path": str(path), "img_id": 1, "seg_map_path": None, "height": 480, "width": 640, "instances": instances}
+        instances.append(
+            {
+                "bbox": [x, y, x + width, y + height],
+                "bbox_label": 1,
+                "ignore_flag": 0,
+                "mask": [np.array(polygon) for polygon in found["segmentation"]],
+            }
+        )
+    return {
+        "img_path": str(path),
+        "img_id": 1,
+        "seg_map_path": None,
+        "height": 480,
+        "width": 640,
+        "instances": instances,
+    }
 
 
 def pipeline(load: str) -> list[Callable]:
@@ -54,25 +73,35 @@ def pipeline(load: str) -> list[Callable]:
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    import pcb.data.dataset  # noqa: F401
+    import pcb.data.lvis.dataset  # noqa: F401
 
     init_default_scope("mmdet")
-    steps = Config.fromfile(str(Path(__file__).parents[1] / "configs/mmdet/lvis_r50.py")).train_pipeline
+    steps = Config.fromfile(
+        str(Path(__file__).parents[1] / "configs/mmdet/lvis_r50.py")
+    ).train_pipeline
     largest = {"LoadWindowMasks": {"type": load}, "RandomFlip": {"prob": 1.0}}
-    steps = [{"type": "Resize", "scale": step["scales"][-1], "keep_ratio": True} if step["type"] == "RandomChoiceResize" else
-             {**step, **largest.get(step["type"], {})} for step in steps]
+    steps = [
+        {"type": "Resize", "scale": step["scales"][-1], "keep_ratio": True}
+        if step["type"] == "RandomChoiceResize"
+        else {**step, **largest.get(step["type"], {})}
+        for step in steps
+    ]
     return [TRANSFORMS.build(step) for step in steps]
 
 
 def run(steps: list[Callable], info: dict) -> dict[str, float]:
     """CPU seconds of each step, of handing the sample to another process (both ends), and its bytes."""
     sample, took = {**info, "instances": [dict(i) for i in info["instances"]]}, {}
-    for name, step in zip(("read and decode", "annotations", "resize", "flip", "pack"), steps, strict=True):
+    for name, step in zip(
+        ("read and decode", "annotations", "resize", "flip", "pack"), steps, strict=True
+    ):
         start = time.process_time()
         sample = step(sample)
         took[name] = time.process_time() - start
     start = time.process_time()
-    sent = pickle.dumps(sample["data_samples"], protocol=5)  # the image itself goes through shared memory
+    sent = pickle.dumps(
+        sample["data_samples"], protocol=5
+    )  # the image itself goes through shared memory
     pickle.loads(sent)
     took["hand over"] = time.process_time() - start
     return took | {"bytes": len(sent)}
@@ -95,17 +124,43 @@ def measure(quick: bool) -> list[Figure]:
                 start = time.process_time()
                 cv2.imdecode(np.fromfile(info["img_path"], np.uint8), cv2.IMREAD_COLOR)
                 decode[i] = min(decode[i], time.process_time() - start)
-    mean = {side: {part: float(np.mean([image[part] for image in images])) for part in images[0]} for side, images in least.items()}
+    mean = {
+        side: {part: float(np.mean([image[part] for image in images])) for part in images[0]}
+        for side, images in least.items()
+    }
     parts = [part for part in mean["ours"] if part != "bytes"]
     whole = {side: sum(mean[side][part] for part in parts) for side in sides}
     floor = float(np.mean(decode))
     return [
         Figure("one image, all steps", whole["ours"] * 1e3, whole["stock"] * 1e3, "ms"),
-        *(Figure(f"  {part}", mean["ours"][part] * 1e3, mean["stock"][part] * 1e3, "ms") for part in parts),
-        Figure("  its masks, boxes and labels, from worker to trainer", mean["ours"]["bytes"] / 1e6, mean["stock"]["bytes"] / 1e6, "MB"),
-        Figure("one image, all steps, against its floor: JPEG decoding alone", whole["ours"] * 1e3, floor * 1e3, "ms"),
-        Figure("images per second of a worker (more is better)", 1 / whole["ours"], 1 / whole["stock"], "1/s"),
-        Figure(f"workers for a GPU that takes {GPU_RATE:g} images/s (assumed)", GPU_RATE * whole["ours"], GPU_RATE * whole["stock"], ""),
+        *(
+            Figure(f"  {part}", mean["ours"][part] * 1e3, mean["stock"][part] * 1e3, "ms")
+            for part in parts
+        ),
+        Figure(
+            "  its masks, boxes and labels, from worker to trainer",
+            mean["ours"]["bytes"] / 1e6,
+            mean["stock"]["bytes"] / 1e6,
+            "MB",
+        ),
+        Figure(
+            "one image, all steps, against its floor: JPEG decoding alone",
+            whole["ours"] * 1e3,
+            floor * 1e3,
+            "ms",
+        ),
+        Figure(
+            "images per second of a worker (more is better)",
+            1 / whole["ours"],
+            1 / whole["stock"],
+            "1/s",
+        ),
+        Figure(
+            f"workers for a GPU that takes {GPU_RATE:g} images/s (assumed)",
+            GPU_RATE * whole["ours"],
+            GPU_RATE * whole["stock"],
+            "",
+        ),
     ]
 
 

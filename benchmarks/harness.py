@@ -59,11 +59,17 @@ class Figure:
     def judged(self) -> tuple[str, str, str]:
         """Ratio, target, and whether it is met, in words; empty where there is none."""
         ratio = "" if self.ratio is None else f"{number(self.ratio)}x"
-        target = "" if self.target is None else number(self.target) + ("x" if self.reference is not None else f" {self.unit}")
+        target = (
+            ""
+            if self.target is None
+            else number(self.target) + ("x" if self.reference is not None else f" {self.unit}")
+        )
         return ratio, target, {None: "", True: "met", False: "missed"}[self.met]
 
 
-def by_turns(repeats: int, clock: Callable[[], float] = time.perf_counter, **sides: Callable[[], object]) -> dict[str, float]:
+def by_turns(
+    repeats: int, clock: Callable[[], float] = time.perf_counter, **sides: Callable[[], object]
+) -> dict[str, float]:
     """Least seconds of each side over `repeats` rounds in which each takes its turn; one round before to warm up.
 
     With `clock=time.process_time` they are the CPU seconds of this process, which suffer less from a busy machine.
@@ -105,6 +111,7 @@ class Stopwatch:
                 self.spent[part] += whole - self.stack.pop()
                 if self.stack:
                     self.stack[-1] += whole
+
         return timed
 
     def reset(self) -> None:
@@ -113,8 +120,10 @@ class Stopwatch:
     def figures(self, whole: float, times: int, name: str) -> list[Figure]:
         """Milliseconds of each part, the largest first, and of the whole, which took `whole` seconds in `times` repeats."""
         parts = [*self.spent.items(), ("everything else", whole - sum(self.spent.values()))]
-        return [Figure(part, 1e3 * seconds / times, unit="ms") for part, seconds in sorted(parts, key=lambda p: -p[1])] + [
-            Figure(name, 1e3 * whole / times, unit="ms")]
+        return [
+            Figure(part, 1e3 * seconds / times, unit="ms")
+            for part, seconds in sorted(parts, key=lambda p: -p[1])
+        ] + [Figure(name, 1e3 * whole / times, unit="ms")]
 
 
 def number(value: float | None) -> str:
@@ -126,11 +135,15 @@ def number(value: float | None) -> str:
 def table(figures: list[Figure]) -> str:
     """The figures, one a line (a long name takes more), at most 100 columns wide."""
     width = min(max([len("what"), *(len(f.what) for f in figures)]), WIDEST)
-    lines = [f"{'what':{width}}  {'ours':>8}  {'reference':>9}  {'':6}  {'ratio':>6}  {'target':>7}"]
+    lines = [
+        f"{'what':{width}}  {'ours':>8}  {'reference':>9}  {'':6}  {'ratio':>6}  {'target':>7}"
+    ]
     for f in figures:
         ratio, target, met = f.judged
         first, *rest = textwrap.wrap(f.what, width)
-        lines.append(f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}  {ratio:>6}  {target:>7}  {met}".rstrip())
+        lines.append(
+            f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}  {ratio:>6}  {target:>7}  {met}".rstrip()
+        )
         lines += [f"  {line}" for line in rest]
     return "\n".join(lines)
 
@@ -138,22 +151,42 @@ def table(figures: list[Figure]) -> str:
 def save(path: Path, name: str, figures: list[Figure], quick: bool) -> None:
     import torch
 
-    from pcb.engine import provenance
+    from pcb.cluster import provenance
     from pcb.files import write_json
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = [asdict(f) | {"ratio": f.ratio, "met": f.met} for f in figures]
-    write_json(path, {"name": name, "quick": quick, "figures": rows, "hardware": provenance.hardware(device),
-                      "versions": provenance.versions(), "git": provenance.git(), "date": provenance.now()})
+    write_json(
+        path,
+        {
+            "name": name,
+            "quick": quick,
+            "figures": rows,
+            "hardware": provenance.hardware(device),
+            "versions": provenance.versions(),
+            "git": provenance.git(),
+            "date": provenance.now(),
+        },
+    )
 
 
 def main(name: str, measure: Callable[[bool], list[Figure]]) -> None:
     """Run the benchmark `name` as the command line says. `measure(quick)` returns its figures."""
     module = inspect.getmodule(measure)
     parser = argparse.ArgumentParser(description=(module.__doc__ or name).split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: a look, not a figure to quote")
-    parser.add_argument("--write", nargs="?", const=RESULTS / f"{name}.json", type=Path, metavar="PATH",
-                        help=f"save the figures, by default as results/benchmarks/{name}.json")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer repeats and smaller sizes: a look, not a figure to quote",
+    )
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        const=RESULTS / f"{name}.json",
+        type=Path,
+        metavar="PATH",
+        help=f"save the figures, by default as results/benchmarks/{name}.json",
+    )
     arguments = parser.parse_args()
     figures = measure(arguments.quick)
     print(table(figures), flush=True)

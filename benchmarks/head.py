@@ -35,8 +35,16 @@ def detector(iterative: bool) -> torch.nn.Module:
     config = Config.fromfile("configs/mmdet/lvis_r50.py")
     config.model.backbone.init_cfg = None
     if iterative:
-        experiment = Experiment("head", "v1", "r50", "rfs", "softmax", "iterative", pcb=PCB(0.4, 0.99))
-        config.merge_from_dict({"model": model_overrides(experiment, num_classes=CLASSES, start_epoch=1, absent=range(CLASSES))})
+        experiment = Experiment(
+            "head", "v1", "r50", "rfs", "softmax", "iterative", pcb=PCB(0.4, 0.99)
+        )
+        config.merge_from_dict(
+            {
+                "model": model_overrides(
+                    experiment, num_classes=CLASSES, start_epoch=1, absent=range(CLASSES)
+                )
+            }
+        )
     else:
         heads = {"num_classes": CLASSES}
         config.merge_from_dict({"model": {"roi_head": {"bbox_head": heads, "mask_head": heads}}})
@@ -50,20 +58,29 @@ def batch(images: int, device: str) -> tuple[torch.Tensor, list[DetDataSample]]:
     samples = []
     for _ in range(images):
         corner = random.uniform(0, 500, (OBJECTS, 2))
-        boxes = torch.tensor(np.concatenate([corner, corner + random.uniform(30, 280, (OBJECTS, 2))], 1), dtype=torch.float32)
+        boxes = torch.tensor(
+            np.concatenate([corner, corner + random.uniform(30, 280, (OBJECTS, 2))], 1),
+            dtype=torch.float32,
+        )
         masks = np.zeros((OBJECTS, *SIZE), dtype=np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = 1
         shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), SIZE)
         sample = DetDataSample(metainfo={**shapes, "scale_factor": (1.0, 1.0), "img_id": 0})
         labels = torch.tensor(random.integers(0, CLASSES, OBJECTS), device=device)
-        sample.gt_instances = InstanceData(bboxes=boxes.to(device), labels=labels, masks=BitmapMasks(masks, *SIZE))
+        sample.gt_instances = InstanceData(
+            bboxes=boxes.to(device), labels=labels, masks=BitmapMasks(masks, *SIZE)
+        )
         samples.append(sample)
     return torch.rand(images, 3, *SIZE, device=device), samples
 
 
 def total(losses: dict) -> torch.Tensor:
-    return sum(value if torch.is_tensor(value) else sum(value) for key, value in losses.items() if "loss" in key)
+    return sum(
+        value if torch.is_tensor(value) else sum(value)
+        for key, value in losses.items()
+        if "loss" in key
+    )
 
 
 def on_gpu(quick: bool) -> list[Figure]:
@@ -81,10 +98,20 @@ def on_gpu(quick: bool) -> list[Figure]:
     sides = {}
     for name, iterative in (("ours", True), ("stock", False)):
         model = detector(iterative).cuda()
-        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-4, momentum=0.9)
+        optimizer = torch.optim.SGD(
+            (p for p in model.parameters() if p.requires_grad), lr=1e-4, momentum=0.9
+        )
         sides[name] = partial(train, model, optimizer, torch.amp.GradScaler("cuda"))
     seconds = by_turns(3 if quick else 20, **sides)
-    return [Figure(f"training iteration, batch {len(samples)}, 1333x800, fp16", 1e3 * seconds["ours"], 1e3 * seconds["stock"], "ms", SHARE)]
+    return [
+        Figure(
+            f"training iteration, batch {len(samples)}, 1333x800, fp16",
+            1e3 * seconds["ours"],
+            1e3 * seconds["stock"],
+            "ms",
+            SHARE,
+        )
+    ]
 
 
 def operations(iterative: bool) -> float:
@@ -98,27 +125,45 @@ def operations(iterative: bool) -> float:
 def box_heads(quick: bool) -> Figure:
     torch.set_num_threads(1)
     rois, label = 128 if quick else ROIS, torch.full((ROIS,), CLASSES)
-    label[: ROIS // 4] = torch.randint(CLASSES, (ROIS // 4,), generator=torch.Generator().manual_seed(0))
+    label[: ROIS // 4] = torch.randint(
+        CLASSES, (ROIS // 4,), generator=torch.Generator().manual_seed(0)
+    )
     feats, weight = torch.randn(rois, 256, 7, 7), torch.ones(rois)
 
     def ours(head) -> None:
         steps = head.steps(feats)
-        sum(w * head.classification_loss(z, label[:rois], weight, step)["loss_cls"]
-            for step, (w, (z, _)) in enumerate(zip(head.step_weights, steps, strict=True))).backward()
+        sum(
+            w * head.classification_loss(z, label[:rois], weight, step)["loss_cls"]
+            for step, (w, (z, _)) in enumerate(zip(head.step_weights, steps, strict=True))
+        ).backward()
 
     def stock(head) -> None:
         z, _ = head.bbox_head(feats)
         head.bbox_head.loss_cls(z, label[:rois], weight, avg_factor=rois).backward()
 
-    seconds = by_turns(2 if quick else 5, time.process_time, ours=partial(ours, detector(True).roi_head),
-                       stock=partial(stock, detector(False).roi_head))
-    return Figure(f"box head and its loss on {rois} RoIs, forward and backward", 1e3 * seconds["ours"], 1e3 * seconds["stock"], "ms")
+    seconds = by_turns(
+        2 if quick else 5,
+        time.process_time,
+        ours=partial(ours, detector(True).roi_head),
+        stock=partial(stock, detector(False).roi_head),
+    )
+    return Figure(
+        f"box head and its loss on {rois} RoIs, forward and backward",
+        1e3 * seconds["ours"],
+        1e3 * seconds["stock"],
+        "ms",
+    )
 
 
 def measure(quick: bool) -> list[Figure]:
     if torch.cuda.is_available():
         return on_gpu(quick)
-    counted = Figure("operations of a training iteration, one 1333x800 image", operations(True), operations(False), "GFLOP")
+    counted = Figure(
+        "operations of a training iteration, one 1333x800 image",
+        operations(True),
+        operations(False),
+        "GFLOP",
+    )
     return [box_heads(quick), counted]
 
 

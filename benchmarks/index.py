@@ -39,20 +39,27 @@ def build(kind: str, annotations: str, images: str, cache: str):
     if kind == "ours":
         return DATASETS.build(dict(type="PCBLVISDataset", index_cache=cache, **options))
     options["data_prefix"]["img"] += "/"
-    return DATASETS.build(dict(type="LVISV1Dataset", filter_cfg=dict(filter_empty_gt=True, min_size=32), **options))
+    return DATASETS.build(
+        dict(type="LVISV1Dataset", filter_cfg=dict(filter_empty_gt=True, min_size=32), **options)
+    )
 
 
 def rank(kind: str, annotations: str, images: str, cache: str, workers: int) -> None:
     """A training process and its workers: what it takes before it opens the data, and what each takes after it has read."""
     import mmdet.datasets  # noqa: F401
 
-    import pcb.data.dataset  # noqa: F401
+    import pcb.data.lvis.dataset  # noqa: F401
 
     before = pss()
     start, cpu = time.perf_counter(), time.process_time()
     data = build(kind, annotations, images, cache)
-    say(seconds=time.perf_counter() - start, cpu=time.process_time() - cpu, before=before, images=len(data),
-        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    say(
+        seconds=time.perf_counter() - start,
+        cpu=time.process_time() - cpu,
+        before=before,
+        images=len(data),
+        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
     for _ in range(workers):
         if os.fork() == 0:
             break
@@ -76,7 +83,13 @@ def ranks(kind: str, files: list[str], count: int, workers: int) -> dict:
     command = [sys.executable, __file__, "--rank", kind, *files, str(workers)]
     everyone = []
     for _ in range(count):  # one after the other, as far as opening goes: the time is that of one
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         opened = json.loads(next(line for line in process.stdout if line.startswith("{")))
         for _ in range(1 + workers):
             process.stdout.readline()
@@ -86,7 +99,10 @@ def ranks(kind: str, files: list[str], count: int, workers: int) -> dict:
         process.stdin.write("\n" * (1 + workers))
         process.stdin.flush()
     for process, opened in everyone:
-        memory += sum(json.loads(process.stdout.readline())["after"] for _ in range(1 + workers)) - opened["before"]
+        memory += (
+            sum(json.loads(process.stdout.readline())["after"] for _ in range(1 + workers))
+            - opened["before"]
+        )
     for process, _ in everyone:
         process.stdin.close()
         process.wait()
@@ -96,8 +112,14 @@ def ranks(kind: str, files: list[str], count: int, workers: int) -> dict:
 def measure(quick: bool) -> list[Figure]:
     count, workers = (2, 2) if quick else (8, 8)
     with tempfile.TemporaryDirectory() as folder:
-        annotations, images, cache = (str(Path(folder) / name) for name in ("train.json", "images", "cache"))
-        twin.write(Path(annotations), images=5_000 if quick else None, annotations=60_000 if quick else None)
+        annotations, images, cache = (
+            str(Path(folder) / name) for name in ("train.json", "images", "cache")
+        )
+        twin.write(
+            Path(annotations),
+            images=5_000 if quick else None,
+            annotations=60_000 if quick else None,
+        )
         files = [annotations, images, cache]
         made = ranks("ours", files, 1, 0)
         opened = ranks("ours", files, count, workers)
@@ -106,13 +128,29 @@ def measure(quick: bool) -> list[Figure]:
         size, about = Path(annotations).stat().st_size, f"{opened['images']:,} images"
         gib = 2**30
         return [
-            Figure(f"the first process: parse, check, write the index ({size / gib:.2f} GiB of JSON, {about})", made["seconds"],
-                   theirs["seconds"], "s", None if quick else 60 / theirs["seconds"]),
+            Figure(
+                f"the first process: parse, check, write the index ({size / gib:.2f} GiB of JSON, {about})",
+                made["seconds"],
+                theirs["seconds"],
+                "s",
+                None if quick else 60 / theirs["seconds"],
+            ),
             Figure("the same, CPU seconds", made["cpu"], theirs["cpu"], "s"),
-            Figure("peak memory of that process, mapped files included", made["peak"] / gib, theirs["peak"] / gib, "GiB"),
-            Figure("every other process: open the data set", opened["seconds"], theirs["seconds"], "s"),
-            Figure(f"memory of {count} ranks x {workers} workers (the file: {stored / gib:.2f} GiB)", opened["memory"] / gib,
-                   count * theirs["memory"] / gib, "GiB"),
+            Figure(
+                "peak memory of that process, mapped files included",
+                made["peak"] / gib,
+                theirs["peak"] / gib,
+                "GiB",
+            ),
+            Figure(
+                "every other process: open the data set", opened["seconds"], theirs["seconds"], "s"
+            ),
+            Figure(
+                f"memory of {count} ranks x {workers} workers (the file: {stored / gib:.2f} GiB)",
+                opened["memory"] / gib,
+                count * theirs["memory"] / gib,
+                "GiB",
+            ),
         ]
 
 

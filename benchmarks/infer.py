@@ -24,22 +24,22 @@ import torch
 from harness import Figure, Stopwatch, by_turns, main
 from mmengine.dataset import pseudo_collate
 
-from pcb.engine import build
-from pcb.engine.columns import columns
-from pcb.engine.infer import Network, detect_all, trained
-from pcb.engine.matrix import Sums
-from pcb.engine.variants import rules
 from pcb.errors import UserError
 from pcb.files import write_json
+from pcb.inference.calibrations import rules
+from pcb.inference.infer import Network, detect_all, trained
+from pcb.inference.proposal_confusion import Sums
 from pcb.study import Study, load_study
+from pcb.study.variants import columns
+from pcb.training import build
 
 RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
 PARTS = {
-    "trunk: features and proposals, remembered": [("pcb.engine.predict", "", "look")],
-    "box head": [("pcb.engine.infer", "", "forward")],
-    "scores and suppression of all variants": [("pcb.engine.infer", "", "detect")],
+    "trunk: features and proposals, remembered": [("pcb.inference.forward", "", "look")],
+    "box head": [("pcb.inference.infer", "", "forward")],
+    "scores and suppression of all variants": [("pcb.inference.infer", "", "detect")],
     "mask head": [("mmdet.models.roi_heads", "StandardRoIHead", "_mask_forward")],
-    "masks into the image, as RLE": [("pcb.engine.predict", "", "paste")],
+    "masks into the image, as RLE": [("pcb.inference.forward", "", "paste")],
 }
 
 
@@ -49,21 +49,47 @@ def measure(quick: bool) -> list[Figure]:
         study = finished(Path(folder))
         network = Network(study, RUN, "val", trained(study, RUN, 0))
         ids = list(network.places)[: 40 if quick else None]
-        one, all_ = rules(network.model, ["plain"]), rules(network.model, columns(study.variants(RUN)), *statistics(network))
-        seconds = by_turns(2 if quick else 5, clock=time.process_time, mmdet=lambda: mmdet(network, ids),
-                           one=lambda: detect_all(network, network.batches(ids), one),
-                           all=lambda: detect_all(network, network.batches(ids), all_),
-                           first=lambda: detect_all(network, forgetful(network).batches(ids), all_))
+        one, all_ = (
+            rules(network.model, ["plain"]),
+            rules(network.model, columns(study.variants(RUN)), *statistics(network)),
+        )
+        seconds = by_turns(
+            2 if quick else 5,
+            clock=time.process_time,
+            mmdet=lambda: mmdet(network, ids),
+            one=lambda: detect_all(network, network.batches(ids), one),
+            all=lambda: detect_all(network, network.batches(ids), all_),
+            first=lambda: detect_all(network, forgetful(network).batches(ids), all_),
+        )
         watch, began = Stopwatch(PARTS), time.process_time()
         detect_all(network, network.batches(ids), all_)
         whole = time.process_time() - began
     each = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
     count = len(columns(study.variants(RUN)))
-    return [Figure(f"{count} variants in one pass, against mmdet's predict", each["all"], each["mmdet"], "ms", target=1.5),
-            Figure("the same where nothing is remembered of an image", each["first"], each["mmdet"], "ms", target=1.5),
-            Figure("one variant, against mmdet's predict", each["one"], each["mmdet"], "ms"),
-            Figure(f"{count} variants in one pass, against our own pass for one", each["all"], each["one"], "ms"),
-            *watch.figures(whole, len(ids), f"{count} variants, with the clocks of the parts")]
+    return [
+        Figure(
+            f"{count} variants in one pass, against mmdet's predict",
+            each["all"],
+            each["mmdet"],
+            "ms",
+            target=1.5,
+        ),
+        Figure(
+            "the same where nothing is remembered of an image",
+            each["first"],
+            each["mmdet"],
+            "ms",
+            target=1.5,
+        ),
+        Figure("one variant, against mmdet's predict", each["one"], each["mmdet"], "ms"),
+        Figure(
+            f"{count} variants in one pass, against our own pass for one",
+            each["all"],
+            each["one"],
+            "ms",
+        ),
+        *watch.figures(whole, len(ids), f"{count} variants, with the clocks of the parts"),
+    ]
 
 
 def finished(folder: Path) -> Study:
@@ -75,8 +101,21 @@ def finished(folder: Path) -> Study:
         print(f"training {RUN} in a temporary folder", flush=True)
         study = load_study("mini", overrides={"results": str(folder)})
         write_json(folder / "study.json", study.resolved)
-        for verb, what in (("make-data", "v05"), ("pretrain", "r50"), ("trunk", study.experiments[RUN].trunk), ("train", RUN)):
-            command = [sys.executable, "-m", "pcb", verb, what, "--study", str(folder / "study.json")]
+        for verb, what in (
+            ("make-data", "v05"),
+            ("pretrain", "r50"),
+            ("trunk", study.experiments[RUN].trunk),
+            ("train", RUN),
+        ):
+            command = [
+                sys.executable,
+                "-m",
+                "pcb",
+                verb,
+                what,
+                "--study",
+                str(folder / "study.json"),
+            ]
             subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return study
 
@@ -85,7 +124,10 @@ def statistics(network: Network) -> tuple[dict[str, torch.Tensor], list[int]]:
     """What the variants need to know: the confusion matrices of both splits, and how many training images each class has."""
     matrices = {}
     for split in ("val", "train"):
-        other, sums = Network(network.study, RUN, split, network.record, network.model), Sums(len(network.data.metainfo["classes"]))
+        other, sums = (
+            Network(network.study, RUN, split, network.record, network.model),
+            Sums(len(network.data.metainfo["classes"])),
+        )
         for images in other.batches(list(other.places)):
             other.count(sums, images)
         matrices[split] = torch.from_numpy(sums.matrix)
@@ -100,7 +142,9 @@ def forgetful(network: Network) -> Network:
 
 def mmdet(network: Network, ids: list[int]) -> None:
     for i in ids:
-        found = network.model.test_step(pseudo_collate([network.data[network.places[i]]]))[0].pred_instances
+        found = network.model.test_step(pseudo_collate([network.data[network.places[i]]]))[
+            0
+        ].pred_instances
         coco_mask.encode(np.asfortranarray(found.masks.numpy().transpose(1, 2, 0).astype(np.uint8)))
 
 

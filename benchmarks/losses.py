@@ -30,11 +30,15 @@ def draw(two_images: bool, classes: int, g: torch.Generator) -> Tensor:
     if not two_images:
         return torch.multinomial(tail, POSITIVES, replacement=True, generator=g)
     present = torch.multinomial(tail, PRESENT, generator=g)
-    objects = torch.cat([present, present[torch.randint(PRESENT, (OBJECTS - PRESENT,), generator=g)]])
+    objects = torch.cat(
+        [present, present[torch.randint(PRESENT, (OBJECTS - PRESENT,), generator=g)]]
+    )
     return objects[torch.randint(OBJECTS, (POSITIVES,), generator=g)]
 
 
-def batch(channels: int, two_images: bool = True, classes: int = CLASSES, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+def batch(
+    channels: int, two_images: bool = True, classes: int = CLASSES, seed: int = 0
+) -> tuple[list[Tensor], Tensor]:
     """Logits of every step (N, channels), and labels (N,): positives, then background."""
     g = torch.Generator().manual_seed(seed)
     label = torch.cat([draw(two_images, classes, g), torch.full((ROIS - POSITIVES,), classes)])
@@ -60,21 +64,50 @@ def measure(quick: bool) -> list[Figure]:
     torch.set_num_threads(1)
     acting = {"start_epoch": 1, "absent": range(CLASSES)}  # the gate is open
     cases = {
-        "softmax": (CLASSES + 1, cross_entropy, PCBCrossEntropyLoss(CLASSES, 0.4, **acting), NaiveCrossEntropy(CLASSES, 0.4), 2.5),
-        "EQL v2": (CLASSES + 1, EQLv2Loss(CLASSES), PCBEQLv2Loss(CLASSES, 0.2, **acting), NaiveEQLv2(CLASSES, 0.2), 1.3),
-        "Seesaw": (CLASSES + 2, SeesawLoss(CLASSES), PCBSeesawLoss(CLASSES, 0.05, **acting), NaiveSeesaw(CLASSES, 0.05), 1.3),
+        "softmax": (
+            CLASSES + 1,
+            cross_entropy,
+            PCBCrossEntropyLoss(CLASSES, 0.4, **acting),
+            NaiveCrossEntropy(CLASSES, 0.4),
+            2.5,
+        ),
+        "EQL v2": (
+            CLASSES + 1,
+            EQLv2Loss(CLASSES),
+            PCBEQLv2Loss(CLASSES, 0.2, **acting),
+            NaiveEQLv2(CLASSES, 0.2),
+            1.3,
+        ),
+        "Seesaw": (
+            CLASSES + 2,
+            SeesawLoss(CLASSES),
+            PCBSeesawLoss(CLASSES, 0.05, **acting),
+            NaiveSeesaw(CLASSES, 0.05),
+            1.3,
+        ),
     }
     figures = []
     for name, (channels, base, ours, naive, target) in cases.items():
         for two_images in (True, False):
             steps, label = batch(channels, two_images)
             sides = {"base": base, "ours": ours, "naive": naive}
-            seconds = by_turns(5 if quick else 60, time.process_time,
-                               **{side: partial(train, loss, steps, label) for side, loss in sides.items()})
+            seconds = by_turns(
+                5 if quick else 60,
+                time.process_time,
+                **{side: partial(train, loss, steps, label) for side, loss in sides.items()},
+            )
             base_ms, ours_ms, naive_ms = (1e3 * seconds[side] for side in sides)
             present = f"{len(label.unique()) - 1} classes present"
-            figures += [Figure(f"{name} + PCB, {present}", ours_ms, base_ms, "ms", target if two_images else None),
-                        Figure(f"naive {name} + PCB, {present}", naive_ms, base_ms, "ms")]
+            figures += [
+                Figure(
+                    f"{name} + PCB, {present}",
+                    ours_ms,
+                    base_ms,
+                    "ms",
+                    target if two_images else None,
+                ),
+                Figure(f"naive {name} + PCB, {present}", naive_ms, base_ms, "ms"),
+            ]
     return figures
 
 

@@ -25,8 +25,12 @@ class NaiveMatrix(nn.Module):
     @torch.no_grad()
     def update(self, probs: Tensor, labels: Tensor) -> None:
         """(n, C) probabilities of positives, (n,) classes."""
-        sums = torch.zeros_like(self.matrix).scatter_add_(0, labels[:, None].expand_as(probs), probs)
-        counts = sums.new_zeros(self.num_classes).scatter_add_(0, labels, torch.ones_like(labels, dtype=sums.dtype))
+        sums = torch.zeros_like(self.matrix).scatter_add_(
+            0, labels[:, None].expand_as(probs), probs
+        )
+        counts = sums.new_zeros(self.num_classes).scatter_add_(
+            0, labels, torch.ones_like(labels, dtype=sums.dtype)
+        )
         all_sum(sums)
         all_sum(counts)
         mean = sums / counts.clamp(min=1)[:, None]
@@ -42,7 +46,9 @@ class NaiveMatrix(nn.Module):
         """Columns of labels (n,), of M̂ or without normalisation of M: (n, C)."""
         matrix = self.matrix.clone()
         if self.normalise:
-            matrix = matrix / matrix.sum(dim=0, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+            matrix = matrix / matrix.sum(dim=0, keepdim=True).clamp(
+                min=torch.finfo(matrix.dtype).tiny
+            )
         return matrix[:, labels].t()
 
 
@@ -87,7 +93,9 @@ class NaiveEQLv2(NaivePCB):
         fg, alpha = label < self.num_classes, self.alpha_of(step)
         self.confusion.update(z.detach()[fg][:, : self.num_classes].sigmoid(), label[fg])
         target = F.one_hot(label, self.num_classes + 1).to(z.dtype)
-        target[fg] = alpha * F.pad(self.confusion.targets(label[fg]), (0, 1)) + (1 - alpha) * target[fg]
+        target[fg] = (
+            alpha * F.pad(self.confusion.targets(label[fg]), (0, 1)) + (1 - alpha) * target[fg]
+        )
         ratio = torch.where(self.pos + self.neg > 0, self.pos / (self.neg + 1e-10), 100.0)
         minus = F.pad(1 / (1 + torch.exp(-12 * (ratio - 0.8))), (0, 1), value=1.0)
         plus = 1 + 4 * (1 - minus)
@@ -95,7 +103,9 @@ class NaiveEQLv2(NaivePCB):
         loss = (weight * F.binary_cross_entropy_with_logits(z, target, reduction="none")).sum()
         pull = ((z.detach().sigmoid() - target).abs() * weight)[:, : self.num_classes]
         self.pos += all_sum((pull * target[:, : self.num_classes]).sum(dim=0, dtype=torch.float64))
-        self.neg += all_sum((pull * (1 - target[:, : self.num_classes])).sum(dim=0, dtype=torch.float64))
+        self.neg += all_sum(
+            (pull * (1 - target[:, : self.num_classes])).sum(dim=0, dtype=torch.float64)
+        )
         return loss / len(label)
 
 
@@ -108,7 +118,9 @@ class NaiveSeesaw(NaivePCB):
 
     def forward(self, z: Tensor, label: Tensor, step: int) -> Tensor:
         fg, alpha = label < self.num_classes, self.alpha_of(step)
-        self.cum_samples += all_sum(F.one_hot(label, self.num_classes + 1).sum(dim=0).to(self.cum_samples.dtype))
+        self.cum_samples += all_sum(
+            F.one_hot(label, self.num_classes + 1).sum(dim=0).to(self.cum_samples.dtype)
+        )
         objectness = F.cross_entropy(z[:, -2:], (~fg).long(), reduction="sum")
         classes, logits = label[fg], z[fg][:, : self.num_classes]
         scores = logits.detach().softmax(dim=1)

@@ -23,34 +23,55 @@ HERE = Path(__file__).resolve().parent
 
 def names() -> list[str]:
     """Files that call the harness's main."""
-    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("harness", "run") and "main(\"" in path.read_text())
+    return sorted(
+        path.stem
+        for path in HERE.glob("*.py")
+        if path.stem not in ("harness", "run") and 'main("' in path.read_text()
+    )
 
 
 def read(path: Path) -> list[Figure]:
     rows = json.loads(path.read_text())["figures"]
-    return [Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows]
+    return [
+        Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows
+    ]
 
 
 def page(folder: Path) -> str:
     """Everything that is saved in a folder, as Markdown: a table for each benchmark, with the first line of what it says of itself."""
-    lines = ["# How fast", "", "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. Less is better "
-             "everywhere. What a figure is exactly, its benchmark says in its first lines.", ""]
+    lines = [
+        "# How fast",
+        "",
+        "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. Less is better "
+        "everywhere. What a figure is exactly, its benchmark says in its first lines.",
+        "",
+    ]
     for path in sorted(folder.glob("*.json")):
         saved = json.loads(path.read_text())
         if "figures" not in saved:
             continue
         about, hardware = docstring(HERE / f"{path.stem}.py"), saved["hardware"]
         quick = ", with fewer repeats (`--quick`)" if saved["quick"] else ""
-        lines += [f"## [{path.stem}](../../benchmarks/{path.stem}.py)", "", about, "",
-                  f"{saved['date'][:10]}, commit {saved['git']['commit'][:7]}{' and changes' if saved['git']['changed'] else ''}, "
-                  f"{', '.join(hardware.get('gpus', [hardware['cpu']]))}, {hardware['cores']} cores{quick}.", "",
-                  "| what | ours | reference | ratio | target | |", "|---|---:|---:|---:|---:|---|"]
+        lines += [
+            f"## [{path.stem}](../../benchmarks/{path.stem}.py)",
+            "",
+            about,
+            "",
+            f"{saved['date'][:10]}, commit {saved['git']['commit'][:7]}{' and changes' if saved['git']['changed'] else ''}, "
+            f"{', '.join(hardware.get('gpus', [hardware['cpu']]))}, {hardware['cores']} cores{quick}.",
+            "",
+            "| what | ours | reference | ratio | target | |",
+            "|---|---:|---:|---:|---:|---|",
+        ]
         lines += ["| " + " | ".join(cells(f)) + " |" for f in read(path)] + [""]
     return "\n".join(lines)
 
 
 def cells(f: Figure) -> list[str]:
-    ours, reference = (" ".join(filter(None, (number(value), f.unit))) if value is not None else "" for value in (f.ours, f.reference))
+    ours, reference = (
+        " ".join(filter(None, (number(value), f.unit))) if value is not None else ""
+        for value in (f.ours, f.reference)
+    )
     return [f.what, ours, reference, *f.judged]
 
 
@@ -61,9 +82,13 @@ def docstring(path: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all without any: {', '.join(names())}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which; all without any: {', '.join(names())}"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes")
-    parser.add_argument("--write", action="store_true", help="save figures below results/benchmarks/")
+    parser.add_argument(
+        "--write", action="store_true", help="save figures below results/benchmarks/"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(names())
     if unknown:
@@ -74,7 +99,13 @@ def main() -> int:
         for name in arguments.names or names():
             print(f"\n== {name}", flush=True)
             path = (RESULTS if arguments.write else Path(folder)) / f"{name}.json"
-            command = [sys.executable, str(HERE / f"{name}.py"), "--write", str(path), *(["--quick"] if arguments.quick else [])]
+            command = [
+                sys.executable,
+                str(HERE / f"{name}.py"),
+                "--write",
+                str(path),
+                *(["--quick"] if arguments.quick else []),
+            ]
             if subprocess.run(command).returncode:
                 failed.append(name)
             else:
@@ -82,7 +113,15 @@ def main() -> int:
     if arguments.write:
         (RESULTS / "README.md").write_text(page(RESULTS))
     print("\n== all")
-    print(table([Figure(f"{name}: {f.what}", f.ours, f.reference, f.unit, f.target) for name, some in figures.items() for f in some]))
+    print(
+        table(
+            [
+                Figure(f"{name}: {f.what}", f.ours, f.reference, f.unit, f.target)
+                for name, some in figures.items()
+                for f in some
+            ]
+        )
+    )
     if failed:
         print(f"failed: {', '.join(failed)} (see above)")
     return 1 if failed else 0

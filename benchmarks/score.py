@@ -20,8 +20,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from harness import Figure, main
 
-from pcb.engine.score import evaluate
-from pcb.engine.shards import Shards, ShardWriter, plan
+from pcb.evaluation.score import evaluate
+from pcb.evaluation.shards import Shards, ShardWriter, plan
 
 CLASSES, DETECTIONS, HEIGHT, WIDTH = 1203, 300, 480, 640
 LVIS_V1_VAL = 19809
@@ -31,13 +31,26 @@ SHAPES, JITTERS = 400, 12  # families of masks: one ground truth, and what detec
 def shapes(rng: np.random.Generator) -> tuple[list, np.ndarray, np.ndarray]:
     """Blobs of 40 corners: polygons and areas of the true ones; boxes (SHAPES, JITTERS, 4) and RLEs of their jittered copies."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    polygons, boxes, rles = [], np.zeros((SHAPES, JITTERS + 1, 4)), np.empty((SHAPES, JITTERS + 1), object)
+    polygons, boxes, rles = (
+        [],
+        np.zeros((SHAPES, JITTERS + 1, 4)),
+        np.empty((SHAPES, JITTERS + 1), object),
+    )
     for s in range(SHAPES):
-        centre, radius = rng.uniform([60, 60], [WIDTH - 60, HEIGHT - 60]), np.exp(rng.uniform(np.log(8), np.log(120), 2))
-        blob = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.7, 1, (40, 1))
+        centre, radius = (
+            rng.uniform([60, 60], [WIDTH - 60, HEIGHT - 60]),
+            np.exp(rng.uniform(np.log(8), np.log(120), 2)),
+        )
+        blob = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(
+            0.7, 1, (40, 1)
+        )
         for j in range(JITTERS + 1):
             spread = 0.12 * j / JITTERS  # copy 0 is the truth
-            copy = centre + (blob - centre) * np.exp(rng.normal(0, spread, 2)) + radius * rng.normal(0, spread, 2)
+            copy = (
+                centre
+                + (blob - centre) * np.exp(rng.normal(0, spread, 2))
+                + radius * rng.normal(0, spread, 2)
+            )
             copy = copy.clip(0, [WIDTH, HEIGHT])
             rle = coco_mask.frPyObjects([copy.ravel().tolist()], HEIGHT, WIDTH)[0]
             boxes[s, j], rles[s, j] = coco_mask.toBbox(rle), rle["counts"]
@@ -51,39 +64,87 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
     polygons, boxes, rles = shapes(rng)
     weight = 1 / np.arange(1, CLASSES + 1) ** 0.9
     draw = np.cumsum(weight / weight.sum())
-    truth = {"images": [], "annotations": [], "categories": [
-        {"id": c, "name": f"class{c}", "frequency": "f" if c <= 405 else "c" if c <= 866 else "r"} for c in range(1, CLASSES + 1)]}
-    writer, parts = ShardWriter(folder / "shards", "benchmark", ["plain"]), plan(range(1, images + 1))
+    truth = {
+        "images": [],
+        "annotations": [],
+        "categories": [
+            {
+                "id": c,
+                "name": f"class{c}",
+                "frequency": "f" if c <= 405 else "c" if c <= 866 else "r",
+            }
+            for c in range(1, CLASSES + 1)
+        ],
+    }
+    writer, parts = (
+        ShardWriter(folder / "shards", "benchmark", ["plain"]),
+        plan(range(1, images + 1)),
+    )
     for part in parts:
         columns = {k: [] for k in ("image_id", "category_id", "box", "score:plain", "rle")}
         for image in part:
             objects = rng.poisson(12)
-            shown, shape = 1 + np.searchsorted(draw, rng.random(objects)), rng.integers(SHAPES, size=objects)
+            shown, shape = (
+                1 + np.searchsorted(draw, rng.random(objects)),
+                rng.integers(SHAPES, size=objects),
+            )
             others = np.setdiff1d(1 + np.searchsorted(draw, rng.random(11)), shown)
-            truth["images"].append({"id": image, "file_name": f"{image:012d}.jpg", "height": HEIGHT, "width": WIDTH,
-                                    "neg_category_ids": others.tolist(),
-                                    "not_exhaustive_category_ids": np.unique(shown[rng.random(objects) < 0.05]).tolist()})
+            truth["images"].append(
+                {
+                    "id": image,
+                    "file_name": f"{image:012d}.jpg",
+                    "height": HEIGHT,
+                    "width": WIDTH,
+                    "neg_category_ids": others.tolist(),
+                    "not_exhaustive_category_ids": np.unique(
+                        shown[rng.random(objects) < 0.05]
+                    ).tolist(),
+                }
+            )
             for c, s in zip(shown.tolist(), shape.tolist(), strict=True):
-                truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": c, "iscrowd": 0,
-                                             "bbox": boxes[s, 0].tolist(), "area": float(boxes[s, 0, 2:].prod() * 0.6),
-                                             "segmentation": [polygons[s]]})
+                truth["annotations"].append(
+                    {
+                        "id": len(truth["annotations"]) + 1,
+                        "image_id": image,
+                        "category_id": c,
+                        "iscrowd": 0,
+                        "bbox": boxes[s, 0].tolist(),
+                        "area": float(boxes[s, 0, 2:].prod() * 0.6),
+                        "segmentation": [polygons[s]],
+                    }
+                )
             if objects:
-                which, jitter = rng.integers(objects, size=DETECTIONS), rng.integers(1, JITTERS + 1, size=DETECTIONS)
+                which, jitter = (
+                    rng.integers(objects, size=DETECTIONS),
+                    rng.integers(1, JITTERS + 1, size=DETECTIONS),
+                )
                 right = rng.random(DETECTIONS) < 0.4
                 columns["image_id"].append(np.full(DETECTIONS, image))
-                columns["category_id"].append(np.where(right, shown[which], 1 + np.searchsorted(draw, rng.random(DETECTIONS))))
+                columns["category_id"].append(
+                    np.where(right, shown[which], 1 + np.searchsorted(draw, rng.random(DETECTIONS)))
+                )
                 columns["box"].append(boxes[shape[which], jitter])
-                columns["score:plain"].append(rng.beta(1.2, 3, DETECTIONS) * np.where(right, 1, 0.6))
+                columns["score:plain"].append(
+                    rng.beta(1.2, 3, DETECTIONS) * np.where(right, 1, 0.6)
+                )
                 columns["rle"].append(rles[shape[which], jitter])
         rows = {k: np.concatenate(v) for k, v in columns.items()}
-        size = {"height": np.full(len(rows["rle"]), HEIGHT), "width": np.full(len(rows["rle"]), WIDTH)}
+        size = {
+            "height": np.full(len(rows["rle"]), HEIGHT),
+            "width": np.full(len(rows["rle"]), WIDTH),
+        }
         writer.write(part, rows | size | dict(zip("xywh", rows["box"].T, strict=True)))
     (folder / "gt.json").write_text(json.dumps(truth))
     (folder / "manifest.json").write_text(json.dumps(writer.finish(parts)))
 
 
 def ours(folder: Path, iou_type: str) -> dict:
-    found = evaluate(folder / "gt.json", Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())), "plain", iou_type)
+    found = evaluate(
+        folder / "gt.json",
+        Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())),
+        "plain",
+        iou_type,
+    )
     return {k: v for k, v in found.items() if k != "classes"}
 
 
@@ -93,10 +154,21 @@ def lvis_api(folder: Path, iou_type: str) -> dict:
     np.float = float  # lvis 0.5.3 was written for numpy < 1.24
     logging.disable(logging.WARNING)
     from lvis import LVIS, LVISEval, LVISResults
+
     results = []
-    for rows in Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())).read("plain", masks=iou_type == "segm"):
-        columns = [rows.image_id.tolist(), rows.category_id.tolist(), rows.score.tolist(), rows.box.astype(float).tolist()]
-        some = [dict(zip(("image_id", "category_id", "score", "bbox"), row, strict=True)) for row in zip(*columns, strict=True)]
+    for rows in Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())).read(
+        "plain", masks=iou_type == "segm"
+    ):
+        columns = [
+            rows.image_id.tolist(),
+            rows.category_id.tolist(),
+            rows.score.tolist(),
+            rows.box.astype(float).tolist(),
+        ]
+        some = [
+            dict(zip(("image_id", "category_id", "score", "bbox"), row, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
         if iou_type == "segm":
             for row, counts in zip(some, rows.rle.to_pylist(), strict=True):
                 row["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": counts}
@@ -113,14 +185,24 @@ SIDES = {"ours": ours, "lvis-api": lvis_api}
 def alone(side: str, folder: Path, iou_type: str) -> dict:
     """One measurement in a process of its own: seconds, peak memory in GiB, metrics."""
     command = [sys.executable, __file__, "--alone", side, str(folder), iou_type]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
 
 
 def report(side: str, folder: str, iou_type: str) -> None:
     began = time.monotonic()
     metrics = SIDES[side](Path(folder), iou_type)
     seconds = time.monotonic() - began
-    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "metrics": metrics}))
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "metrics": metrics,
+            }
+        )
+    )
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -133,14 +215,32 @@ def measure(quick: bool) -> list[Figure]:
                 what, mine = f"{iou_type}, {images:,} images", alone("ours", Path(folder), iou_type)
                 if images == both:
                     theirs = alone("lvis-api", Path(folder), iou_type)
-                    apart = max(abs((mine["metrics"][k] or 0) - (v or 0)) for k, v in theirs["metrics"].items())
-                    figures += [Figure(f"{what}, against lvis-api", mine["seconds"], theirs["seconds"], "s", target=1 / 20),
-                                Figure(f"{what}: memory", mine["gib"], theirs["gib"], "GiB"),
-                                Figure(f"{what}: AP apart from lvis-api's, at most", apart, unit="points", target=1e-6)]
+                    apart = max(
+                        abs((mine["metrics"][k] or 0) - (v or 0))
+                        for k, v in theirs["metrics"].items()
+                    )
+                    figures += [
+                        Figure(
+                            f"{what}, against lvis-api",
+                            mine["seconds"],
+                            theirs["seconds"],
+                            "s",
+                            target=1 / 20,
+                        ),
+                        Figure(f"{what}: memory", mine["gib"], theirs["gib"], "GiB"),
+                        Figure(
+                            f"{what}: AP apart from lvis-api's, at most",
+                            apart,
+                            unit="points",
+                            target=1e-6,
+                        ),
+                    ]
                 else:
                     limits = (60, 8) if images == LVIS_V1_VAL else (None, None)
-                    figures += [Figure(what, mine["seconds"], unit="s", target=limits[0]),
-                                Figure(f"{what}: memory", mine["gib"], unit="GiB", target=limits[1])]
+                    figures += [
+                        Figure(what, mine["seconds"], unit="s", target=limits[0]),
+                        Figure(f"{what}: memory", mine["gib"], unit="GiB", target=limits[1]),
+                    ]
     return figures
 
 

@@ -15,9 +15,15 @@ from harness import Figure, Stopwatch, main
 
 RUN = "v05_r50_rfs_softmax_iterative"
 PARTS = {  # what it is called: (module, class, method) of each function that is it
-    "data: sampler, augmentation, collation": [("torch.utils.data.dataloader", "_SingleProcessDataLoaderIter", "_next_data")],
-    "data: what the model takes": [("pcb.engine.frozen", "RememberingPreprocessor", "forward")],
-    "frozen backbone, FPN, RPN": [("pcb.engine.frozen", "FrozenTrunkMaskRCNN", "recall")],
+    "data: sampler, augmentation, collation": [
+        ("torch.utils.data.dataloader", "_SingleProcessDataLoaderIter", "_next_data")
+    ],
+    "data: what the model takes": [
+        ("pcb.synthetic.frozen_backbone", "RememberingPreprocessor", "forward")
+    ],
+    "frozen backbone, FPN, RPN": [
+        ("pcb.synthetic.frozen_backbone", "FrozenTrunkMaskRCNN", "recall")
+    ],
     "assign RoIs": [("mmdet.models.task_modules", "MaxIoUAssigner", "assign")],
     "sample RoIs": [("mmdet.models.task_modules", "RandomSampler", "sample")],
     "RoIAlign": [("mmdet.models.roi_heads.roi_extractors", "SingleRoIExtractor", "forward")],
@@ -25,12 +31,14 @@ PARTS = {  # what it is called: (module, class, method) of each function that is
     "box targets": [("mmdet.models.roi_heads.bbox_heads", "Shared2FCBBoxHead", "get_targets")],
     "classification loss": [("pcb.heads", "SteppedRoIHead", "classification_loss")],
     "mask head": [("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "forward")],
-    "mask targets and loss": [("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "loss_and_target")],
+    "mask targets and loss": [
+        ("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "loss_and_target")
+    ],
     "backward": [("torch", "Tensor", "backward")],
     "optimiser and clipping": [("mmengine.optim", "OptimWrapper", "step")],
-    "seeds": [("pcb.engine.loop", "", "seed_everything")],
-    "checkpoint": [("pcb.engine.checkpoint", "Checkpoints", "save")],
-    "other hooks": [("pcb.engine.loop", "Runner", "call_hook")],
+    "seeds": [("pcb.training.loop", "", "seed_everything")],
+    "checkpoint": [("pcb.training.checkpoint", "Checkpoints", "save")],
+    "other hooks": [("pcb.training.loop", "Runner", "call_hook")],
 }
 
 
@@ -38,9 +46,9 @@ def measure(quick: bool) -> list[Figure]:
     import torch
     from startup import prepare
 
-    from pcb.engine import build, loop
-    from pcb.engine.train import execute, weights
     from pcb.study import load_study
+    from pcb.training import build, loop
+    from pcb.training.train import execute, weights
 
     torch.set_num_threads(1)
     skipped, iterations = (6, 6) if quick else (100, 100)

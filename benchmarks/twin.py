@@ -18,48 +18,76 @@ from pathlib import Path
 import numpy as np
 
 SIZES = {"train": (100_170, 1_270_141), "val": (19_809, 244_707)}
-GROUPS = {"f": (405, 3000, 101), "c": (461, 100, 11), "r": (337, 10, 1)}  # classes, train images of the first and of the last
+GROUPS = {
+    "f": (405, 3000, 101),
+    "c": (461, 100, 11),
+    "r": (337, 10, 1),
+}  # classes, train images of the first and of the last
 WIDTH, HEIGHT = 640, 480
 CORNERS = (33, 0.81)  # median and log-normal spread of an object's corners
-PARTS = 1.16          # polygons of an object, on average
-SHAPES = 6000         # distinct outlines, at random places; their text is made once
+PARTS = 1.16  # polygons of an object, on average
+SHAPES = 6000  # distinct outlines, at random places; their text is made once
 
 
 def shapes(random: np.random.Generator) -> list[str]:
     """The segmentation, area and bbox of random objects, as JSON text."""
     out = []
-    for corners in np.maximum(3, random.lognormal(np.log(CORNERS[0]), CORNERS[1], SHAPES)).astype(int):
+    for corners in np.maximum(3, random.lognormal(np.log(CORNERS[0]), CORNERS[1], SHAPES)).astype(
+        int
+    ):
         parts = min(random.geometric(1 / PARTS), corners // 3)
         polygons, area = [], 0.0
         for part in np.array_split(np.arange(corners), parts):
             angle = np.linspace(0, 2 * np.pi, len(part), endpoint=False)
-            radius = random.lognormal(3.2, 0.8) * (1 + 0.3 * np.sin(random.integers(2, 6) * angle + random.uniform(0, 6)))
+            radius = random.lognormal(3.2, 0.8) * (
+                1 + 0.3 * np.sin(random.integers(2, 6) * angle + random.uniform(0, 6))
+            )
             x = np.clip(random.uniform(20, WIDTH - 20) + radius * np.cos(angle), 0, WIDTH).round(2)
-            y = np.clip(random.uniform(20, HEIGHT - 20) + radius * np.sin(angle), 0, HEIGHT).round(2)
+            y = np.clip(random.uniform(20, HEIGHT - 20) + radius * np.sin(angle), 0, HEIGHT).round(
+                2
+            )
             area += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
             polygons.append(np.stack([x, y], 1).ravel().tolist())
         flat = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
         low, high = flat.min(0), flat.max(0)
         box = [round(float(v), 2) for v in (*low, *(high - low))]
-        out.append(f'"segmentation": {json.dumps(polygons)}, "area": {round(area, 2)}, "bbox": {json.dumps(box)}')
+        out.append(
+            f'"segmentation": {json.dumps(polygons)}, "area": {round(area, 2)}, "bbox": {json.dumps(box)}'
+        )
     return out
 
 
 def image_counts() -> np.ndarray:
     """(1203,) train images of each class, most frequent first."""
-    return np.concatenate([np.geomspace(first, last, number).round().astype(int) for number, first, last in GROUPS.values()])
+    return np.concatenate(
+        [
+            np.geomspace(first, last, number).round().astype(int)
+            for number, first, last in GROUPS.values()
+        ]
+    )
 
 
 def pairs(images: int, annotations: int, share: float, random: np.random.Generator) -> np.ndarray:
     """(annotations, 2) places of image and class, by image; each class in its number of images (times `share`), then again in those."""
     counts = np.maximum(1, (image_counts() * share).astype(int))
-    once = np.concatenate([np.stack([random.choice(images, n, replace=False), np.full(n, c)], 1) for c, n in enumerate(counts)])
+    once = np.concatenate(
+        [
+            np.stack([random.choice(images, n, replace=False), np.full(n, c)], 1)
+            for c, n in enumerate(counts)
+        ]
+    )
     again = once[random.integers(0, len(once), annotations - len(once))]
     both = np.concatenate([once, again])
     return both[np.argsort(both[:, 0], kind="stable")]
 
 
-def write(path: Path, split: str = "train", images: int | None = None, annotations: int | None = None, seed: int = 0) -> list[str]:
+def write(
+    path: Path,
+    split: str = "train",
+    images: int | None = None,
+    annotations: int | None = None,
+    seed: int = 0,
+) -> list[str]:
     """Write the twin of a split and return the places of its images (`train2017/000000000001.jpg`); smaller where the numbers say so."""
     whole = SIZES[split]
     images, annotations = images or whole[0], annotations or whole[1]
@@ -77,29 +105,73 @@ def write(path: Path, split: str = "train", images: int | None = None, annotatio
         picks = random.integers(0, len(texts), annotations)
         order = random.permutation(annotations)  # LVIS's own order is not by image either
         for start in range(0, annotations, 10_000):
-            rows = [(found[j, 0], found[j, 1], k + 1) for k, j in enumerate(order[start:start + 10_000].tolist(), start)]
-            file.write(", " * (start > 0) + ", ".join(
-                f'{{{texts[picks[k - 1]]}, "id": {k}, "image_id": {first + i}, "category_id": {category[c]}}}' for i, c, k in rows))
+            rows = [
+                (found[j, 0], found[j, 1], k + 1)
+                for k, j in enumerate(order[start : start + 10_000].tolist(), start)
+            ]
+            file.write(
+                ", " * (start > 0)
+                + ", ".join(
+                    f'{{{texts[picks[k - 1]]}, "id": {k}, "image_id": {first + i}, "category_id": {category[c]}}}'
+                    for i, c, k in rows
+                )
+            )
         negative = random.integers(1, len(counts) + 1, (images, 7))
         shown = np.full((images, 1), 0)
         shown[found[:, 0], 0] = category[found[:, 1]]
-        file.write('], "images": [' + ", ".join(json.dumps({
-            "date_captured": "2013-11-14 17:02:52", "id": first + i, "license": 4,
-            "neg_category_ids": [n for n in negative[i].tolist() if n != shown[i, 0]],
-            "height": HEIGHT, "width": WIDTH, "flickr_url": "http://farm9.staticflickr.com/0000/0000000000_0000000000_z.jpg",
-            "coco_url": f"http://images.cocodataset.org/{place}", "not_exhaustive_category_ids": []}) for i, place in enumerate(places)))
-        file.write('], "licenses": [], "categories": ' + json.dumps(sorted((
-            {"id": int(category[c]), "name": f"class_{category[c]:04d}", "synonyms": [f"class_{category[c]:04d}"], "synset": "thing.n.01",
-             "def": "a class of the twin", "image_count": int(n), "instance_count": int(3 * n), "frequency": str(groups[c])}
-            for c, n in enumerate(counts)), key=lambda entry: entry["id"])) + "}")
+        file.write(
+            '], "images": ['
+            + ", ".join(
+                json.dumps(
+                    {
+                        "date_captured": "2013-11-14 17:02:52",
+                        "id": first + i,
+                        "license": 4,
+                        "neg_category_ids": [n for n in negative[i].tolist() if n != shown[i, 0]],
+                        "height": HEIGHT,
+                        "width": WIDTH,
+                        "flickr_url": "http://farm9.staticflickr.com/0000/0000000000_0000000000_z.jpg",
+                        "coco_url": f"http://images.cocodataset.org/{place}",
+                        "not_exhaustive_category_ids": [],
+                    }
+                )
+                for i, place in enumerate(places)
+            )
+        )
+        file.write(
+            '], "licenses": [], "categories": '
+            + json.dumps(
+                sorted(
+                    (
+                        {
+                            "id": int(category[c]),
+                            "name": f"class_{category[c]:04d}",
+                            "synonyms": [f"class_{category[c]:04d}"],
+                            "synset": "thing.n.01",
+                            "def": "a class of the twin",
+                            "image_count": int(n),
+                            "instance_count": int(3 * n),
+                            "frequency": str(groups[c]),
+                        }
+                        for c, n in enumerate(counts)
+                    ),
+                    key=lambda entry: entry["id"],
+                )
+            )
+            + "}"
+        )
     return places
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path)
     parser.add_argument("--split", choices=list(SIZES), default="train")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="make an empty file for each image there")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="make an empty file for each image there"
+    )
     args = parser.parse_args()
     for place in write(args.path, args.split):
         if args.images:

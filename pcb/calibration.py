@@ -29,9 +29,11 @@ def transform(calibrate: Callable[[object, Tensor], Tensor]) -> Callable[[object
     def either(self, scores: Array) -> Array:
         columns = scores.shape[-1] if scores.ndim else 0
         if columns != self.num_classes + 1:
-            raise UserError(f"{columns} columns of scores, but {type(self).__name__} was built for {self.num_classes} classes",
-                            f"give {self.num_classes + 1}: a column for each class, background last "
-                            "(where scores have none: one minus their sum, or zeros for sigmoids)")
+            raise UserError(
+                f"{columns} columns of scores, but {type(self).__name__} was built for {self.num_classes} classes",
+                f"give {self.num_classes + 1}: a column for each class, background last "
+                "(where scores have none: one minus their sum, or zeros for sigmoids)",
+            )
         if isinstance(scores, Tensor):
             return calibrate(self, scores)
         return calibrate(self, tensor(scores)).numpy()
@@ -55,7 +57,9 @@ def mean_predictions(scores: Array, labels: Array) -> Array:
     fg, of = fg[known].double(), of[known].long()
     p = fg / fg.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(fg.dtype).tiny)
     sums = p.new_zeros(p.shape[1], p.shape[1]).index_add_(0, of, p)
-    matrix = (sums / of.bincount(minlength=len(sums)).clamp(min=1)[:, None]).to(tensor(scores).dtype)
+    matrix = (sums / of.bincount(minlength=len(sums)).clamp(min=1)[:, None]).to(
+        tensor(scores).dtype
+    )
     return matrix if isinstance(scores, Tensor) else matrix.numpy()
 
 
@@ -104,7 +108,9 @@ class NorCal:
     γ = 0 changes nothing.
     """
 
-    def __init__(self, image_counts: Tensor | np.ndarray, gamma: float, classifier: str = "softmax"):
+    def __init__(
+        self, image_counts: Tensor | np.ndarray, gamma: float, classifier: str = "softmax"
+    ):
         if classifier not in ("softmax", "seesaw", "sigmoid"):
             raise ValueError(f"classifier={classifier!r}: 'softmax', 'seesaw' or 'sigmoid'")
         self.factors = tensor(image_counts).double().clamp(min=1) ** -gamma
@@ -123,7 +129,13 @@ class NorCal:
         object_ = (1 - background).clamp(min=torch.finfo(scores.dtype).tiny)
         own = (fg / object_).clamp(max=1)
         odds = own * factors
-        return torch.cat([odds / (odds + 1 - own).clamp(min=torch.finfo(scores.dtype).tiny) * object_, background], dim=-1)
+        return torch.cat(
+            [
+                odds / (odds + 1 - own).clamp(min=torch.finfo(scores.dtype).tiny) * object_,
+                background,
+            ],
+            dim=-1,
+        )
 
 
 def with_foreground(scores: Tensor, fg: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from pcb.distributed import all_sum, world_size
 from pcb.errors import UserError
 
 AT_HAND = {"cpu"}  # devices on which a value can be looked at for nothing
-NO_COLUMN = 1e-20  # weight of the one-hot target in a column: decides only where the column is empty
+NO_COLUMN = (
+    1e-20  # weight of the one-hot target in a column: decides only where the column is empty
+)
 
 
 def pairwise_bias(matrix: Tensor) -> Tensor:
@@ -40,7 +42,11 @@ def sum_by_slot(rows: Tensor, slot: Tensor, size: int) -> Tensor:
     """Sum the (n, C) `rows` that share a slot: (size, C). Always in the order of the rows, on CPU and on CUDA."""
     out = rows.new_zeros(size, rows.shape[1])
     # The other way round, index_add_ on CUDA and index_put_ on CPU threads, the order would depend on timing.
-    return out.index_put_((slot,), rows, accumulate=True) if rows.is_cuda else out.index_add_(0, slot, rows)
+    return (
+        out.index_put_((slot,), rows, accumulate=True)
+        if rows.is_cuda
+        else out.index_add_(0, slot, rows)
+    )
 
 
 def fixed_shapes(labels: Tensor) -> bool:
@@ -62,11 +68,15 @@ def distinct(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     place = torch.zeros_like(ordered)
     place[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
     classes = torch.full_like(ordered, num_classes).scatter_(0, place, ordered)
-    counts = torch.zeros_like(ordered).scatter_add_(0, place, (ordered < num_classes).to(ordered.dtype))
+    counts = torch.zeros_like(ordered).scatter_add_(
+        0, place, (ordered < num_classes).to(ordered.dtype)
+    )
     return classes, torch.empty_like(place).scatter_(0, order, place), counts
 
 
-def class_sums(rows: Tensor, labels: Tensor, num_classes: int, also: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def class_sums(
+    rows: Tensor, labels: Tensor, num_classes: int, also: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum (n, D) `rows` by label (n,) over all ranks: classes (k,), their sums (k, D), their counts (k,).
 
     A class may come more than once, with the same sums and count each time; where nobody has it the count is 0.
@@ -75,13 +85,25 @@ def class_sums(rows: Tensor, labels: Tensor, num_classes: int, also: Tensor | No
     classes, slot, counts = distinct(labels, num_classes)
     sums = sum_by_slot(rows, slot, len(classes))
     if world_size() > 1:
-        every = sums.new_zeros(num_classes + 1, sums.shape[1] + 1)  # the last row takes what belongs to no class
+        every = sums.new_zeros(
+            num_classes + 1, sums.shape[1] + 1
+        )  # the last row takes what belongs to no class
         every[classes] = torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)
         all_sum(every, *([] if also is None else [also]))
-        return torch.arange(num_classes, device=labels.device), every[:-1, :-1], every[:-1, -1].long()
+        return (
+            torch.arange(num_classes, device=labels.device),
+            every[:-1, :-1],
+            every[:-1, -1].long(),
+        )
     if fixed_shapes(labels) and len(labels):
-        first = torch.where(counts > 0, torch.arange(len(classes), device=labels.device), 0)  # in place of what is left over
-        classes, sums, counts = classes[first].clamp(max=num_classes - 1), sums.index_select(0, first), counts[first]
+        first = torch.where(
+            counts > 0, torch.arange(len(classes), device=labels.device), 0
+        )  # in place of what is left over
+        classes, sums, counts = (
+            classes[first].clamp(max=num_classes - 1),
+            sums.index_select(0, first),
+            counts[first],
+        )
     return classes, sums, counts
 
 
@@ -99,12 +121,22 @@ class ConfusionMatrix(nn.Module):
     own matrix from a shared trunk. One that lacks a momentum raises `UserError`.
     """
 
-    def __init__(self, num_classes: int, momentum: float | Sequence[float] = 0.99, active: float | int | None = None,
-                 normalise: bool = True):
+    def __init__(
+        self,
+        num_classes: int,
+        momentum: float | Sequence[float] = 0.99,
+        active: float | int | None = None,
+        normalise: bool = True,
+    ):
         super().__init__()
-        momenta = [float(m) for m in ([momentum] if isinstance(momentum, (int, float)) else momentum)]
+        momenta = [
+            float(m) for m in ([momentum] if isinstance(momentum, (int, float)) else momentum)
+        ]
         if not momenta or not all(0 <= m < 1 for m in momenta):
-            raise UserError(f"momentum {momentum!r} of the confusion matrix", "give numbers with 0 <= momentum < 1")
+            raise UserError(
+                f"momentum {momentum!r} of the confusion matrix",
+                "give numbers with 0 <= momentum < 1",
+            )
         self.num_classes = num_classes
         self.normalise = normalise
         self.active = self._place(active, momenta)
@@ -122,7 +154,10 @@ class ConfusionMatrix(nn.Module):
             for place, momentum in enumerate(momenta):
                 if abs(momentum - active) < 1e-9:
                     return place
-        raise UserError(f"active={active!r} names none of the momenta {momenta}", "give one of them, or its place in the list")
+        raise UserError(
+            f"active={active!r} names none of the momenta {momenta}",
+            "give one of them, or its place in the list",
+        )
 
     @property
     def matrix(self) -> Tensor:
@@ -139,7 +174,9 @@ class ConfusionMatrix(nn.Module):
             also: another tensor, to be summed over all ranks by the same collective.
         A collective where there are several ranks: all of them must call it equally often.
         """
-        classes, sums, counts = class_sums(probs.detach().to(self.bank.dtype), labels, self.num_classes, also)
+        classes, sums, counts = class_sums(
+            probs.detach().to(self.bank.dtype), labels, self.num_classes, also
+        )
         present = counts > 0
         mean = sums.div_(counts.clamp(min=1)[:, None])
         weight = (1 - self.momenta).to(self.bank.dtype)[:, None, None] * present[:, None]
@@ -157,10 +194,16 @@ class ConfusionMatrix(nn.Module):
         For the label C ("none") it is some column.
         """
         fixed = fixed_shapes(labels)
-        classes, slot = (labels.clamp(max=self.num_classes - 1), None) if fixed else labels.unique(return_inverse=True)
+        classes, slot = (
+            (labels.clamp(max=self.num_classes - 1), None)
+            if fixed
+            else labels.unique(return_inverse=True)
+        )
         columns = self.matrix.t().index_select(0, classes)
         if posterior:
-            columns.scatter_add_(1, classes[:, None], columns.new_full((len(classes), 1), NO_COLUMN))
+            columns.scatter_add_(
+                1, classes[:, None], columns.new_full((len(classes), 1), NO_COLUMN)
+            )
             columns /= columns.sum(dim=1, keepdim=True)
         return columns if fixed else columns.index_select(0, slot)
 
@@ -170,11 +213,17 @@ class ConfusionMatrix(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         bank, theirs = state_dict.get(prefix + "bank"), state_dict.get(prefix + "momenta")
-        if bank is not None and theirs is not None and not torch.equal(theirs.cpu(), self.momenta.cpu()):
+        if (
+            bank is not None
+            and theirs is not None
+            and not torch.equal(theirs.cpu(), self.momenta.cpu())
+        ):
             close = (theirs.cpu()[None] - self.momenta.cpu()[:, None]).abs() < 1e-9
             if not close.any(dim=1).all():
-                raise UserError(f"the checkpoint keeps confusion matrices for momenta {theirs.tolist()}, not for {self.momenta.tolist()}",
-                                "start from a checkpoint trained with these momenta, or change the momenta of this run")
+                raise UserError(
+                    f"the checkpoint keeps confusion matrices for momenta {theirs.tolist()}, not for {self.momenta.tolist()}",
+                    "start from a checkpoint trained with these momenta, or change the momenta of this run",
+                )
             state_dict[prefix + "bank"] = bank[close.int().argmax(dim=1).to(bank.device)]
             state_dict[prefix + "momenta"] = self.momenta.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)

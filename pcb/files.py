@@ -15,6 +15,9 @@ from pathlib import Path
 
 from pcb.errors import UserError
 
+ROOT = (
+    Path(__file__).resolve().parents[1]
+)  # the repository; of an installed wheel, the folder that holds the package
 FULL = {errno.ENOSPC, errno.EDQUOT}
 UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, *FULL}
 
@@ -23,9 +26,15 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
     """What a user is told of a full disk or a folder without the right to write; None of any other error."""
     if error.errno not in UNWRITABLE:
         return None
-    fix = "free disk space; the same command goes on from what is there" if error.errno in FULL else \
-        "make the folder writable, or choose another: --config results=FOLDER"
-    return UserError(f"{path or error.filename or 'a file'} could not be written: {os.strerror(error.errno)}", fix)
+    fix = (
+        "free disk space; the same command goes on from what is there"
+        if error.errno in FULL
+        else "make the folder writable, or choose another: --config results=FOLDER"
+    )
+    return UserError(
+        f"{path or error.filename or 'a file'} could not be written: {os.strerror(error.errno)}",
+        fix,
+    )
 
 
 @contextmanager
@@ -38,7 +47,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -62,10 +73,14 @@ def only_one(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise UserError(f"{path.parent}: another process is working on {what}: {lock.read() or 'it does not say who'}",
-                            "wait for it, end it, or work in another results folder: --config results=FOLDER") from None
+            raise UserError(
+                f"{path.parent}: another process is working on {what}: {lock.read() or 'it does not say who'}",
+                "wait for it, end it, or work in another results folder: --config results=FOLDER",
+            ) from None
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC).isoformat(timespec='seconds')}")
+        lock.write(
+            f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC).isoformat(timespec='seconds')}"
+        )
         lock.flush()
         yield
 

@@ -1,7 +1,7 @@
 """Experiment -> the part of a training that is the method: RoI head, classification loss, predictors, and its stages.
 
 The one translation from the paper's factors (loss, paradigm, regression, PCB) to classes. Everything else of a config
-(backbone, data, the schedule of an ordinary training) is `pcb.engine.build`'s. A plain base loss is its PCB class with α = 0.
+(backbone, data, the schedule of an ordinary training) is `pcb.training.build`'s. A plain base loss is its PCB class with α = 0.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pcb.errors import UserError
 from pcb.study.experiment import Experiment
 
 STEPS = {"plain": 1, "iterative": 3, "dsn": 3, "rm": 3}  # R of each paradigm
-STEP_WEIGHTS = {1: [1.0], 3: [0.2, 0.2, 0.6]}            # w_r (§4.1)
-PRIOR_BIAS = -6.907                                      # EQL v2: every sigmoid starts at 0.001
+STEP_WEIGHTS = {1: [1.0], 3: [0.2, 0.2, 0.6]}  # w_r (§4.1)
+PRIOR_BIAS = -6.907  # EQL v2: every sigmoid starts at 0.001
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,17 @@ class Stage:
 BOX_HEAD = "roi_head.bbox_head."
 TWO_STAGES = {
     "bags": (Stage("softmax"), Stage("bags", 12, (8, 11), 0.5, (BOX_HEAD + "fc_cls",))),
-    "loce": (Stage("softmax"), Stage("loce", 6, (3, 5), 1.0, (BOX_HEAD + "fc_cls", BOX_HEAD + "fc_reg", "rpn_head", "roi_head.mask_head"),
-                                     ("LOCEFillHook",))),
+    "loce": (
+        Stage("softmax"),
+        Stage(
+            "loce",
+            6,
+            (3, 5),
+            1.0,
+            (BOX_HEAD + "fc_cls", BOX_HEAD + "fc_reg", "rpn_head", "roi_head.mask_head"),
+            ("LOCEFillHook",),
+        ),
+    ),
 }
 
 
@@ -46,9 +55,20 @@ def stages(experiment: Experiment) -> tuple[Stage, ...]:
     return TWO_STAGES.get(experiment.loss, (Stage(experiment.loss),))
 
 
-def model_overrides(experiment: Experiment, *, num_classes: int, stage: int = -1, start_epoch: int = 17, momenta: Sequence[float] = (),
-                    active: float | None = None, absent: Sequence[int] = (), instance_counts: Sequence[int] = (), soft_labels: bool = False,
-                    hidden: int = 512, identity_start: bool = False) -> dict:
+def model_overrides(
+    experiment: Experiment,
+    *,
+    num_classes: int,
+    stage: int = -1,
+    start_epoch: int = 17,
+    momenta: Sequence[float] = (),
+    active: float | None = None,
+    absent: Sequence[int] = (),
+    instance_counts: Sequence[int] = (),
+    soft_labels: bool = False,
+    hidden: int = 512,
+    identity_start: bool = False,
+) -> dict:
     """Overrides for the `model` of an mmdet config with a StandardRoIHead, to be merged by `Config.merge_from_dict`.
 
     Args:
@@ -85,21 +105,36 @@ def model_overrides(experiment: Experiment, *, num_classes: int, stage: int = -1
     }
     paradigms = {
         "plain": {},
-        "iterative": {"type": "IterativeRoIHead", "hidden": hidden, "identity_start": identity_start, "layer_norm": loss == "eqlv2"},
+        "iterative": {
+            "type": "IterativeRoIHead",
+            "hidden": hidden,
+            "identity_start": identity_start,
+            "layer_norm": loss == "eqlv2",
+        },
         "dsn": {"type": "DeepSupervisionRoIHead"},
         "rm": {"type": "RefinementRoIHead"},
     }
     if steps > 1 and loss not in ("softmax", "eqlv2", "seesaw"):
-        raise UserError(f"{experiment.id}: {loss} has no step weights", "give it the paradigm plain")
+        raise UserError(
+            f"{experiment.id}: {loss} has no step weights", "give it the paradigm plain"
+        )
     bbox_head["loss_cls"] = {"_delete_": True, "num_classes": num_classes, **losses[loss]}
     roi_head |= paradigms[experiment.paradigm]
     if steps > 1:
-        roi_head |= {"num_steps": steps, "step_weights": STEP_WEIGHTS[steps], "regression": experiment.regression}
+        roi_head |= {
+            "num_steps": steps,
+            "step_weights": STEP_WEIGHTS[steps],
+            "regression": experiment.regression,
+        }
     if loss == "eqlv2":
         bbox_head["init_cfg"] = [
             {"type": "Normal", "std": 0.01, "bias": PRIOR_BIAS, "override": {"name": "fc_cls"}},
             {"type": "Normal", "std": 0.001, "override": {"name": "fc_reg"}},
-            {"type": "Xavier", "distribution": "uniform", "override": [{"name": f"{part}_fcs"} for part in ("shared", "cls", "reg")]},
+            {
+                "type": "Xavier",
+                "distribution": "uniform",
+                "override": [{"name": f"{part}_fcs"} for part in ("shared", "cls", "reg")],
+            },
         ]
     if loss == "seesaw":
         bbox_head["cls_predictor_cfg"] = {"type": "NormedLinear"}

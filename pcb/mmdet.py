@@ -8,7 +8,9 @@ from __future__ import annotations
 try:
     from mmdet.registry import HOOKS, MODELS
 except ImportError as error:
-    raise ImportError("pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation says") from error
+    raise ImportError(
+        "pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation says"
+    ) from error
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -18,9 +20,17 @@ from pcb import heads, losses
 from pcb.errors import UserError
 
 METHODS = (
-    losses.PCBCrossEntropyLoss, losses.LabelSmoothingLoss, losses.OnlineLabelSmoothingLoss, losses.EquilibriumLoss, losses.BAGSLoss,
-    losses.PCBEQLv2Loss, losses.PCBSeesawLoss,
-    heads.IterativeRoIHead, heads.DeepSupervisionRoIHead, heads.RefinementRoIHead, heads.LOCERoIHead,
+    losses.PCBCrossEntropyLoss,
+    losses.LabelSmoothingLoss,
+    losses.OnlineLabelSmoothingLoss,
+    losses.EquilibriumLoss,
+    losses.BAGSLoss,
+    losses.PCBEQLv2Loss,
+    losses.PCBSeesawLoss,
+    heads.IterativeRoIHead,
+    heads.DeepSupervisionRoIHead,
+    heads.RefinementRoIHead,
+    heads.LOCERoIHead,
 )  # a plain base loss is its PCB class with alpha=0
 for method in METHODS:
     MODELS.register_module(module=method)
@@ -46,10 +56,16 @@ class PCBEpochHook(Hook):
         modules = list(_model(runner).modules())
         self.gates = [m for m in modules if isinstance(m, losses.Regulariser) and m.alpha]
         self.listeners = [m for m in modules if hasattr(m, "set_epoch")]
-        if not self.iterations and isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop) and self.gates:
-            raise UserError("IterBasedTrainLoop counts no epochs, by which PCB would start",
-                            "say how many iterations are an epoch: dict(type='PCBEpochHook', iterations=...); "
-                            "or train with EpochBasedTrainLoop")
+        if (
+            not self.iterations
+            and isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop)
+            and self.gates
+        ):
+            raise UserError(
+                "IterBasedTrainLoop counts no epochs, by which PCB would start",
+                "say how many iterations are an epoch: dict(type='PCBEpochHook', iterations=...); "
+                "or train with EpochBasedTrainLoop",
+            )
         self.tell(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -65,9 +81,13 @@ class PCBEpochHook(Hook):
         return 1 + (runner.iter // self.iterations if self.iterations else runner.epoch)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self.KEY not in runner.message_hub.runtime_info and any(gate.open for gate in self.gates):
+        if self.KEY not in runner.message_hub.runtime_info and any(
+            gate.open for gate in self.gates
+        ):
             runner.message_hub.update_info(self.KEY, runner.iter)
-            runner.logger.info(f"PCB regularisation acts from iteration {runner.iter} on (epoch {self.epoch(runner)})")
+            runner.logger.info(
+                f"PCB regularisation acts from iteration {runner.iter} on (epoch {self.epoch(runner)})"
+            )
         if self.iterations and (runner.iter + 1) % self.iterations == 0:
             self.warn(runner)
 
@@ -80,8 +100,10 @@ class PCBEpochHook(Hook):
         for gate in self.gates:
             waiting = gate.waiting_for() if gate.epoch >= gate.start_epoch and not gate.open else []
             if waiting:
-                runner.logger.warning(f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
-                                      "name those without any training sample in the loss's `absent`")
+                runner.logger.warning(
+                    f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
+                    "name those without any training sample in the loss's `absent`"
+                )
 
 
 @HOOKS.register_module()
@@ -94,7 +116,13 @@ class LOCEFillHook(Hook):
     def before_train(self, runner) -> None:
         model = _model(runner)
         if not model.roi_head.memory.written.any():
-            heads.loce.prefill(model, runner.train_dataloader.dataset, self.images_per_class, get_rank(), get_world_size())
+            heads.loce.prefill(
+                model,
+                runner.train_dataloader.dataset,
+                self.images_per_class,
+                get_rank(),
+                get_world_size(),
+            )
 
 
 def _model(runner):

@@ -7,7 +7,7 @@ Run by hand when the set of classes changes; users of the project need neither t
     python tools/build_sprites.py --icons node_modules/@iconify-json --lvis lvis_v0.5_val.json
 
 `--lvis` is any LVIS v0.5 annotation file; only the names, synonyms and frequencies of its categories are read.
-Writes pcb/data/assets/sprites.webp (64 px tiles) and sprites.json (class, LVIS frequency, style and tile).
+Writes pcb/synthetic/assets/sprites.webp (64 px tiles) and sprites.json (class, LVIS frequency, style and tile).
 """
 
 from __future__ import annotations
@@ -23,27 +23,62 @@ import resvg_py
 import yaml
 from PIL import Image
 
-ASSETS = Path(__file__).resolve().parents[1] / "pcb/data/assets"
+ASSETS = Path(__file__).resolve().parents[1] / "pcb/synthetic/assets"
 TILE = 64
 COLUMNS = 40
 PRETRAIN = 136  # classes for pretraining, disjoint from the task's
 MIN_STYLES = 4
 STYLES = ("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji", "fxemoji", "emojione")
-NAMED_BY_CODE = STYLES[:3]  # their packages say which code point an icon draws; the others are found by its names
+NAMED_BY_CODE = STYLES[
+    :3
+]  # their packages say which code point an icon draws; the others are found by its names
 
 # LVIS names whose emoji is called otherwise, and which no synonym in LVIS leads to.
 ALIASES = {
-    "apple": "red-apple", "sheep": "ewe", "bull": "ox", "tennis_ball": "tennis", "football_(American)": "american-football",
-    "truck": "delivery-truck", "minivan": "minibus", "yacht": "sailboat", "jeep": "sport-utility-vehicle", "race_car": "racing-car",
-    "mandarin_orange": "tangerine", "motorboat": "speedboat", "boat": "ship", "mouse_(computer_equipment)": "computer-mouse",
-    "cherry": "cherries", "grape": "grapes", "alligator": "crocodile", "squirrel": "chipmunk",
+    "apple": "red-apple",
+    "sheep": "ewe",
+    "bull": "ox",
+    "tennis_ball": "tennis",
+    "football_(American)": "american-football",
+    "truck": "delivery-truck",
+    "minivan": "minibus",
+    "yacht": "sailboat",
+    "jeep": "sport-utility-vehicle",
+    "race_car": "racing-car",
+    "mandarin_orange": "tangerine",
+    "motorboat": "speedboat",
+    "boat": "ship",
+    "mouse_(computer_equipment)": "computer-mouse",
+    "cherry": "cherries",
+    "grape": "grapes",
+    "alligator": "crocodile",
+    "squirrel": "chipmunk",
 }
 # Not wanted: people, weapons and tobacco, and names whose emoji shows something else (a food that is drawn alive).
-SKIP = {"baby", "pistol", "dagger", "cigarette", "syringe", "knight_(chess_piece)", "turkey_(food)", "fish_(food)", "octopus_(food)",
-        "poster", "sparkler_(fireworks)", "shield", "gravestone"}
+SKIP = {
+    "baby",
+    "pistol",
+    "dagger",
+    "cigarette",
+    "syringe",
+    "knight_(chess_piece)",
+    "turkey_(food)",
+    "fish_(food)",
+    "octopus_(food)",
+    "poster",
+    "sparkler_(fireworks)",
+    "shield",
+    "gravestone",
+}
 # Drawings that show something else, or fill a square with sky.
-WRONG = {("bird", "fxemoji"), ("computer_keyboard", "fxemoji"), ("sunglasses", "fxemoji"), ("Ferris_wheel", "fxemoji"),
-         ("boat", "fxemoji"), ("yacht", "fxemoji")}
+WRONG = {
+    ("bird", "fxemoji"),
+    ("computer_keyboard", "fxemoji"),
+    ("sunglasses", "fxemoji"),
+    ("Ferris_wheel", "fxemoji"),
+    ("boat", "fxemoji"),
+    ("yacht", "fxemoji"),
+}
 
 
 def key(name: str) -> str:
@@ -55,7 +90,9 @@ class Icons:
     """The emoji sets: every name that an emoji has, and its drawing in each style."""
 
     def __init__(self, folder: Path):
-        self.sets = {style: json.loads((folder / style / "icons.json").read_text()) for style in STYLES}
+        self.sets = {
+            style: json.loads((folder / style / "icons.json").read_text()) for style in STYLES
+        }
         self.find = {style: self.lookup(icons) for style, icons in self.sets.items()}
         self.names: dict[str, set[str]] = {}
         for style in NAMED_BY_CODE:
@@ -64,22 +101,42 @@ class Icons:
 
     @staticmethod
     def lookup(icons: dict) -> dict[str, str]:
-        plain = {alias: spec["parent"] for alias, spec in icons.get("aliases", {}).items() if set(spec) == {"parent"}}
-        return {key(name): target for name, target in [*plain.items(), *((n, n) for n in icons["icons"])] if target in icons["icons"]}
+        plain = {
+            alias: spec["parent"]
+            for alias, spec in icons.get("aliases", {}).items()
+            if set(spec) == {"parent"}
+        }
+        return {
+            key(name): target
+            for name, target in [*plain.items(), *((n, n) for n in icons["icons"])]
+            if target in icons["icons"]
+        }
 
     def drawings(self, name: str) -> dict[str, str]:
         """Style -> icon, for an emoji called `name` in any of the sets."""
-        wanted = [key(name), *sorted(set().union(*[n for n in self.names.values() if key(name) in n]))]
-        found = {s: next((self.find[s][w] for w in wanted if w in self.find[s]), None) for s in STYLES}
+        wanted = [
+            key(name),
+            *sorted(set().union(*[n for n in self.names.values() if key(name) in n])),
+        ]
+        found = {
+            s: next((self.find[s][w] for w in wanted if w in self.find[s]), None) for s in STYLES
+        }
         return {style: icon for style, icon in found.items() if icon}
 
     def draw(self, style: str, icon: str) -> Image.Image:
         """Render at `TILE` px, the drawing's own margin cut off, centred."""
         icons, spec = self.sets[style], self.sets[style]["icons"][icon]
-        box = [spec.get(k, icons.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
-        svg = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-               f'viewBox="{" ".join(map(str, box))}">{spec["body"]}</svg>')
-        large = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)))).convert("RGBA")
+        box = [
+            spec.get(k, icons.get(k, d))
+            for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        ]
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{" ".join(map(str, box))}">{spec["body"]}</svg>'
+        )
+        large = Image.open(
+            io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)))
+        ).convert("RGBA")
         bounds = large.getchannel("A").point(lambda a: 255 * (a >= 32)).getbbox()
         if bounds is None:
             raise ValueError(f"{style}/{icon} renders empty")
@@ -93,19 +150,28 @@ class Icons:
 
 def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[str, str]]]:
     """Class -> (LVIS category, drawings): all task classes, then those with the most styles, no emoji twice."""
-    task = [name for names in yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"].values() for name in names]
+    task = [
+        name
+        for names in yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"].values()
+        for name in names
+    ]
     by_name = {c["name"]: c for c in categories}
     found = {}
     for category in categories:
         names = [ALIASES.get(category["name"], category["name"]), *category["synonyms"]]
-        drawn = [{s: i for s, i in icons.drawings(n).items() if (category["name"], s) not in WRONG} for n in names]
+        drawn = [
+            {s: i for s, i in icons.drawings(n).items() if (category["name"], s) not in WRONG}
+            for n in names
+        ]
         options = [d for d in drawn if len(d) >= MIN_STYLES]
         if options and category["name"] not in SKIP:
             found[category["name"]] = options[0]
     missing = [name for name in task if name not in found]
     if missing:
         raise SystemExit(f"task classes without {MIN_STYLES} drawings: {missing}")
-    others = sorted((n for n in found if n not in task), key=lambda n: (-len(found[n]), by_name[n]["id"]))
+    others = sorted(
+        (n for n in found if n not in task), key=lambda n: (-len(found[n]), by_name[n]["id"])
+    )
     chosen, taken = {}, set()
     for name in [*task, *others]:
         if len(chosen) == len(task) + PRETRAIN:
@@ -117,10 +183,14 @@ def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--icons", type=Path, required=True, help="node_modules/@iconify-json")
     parser.add_argument("--lvis", type=Path, required=True, help="an LVIS v0.5 annotation file")
-    parser.add_argument("--quality", type=int, default=80, help="WebP quality of the colours (default: 80)")
+    parser.add_argument(
+        "--quality", type=int, default=80, help="WebP quality of the colours (default: 80)"
+    )
     args = parser.parse_args()
     icons = Icons(args.icons)
     chosen = choose(json.loads(args.lvis.read_text())["categories"], icons)
@@ -134,13 +204,23 @@ def main() -> None:
     atlas = np.zeros((rows * TILE, COLUMNS * TILE, 4), np.uint8)
     for i, tile in enumerate(tiles):
         y, x = i // COLUMNS * TILE, i % COLUMNS * TILE
-        atlas[y:y + TILE, x:x + TILE] = np.asarray(tile)
-    Image.fromarray(atlas).save(ASSETS / "sprites.webp", quality=args.quality, alpha_quality=90, method=6)
-    sources = {style: json.loads((args.icons / style / "package.json").read_text())["version"] for style in STYLES}
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in index.items())
+        atlas[y : y + TILE, x : x + TILE] = np.asarray(tile)
+    Image.fromarray(atlas).save(
+        ASSETS / "sprites.webp", quality=args.quality, alpha_quality=90, method=6
+    )
+    sources = {
+        style: json.loads((args.icons / style / "package.json").read_text())["version"]
+        for style in STYLES
+    }
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in index.items()
+    )
     (ASSETS / "sprites.json").write_text(
-        f'{{\n "tile": {TILE},\n "columns": {COLUMNS},\n "sources": {json.dumps(sources)},\n "classes": {{\n{lines}\n }}\n}}\n')
-    print(f"{len(index)} classes, {len(tiles)} sprites, {(ASSETS / 'sprites.webp').stat().st_size / 1e6:.2f} MB")
+        f'{{\n "tile": {TILE},\n "columns": {COLUMNS},\n "sources": {json.dumps(sources)},\n "classes": {{\n{lines}\n }}\n}}\n'
+    )
+    print(
+        f"{len(index)} classes, {len(tiles)} sprites, {(ASSETS / 'sprites.webp').stat().st_size / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

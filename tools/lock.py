@@ -43,8 +43,12 @@ def main() -> None:
             names[key] = distribution.version.split("+")[0]
     pins = [f"{name}=={version}" for name, version in sorted(names.items())]
     (ROOT / "requirements.lock").write_text(LOCK_HEADER + "".join(f"{pin}\n" for pin in pins))
-    conda = [pin for pin in pins if not pin.startswith(("onedl-mmcv==", "onedl-mmdetection==", "pip=="))]
-    (ROOT / "environment.yml").write_text(CONDA_HEADER + "".join(f"      - {pin}\n" for pin in conda))
+    conda = [
+        pin for pin in pins if not pin.startswith(("onedl-mmcv==", "onedl-mmdetection==", "pip=="))
+    ]
+    (ROOT / "environment.yml").write_text(
+        CONDA_HEADER + "".join(f"      - {pin}\n" for pin in conda)
+    )
 
 
 if __name__ == "__main__":

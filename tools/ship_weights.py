@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pcb.engine import checkpoint
-from pcb.engine.weights import FRESH, PER_CLASS
+from pcb.training import checkpoint
+from pcb.training.weights import FRESH, PER_CLASS
 
 
 def main(source: str, stem: str) -> None:
@@ -25,10 +25,16 @@ def main(source: str, stem: str) -> None:
         if any(part in key for part in FRESH):
             continue
         rows = next((n for part, n in PER_CLASS.items() if part in key), None)
-        if rows:  # a new class starts from the mean over the old ones, which is all that need be kept
+        if (
+            rows
+        ):  # a new class starts from the mean over the old ones, which is all that need be kept
             value = value.unflatten(0, (-1, rows)).mean(dim=0)
         weights[key] = value.half() if value.is_floating_point() else value
-    meta = {key: content["meta"][key] for key in ("kind", "iterations", "seconds", "git", "started") if key in content["meta"]}
+    meta = {
+        key: content["meta"][key]
+        for key in ("kind", "iterations", "seconds", "git", "started")
+        if key in content["meta"]
+    }
     buffer = io.BytesIO()
     torch.save({"meta": meta, "state_dict": weights}, buffer)
     path = Path(f"{stem}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth")

@@ -15,9 +15,13 @@ model = dict(
         anchor_generator=dict(scales=[4], ratios=[1.0], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1), out_channels=48, featmap_strides=[4]),
+        bbox_roi_extractor=dict(
+            roi_layer=dict(sampling_ratio=1), out_channels=48, featmap_strides=[4]
+        ),
         bbox_head=dict(in_channels=48, fc_out_channels=128),
-        mask_roi_extractor=dict(roi_layer=dict(output_size=7, sampling_ratio=1), out_channels=48, featmap_strides=[4]),
+        mask_roi_extractor=dict(
+            roi_layer=dict(output_size=7, sampling_ratio=1), out_channels=48, featmap_strides=[4]
+        ),
         mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=32),
     ),
     train_cfg=dict(
@@ -41,5 +45,8 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(96, 96), keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    dict(
+        type="PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
 ]

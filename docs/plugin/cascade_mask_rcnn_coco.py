@@ -30,7 +30,9 @@ model = dict(
                 fc_out_channels=1024,
                 roi_feat_size=7,
                 num_classes=num_classes,
-                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=stds),
+                bbox_coder=dict(
+                    type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=stds
+                ),
                 reg_class_agnostic=True,
                 loss_cls=dict(
                     type="PCBCrossEntropyLoss",
@@ -50,8 +52,19 @@ model = dict(
 )
 custom_hooks = [dict(type="PCBEpochHook"), dict(type="NumClassCheckHook")]
 
-train_dataloader = dict(dataset=dict(data_root=data_root, ann_file=train_file, data_prefix=dict(img=train_images), metainfo=metainfo))
-val_dataloader = dict(dataset=dict(data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo))
+train_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file=train_file,
+        data_prefix=dict(img=train_images),
+        metainfo=metainfo,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo
+    )
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator

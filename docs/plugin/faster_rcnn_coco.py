@@ -27,7 +27,9 @@ model = dict(
         identity_start=True,
         bbox_head=dict(
             num_classes=num_classes,
-            cls_predictor_cfg=dict(type="NormedLinear"),  # Seesaw's own; it has two logits more than classes: object, background
+            cls_predictor_cfg=dict(
+                type="NormedLinear"
+            ),  # Seesaw's own; it has two logits more than classes: object, background
             loss_cls=dict(
                 _delete_=True,
                 type="PCBSeesawLoss",
@@ -43,8 +45,19 @@ model = dict(
 )
 custom_hooks = [dict(type="PCBEpochHook"), dict(type="NumClassCheckHook")]
 
-train_dataloader = dict(dataset=dict(data_root=data_root, ann_file=train_file, data_prefix=dict(img=train_images), metainfo=metainfo))
-val_dataloader = dict(dataset=dict(data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo))
+train_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file=train_file,
+        data_prefix=dict(img=train_images),
+        metainfo=metainfo,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo
+    )
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator

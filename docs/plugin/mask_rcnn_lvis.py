@@ -14,7 +14,10 @@ custom_imports = dict(imports=["pcb.mmdet"], allow_failed_imports=False)
 
 # Yours: where the data lies, and how many classes it has.
 data_root = "data/lvis_v1/"
-train_file, train_images = "annotations/lvis_v1_train.json", ""  # LVIS names its images train2017/... and val2017/...
+train_file, train_images = (
+    "annotations/lvis_v1_train.json",
+    "",
+)  # LVIS names its images train2017/... and val2017/...
 val_file, val_images = "annotations/lvis_v1_val.json", ""
 num_classes = 1203
 metainfo = dict()  # LVIS v1 brings its class names; for your own: dict(classes=("cat", "owl", ...)), in the order of the JSON file
@@ -35,7 +38,7 @@ model = dict(
                 momentum=0.99,
                 num_steps=3,
                 start_epoch=17,  # "after the 16th epoch" of 24: when the learning rate drops
-                absent=(),       # 0-based classes without any training sample
+                absent=(),  # 0-based classes without any training sample
             ),
         ),
         mask_head=dict(num_classes=num_classes),
@@ -44,9 +47,21 @@ model = dict(
 )
 custom_hooks = [dict(type="PCBEpochHook"), dict(type="NumClassCheckHook")]
 
-train_dataloader = dict(dataset=dict(dataset=dict(
-    data_root=data_root, ann_file=train_file, data_prefix=dict(img=train_images), metainfo=metainfo)))
-val_dataloader = dict(dataset=dict(data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo))
+train_dataloader = dict(
+    dataset=dict(
+        dataset=dict(
+            data_root=data_root,
+            ann_file=train_file,
+            data_prefix=dict(img=train_images),
+            metainfo=metainfo,
+        )
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root, ann_file=val_file, data_prefix=dict(img=val_images), metainfo=metainfo
+    )
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator

@@ -6,4 +6,10 @@ from pcb.heads.loce import LOCERoIHead
 from pcb.heads.refinement import RefinementRoIHead
 from pcb.heads.stepped import SteppedRoIHead
 
-__all__ = ["DeepSupervisionRoIHead", "IterativeRoIHead", "LOCERoIHead", "RefinementRoIHead", "SteppedRoIHead"]
+__all__ = [
+    "DeepSupervisionRoIHead",
+    "IterativeRoIHead",
+    "LOCERoIHead",
+    "RefinementRoIHead",
+    "SteppedRoIHead",
+]

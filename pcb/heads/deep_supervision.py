@@ -20,14 +20,31 @@ class DeepSupervisionRoIHead(SteppedRoIHead):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         head = self.bbox_head
-        if self.num_steps != 1 + len(head.shared_fcs) or head.shared_convs or head.cls_fcs or head.reg_fcs:
-            raise UserError(f"DeepSupervisionRoIHead: {self.num_steps} steps on a box head with {len(head.shared_fcs)} shared layers",
-                            "use a Shared2FCBBoxHead and num_steps=3")
+        if (
+            self.num_steps != 1 + len(head.shared_fcs)
+            or head.shared_convs
+            or head.cls_fcs
+            or head.reg_fcs
+        ):
+            raise UserError(
+                f"DeepSupervisionRoIHead: {self.num_steps} steps on a box head with {len(head.shared_fcs)} shared layers",
+                "use a Shared2FCBBoxHead and num_steps=3",
+            )
         if self.regression != "last":
-            raise UserError("DeepSupervisionRoIHead: only the last step predicts boxes", "use regression='last'")
+            raise UserError(
+                "DeepSupervisionRoIHead: only the last step predicts boxes", "use regression='last'"
+            )
         widths = [fc.in_features for fc in head.shared_fcs]
         self.aux_cls = nn.ModuleList(
-            MODELS.build({**head.cls_predictor_cfg, "in_features": width, "out_features": head.fc_cls.out_features}) for width in widths)
+            MODELS.build(
+                {
+                    **head.cls_predictor_cfg,
+                    "in_features": width,
+                    "out_features": head.fc_cls.out_features,
+                }
+            )
+            for width in widths
+        )
         for layer in self.aux_cls:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)

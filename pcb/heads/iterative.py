@@ -22,7 +22,9 @@ class IterativeRoIHead(SteppedRoIHead):
             that starts from pretrained weights this is not made good again.
     """
 
-    def __init__(self, *, hidden: int = 512, layer_norm: bool = False, identity_start: bool = False, **kwargs):
+    def __init__(
+        self, *, hidden: int = 512, layer_norm: bool = False, identity_start: bool = False, **kwargs
+    ):
         super().__init__(**kwargs)
         if self.num_steps == 1:
             return  # nothing is ever fed back, and DDP objects to parameters without a gradient

@@ -25,7 +25,9 @@ class FeatureMemory(nn.Module):
         self.size = size
         self.register_buffer("features", torch.zeros(num_classes, size, *shape))
         self.register_buffer("targets", torch.zeros(num_classes, size, 4))
-        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))  # since the start
+        self.register_buffer(
+            "written", torch.zeros(num_classes, dtype=torch.int64)
+        )  # since the start
 
     @property
     def filled(self) -> Tensor:
@@ -38,7 +40,7 @@ class FeatureMemory(nn.Module):
         for c in labels.unique().tolist():
             mine = (labels == c).nonzero().squeeze(1)
             slots = (self.written[c] + torch.arange(len(mine), device=labels.device)) % self.size
-            mine, slots = mine[-self.size:], slots[-self.size:]
+            mine, slots = mine[-self.size :], slots[-self.size :]
             self.features[c, slots] = features[mine].to(self.features.dtype)
             self.targets[c, slots] = targets[mine].to(self.targets.dtype)
             self.written[c] += (labels == c).sum()
@@ -63,23 +65,33 @@ class LOCERoIHead(StandardRoIHead):
     of every one; the mean scores s learn from the ground-truth objects and from the classes drawn; then the loss is taken over all.
     """
 
-    def __init__(self, memory: int = 80, jitter: int = 16, classes: int = 8, each: int = 4, **kwargs):
+    def __init__(
+        self, memory: int = 80, jitter: int = 16, classes: int = 8, each: int = 4, **kwargs
+    ):
         super().__init__(**kwargs)
         head = self.bbox_head
         self.jitter, self.classes, self.each = jitter, classes, each
-        self.memory = FeatureMemory(head.num_classes, memory, (head.in_channels, *head.roi_feat_size))
+        self.memory = FeatureMemory(
+            head.num_classes, memory, (head.in_channels, *head.roi_feat_size)
+        )
 
     @torch.no_grad()
     def remember(self, x: tuple[Tensor, ...], samples: list) -> None:
         """Write features of boxes jittered around the ground truth of the images behind the feature pyramid `x`."""
-        boxes, labels = zip(*((s.gt_instances.bboxes, s.gt_instances.labels) for s in samples), strict=True)
+        boxes, labels = zip(
+            *((s.gt_instances.bboxes, s.gt_instances.labels) for s in samples), strict=True
+        )
         rois = bbox2roi([jitter(b, self.jitter) for b in boxes])
         if len(rois):
             truth = torch.cat(boxes).repeat_interleave(self.jitter, dim=0)
             targets = self.bbox_head.bbox_coder.encode(rois[:, 1:], truth)
-            self.memory.write(self._pool(x, rois), targets, torch.cat(labels).repeat_interleave(self.jitter))
+            self.memory.write(
+                self._pool(x, rois), targets, torch.cat(labels).repeat_interleave(self.jitter)
+            )
 
-    def loss(self, x: tuple[Tensor, ...], rpn_results_list: list, batch_data_samples: list) -> dict[str, Tensor]:
+    def loss(
+        self, x: tuple[Tensor, ...], rpn_results_list: list, batch_data_samples: list
+    ) -> dict[str, Tensor]:
         self.remember(x, batch_data_samples)
         return super().loss(x, rpn_results_list, batch_data_samples)
 
@@ -89,19 +101,35 @@ class LOCERoIHead(StandardRoIHead):
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list) -> dict:
         head, rois = self.bbox_head, bbox2roi([res.priors for res in sampling_results])
-        labels, weights, box_targets, box_weights = head.get_targets(sampling_results, self.train_cfg)
+        labels, weights, box_targets, box_weights = head.get_targets(
+            sampling_results, self.train_cfg
+        )
         objects = objects_of(sampling_results)
         feats = self._pool(x, rois)
-        drawn, drawn_targets, drawn_labels = self.memory.draw(1 / head.loss_cls.scores[:-1], self.classes, self.each)
+        drawn, drawn_targets, drawn_labels = self.memory.draw(
+            1 / head.loss_cls.scores[:-1], self.classes, self.each
+        )
         cls_score, bbox_pred = head(torch.cat([feats, drawn.to(feats.dtype)]))
         labels = torch.cat([labels, drawn_labels])
-        groups = torch.cat([objects, len(objects) + drawn_labels])  # one score for each object, and for each class drawn
+        groups = torch.cat(
+            [objects, len(objects) + drawn_labels]
+        )  # one score for each object, and for each class drawn
         head.loss_cls.observe(*mean_scores(cls_score.detach(), labels, groups, head.num_classes))
         losses = head.loss(
-            cls_score, bbox_pred, torch.cat([rois, rois.new_zeros(len(drawn_labels), 5)]), labels,
-            torch.cat([weights, weights.new_ones(len(drawn_labels))]), torch.cat([box_targets, drawn_targets]),
-            torch.cat([box_weights, torch.ones_like(drawn_targets)]))
-        return {"cls_score": cls_score, "bbox_pred": bbox_pred, "bbox_feats": feats, "loss_bbox": losses}
+            cls_score,
+            bbox_pred,
+            torch.cat([rois, rois.new_zeros(len(drawn_labels), 5)]),
+            labels,
+            torch.cat([weights, weights.new_ones(len(drawn_labels))]),
+            torch.cat([box_targets, drawn_targets]),
+            torch.cat([box_weights, torch.ones_like(drawn_targets)]),
+        )
+        return {
+            "cls_score": cls_score,
+            "bbox_pred": bbox_pred,
+            "bbox_feats": feats,
+            "loss_bbox": losses,
+        }
 
 
 def jitter(boxes: Tensor, times: int) -> Tensor:
@@ -115,12 +143,17 @@ def objects_of(sampling_results: list) -> Tensor:
     """Which ground-truth object each sampled RoI belongs to, numbered through the batch; -1: none."""
     objects, offset = [], 0
     for res in sampling_results:
-        objects += [offset + res.pos_assigned_gt_inds, res.pos_assigned_gt_inds.new_full((len(res.neg_priors),), -1)]
+        objects += [
+            offset + res.pos_assigned_gt_inds,
+            res.pos_assigned_gt_inds.new_full((len(res.neg_priors),), -1),
+        ]
         offset += res.num_gts
     return torch.cat(objects)
 
 
-def mean_scores(logits: Tensor, labels: Tensor, groups: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def mean_scores(
+    logits: Tensor, labels: Tensor, groups: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
     """Mean softmax score of the true class within each group of foreground RoIs: (k,), and the groups' classes (k,)."""
     fg = labels < num_classes
     scores = logits[fg].float().softmax(dim=1).gather(1, labels[fg, None]).squeeze(1)
@@ -130,7 +163,9 @@ def mean_scores(logits: Tensor, labels: Tensor, groups: Tensor, num_classes: int
 
 
 @torch.no_grad()
-def prefill(model: nn.Module, dataset, images_per_class: int, rank: int = 0, ranks: int = 1) -> None:
+def prefill(
+    model: nn.Module, dataset, images_per_class: int, rank: int = 0, ranks: int = 1
+) -> None:
     """Fill memory and mean scores of a detector with a `LOCERoIHead` from `images_per_class` images of every class, as in evaluation.
 
     `dataset`: an mmdet training set. Each of several ranks takes images of its own; all must call this.
@@ -152,5 +187,7 @@ def prefill(model: nn.Module, dataset, images_per_class: int, rank: int = 0, ran
         scores.append(logits.float().softmax(dim=1).gather(1, truth.labels[:, None]).squeeze(1))
         classes.append(truth.labels)
     empty = head.bbox_head.loss_cls.scores[:0]
-    head.bbox_head.loss_cls.observe(torch.cat([empty, *scores]), torch.cat([empty.long(), *classes]))
+    head.bbox_head.loss_cls.observe(
+        torch.cat([empty, *scores]), torch.cat([empty.long(), *classes])
+    )
     model.train(training)

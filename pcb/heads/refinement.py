@@ -22,7 +22,10 @@ class RefinementRoIHead(SteppedRoIHead):
         super().__init__(**kwargs)
         head = self.bbox_head
         if not head.shared_fcs or head.cls_fcs or head.reg_fcs:
-            raise UserError("RefinementRoIHead needs a box head with shared layers only", "use a Shared2FCBBoxHead")
+            raise UserError(
+                "RefinementRoIHead needs a box head with shared layers only",
+                "use a Shared2FCBBoxHead",
+            )
         if self.num_steps > 1:
             width = head.fc_cls.in_features
             self.refine = nn.Linear(width + head.num_classes + head.fc_reg.out_features, width)
@@ -37,6 +40,8 @@ class RefinementRoIHead(SteppedRoIHead):
         while len(predictions) < self.num_steps:
             logits, boxes = predictions[-1]
             scores = head.loss_cls.get_activation(logits)[:, : head.num_classes]
-            hidden = torch.relu(self.refine(torch.cat([feature, scores.to(feature.dtype), boxes], dim=1)))
+            hidden = torch.relu(
+                self.refine(torch.cat([feature, scores.to(feature.dtype), boxes], dim=1))
+            )
             predictions.append((head.fc_cls(hidden), head.fc_reg(hidden)))
         return predictions

@@ -10,5 +10,18 @@ from pcb.losses.seesaw import PCBSeesawLoss, SeesawLoss
 from pcb.losses.soft_labels import SoftLabels
 from pcb.losses.softmax import PCBCrossEntropyLoss, SoftTargetCrossEntropy
 
-__all__ = ["BAGSLoss", "ClassifierLoss", "EQLv2Loss", "EquilibriumLoss", "LabelSmoothingLoss", "OnlineLabelSmoothingLoss",
-           "PCBCrossEntropyLoss", "PCBEQLv2Loss", "PCBSeesawLoss", "Regulariser", "SeesawLoss", "SoftLabels", "SoftTargetCrossEntropy"]
+__all__ = [
+    "BAGSLoss",
+    "ClassifierLoss",
+    "EQLv2Loss",
+    "EquilibriumLoss",
+    "LabelSmoothingLoss",
+    "OnlineLabelSmoothingLoss",
+    "PCBCrossEntropyLoss",
+    "PCBEQLv2Loss",
+    "PCBSeesawLoss",
+    "Regulariser",
+    "SeesawLoss",
+    "SoftLabels",
+    "SoftTargetCrossEntropy",
+]

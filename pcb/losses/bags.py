@@ -23,8 +23,15 @@ class BAGSLoss(ClassifierLoss):
 
     custom_activation = True
 
-    def __init__(self, num_classes: int, instance_counts: Sequence[int], edges: Sequence[int] = (10, 100, 1000), others_ratio: float = 8.0,
-                 loss_weight: float = 1.0, reduction: str = "mean"):
+    def __init__(
+        self,
+        num_classes: int,
+        instance_counts: Sequence[int],
+        edges: Sequence[int] = (10, 100, 1000),
+        others_ratio: float = 8.0,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(num_classes, loss_weight, reduction)
         if len(instance_counts) != num_classes:
             raise ValueError(f"{len(instance_counts)} instance_counts for {num_classes} classes")
@@ -32,8 +39,12 @@ class BAGSLoss(ClassifierLoss):
         group = torch.bucketize(torch.tensor(instance_counts), torch.tensor(edges), right=True)
         self.num_groups = len(group.unique())
         self.extra_channels = self.num_groups + 2
-        for g, which in enumerate(group.unique()):  # not in checkpoints: they follow from the data set
-            self.register_buffer(f"members{g}", (group == which).nonzero().squeeze(1), persistent=False)
+        for g, which in enumerate(
+            group.unique()
+        ):  # not in checkpoints: they follow from the data set
+            self.register_buffer(
+                f"members{g}", (group == which).nonzero().squeeze(1), persistent=False
+            )
 
     def group(self, g: int) -> tuple[Tensor, Tensor]:
         """Classes of a group (k,), and its logits (k+1,): the classes' own, then its "others"."""
@@ -44,7 +55,9 @@ class BAGSLoss(ClassifierLoss):
         objectness = cls_score[..., -2:].softmax(dim=-1)
         scores = torch.zeros_like(cls_score[..., : self.num_classes + 1])
         for members, columns in map(self.group, range(self.num_groups)):
-            scores[..., members] = cls_score[..., columns].softmax(dim=-1)[..., :-1] * objectness[..., :1]
+            scores[..., members] = (
+                cls_score[..., columns].softmax(dim=-1)[..., :-1] * objectness[..., :1]
+            )
         scores[..., -1] = objectness[..., 1]
         return scores
 
@@ -57,8 +70,16 @@ class BAGSLoss(ClassifierLoss):
         right = self.get_activation(cls_score).argmax(dim=1) == labels
         return {"acc": 100 * right.float().mean() if len(labels) else cls_score.new_zeros(())}
 
-    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
-        losses = {"loss_cls_objectness": reduce(F.cross_entropy(logits[:, -2:], (label == self.num_classes).long(), reduction="none"))}
+    def compute(
+        self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None
+    ) -> dict[str, Tensor]:
+        losses = {
+            "loss_cls_objectness": reduce(
+                F.cross_entropy(
+                    logits[:, -2:], (label == self.num_classes).long(), reduction="none"
+                )
+            )
+        }
         for g in range(self.num_groups):
             members, columns = self.group(g)
             place = torch.full((self.num_classes + 1,), len(members), device=label.device)

@@ -25,9 +25,11 @@ class ClassifierLoss(nn.Module):
     Values are summed and divided by `avg_factor` (the number of RoIs), as mmdet does.
     """
 
-    custom_cls_channels = True  # mmdet: ask the loss for the number of logits and for the scores at test time
-    custom_activation = False   # mmdet: true where accuracy is not the argmax over C+1 logits
-    takes_step = True           # our RoI heads pass `step` to a loss that says so
+    custom_cls_channels = (
+        True  # mmdet: ask the loss for the number of logits and for the scores at test time
+    )
+    custom_activation = False  # mmdet: true where accuracy is not the argmax over C+1 logits
+    takes_step = True  # our RoI heads pass `step` to a loss that says so
     extra_channels = 1
 
     def __init__(self, num_classes: int, loss_weight: float = 1.0, reduction: str = "mean"):
@@ -39,8 +41,10 @@ class ClassifierLoss(nn.Module):
     def get_cls_channels(self, num_classes: int) -> int:
         """Number of logits for `num_classes` foreground classes."""
         if num_classes != self.num_classes:
-            raise UserError(f"the box head has {num_classes} classes, its {type(self).__name__} was built for {self.num_classes}",
-                            "give both the number of classes of the data set, without background")
+            raise UserError(
+                f"the box head has {num_classes} classes, its {type(self).__name__} was built for {self.num_classes}",
+                "give both the number of classes of the data set, without background",
+            )
         return num_classes + self.extra_channels
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
@@ -51,8 +55,15 @@ class ClassifierLoss(nn.Module):
         """p̂ of Eq. 1, what a confusion matrix is made of: logits (N, channels) -> (N, C). A softmax over the C foreground logits."""
         return cls_score[..., : self.num_classes].softmax(dim=-1)
 
-    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None,
-                step: int | None = None, reduction_override: str | None = None) -> Tensor | dict[str, Tensor]:
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        step: int | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor | dict[str, Tensor]:
         """Loss of N RoIs.
 
         Args:
@@ -70,13 +81,24 @@ class ClassifierLoss(nn.Module):
             loss = loss if weight is None else loss * weight[of].to(loss.dtype)
             if reduction != "mean":
                 return self.loss_weight * (loss.sum() if reduction == "sum" else loss)
-            total = max(len(label), 1) if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
+            total = (
+                max(len(label), 1)
+                if avg_factor is None
+                else avg_factor + torch.finfo(torch.float32).eps
+            )
             return self.loss_weight * (loss.sum() / total)
 
         with torch.autocast(cls_score.device.type, enabled=False):
-            return self.compute(cls_score if cls_score.dtype == torch.float64 else cls_score.float(), label, reduce, step)
+            return self.compute(
+                cls_score if cls_score.dtype == torch.float64 else cls_score.float(),
+                label,
+                reduce,
+                step,
+            )
 
-    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor | dict[str, Tensor]:
+    def compute(
+        self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None
+    ) -> Tensor | dict[str, Tensor]:
         """The loss itself. `reduce(values, of=rows)` weighs, sums and averages per-RoI values, of all RoIs or of the given rows."""
         raise NotImplementedError
 
@@ -84,7 +106,9 @@ class ClassifierLoss(nn.Module):
         """The foreground RoIs among labels (N,)."""
         fg = (label >= 0) & (label < self.num_classes)
         if fixed_shapes(label):
-            return Positives(torch.arange(len(label), device=label.device), label.where(fg, self.num_classes), fg)
+            return Positives(
+                torch.arange(len(label), device=label.device), label.where(fg, self.num_classes), fg
+            )
         rows = fg.nonzero().squeeze(1)
         return Positives(rows, label[rows], None)
 

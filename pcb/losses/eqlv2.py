@@ -26,8 +26,15 @@ class EQLv2Loss(ClassifierLoss):
     The classifier must start with bias -6.907 (prior 0.001, on background too): see pcb/methods.py.
     """
 
-    def __init__(self, num_classes: int, gamma: float = 12.0, mu: float = 0.8, weight_of_positives: float = 4.0, loss_weight: float = 1.0,
-                 reduction: str = "mean"):
+    def __init__(
+        self,
+        num_classes: int,
+        gamma: float = 12.0,
+        mu: float = 0.8,
+        weight_of_positives: float = 4.0,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(num_classes, loss_weight, reduction)
         self.gamma, self.mu, self.weight_of_positives = gamma, mu, weight_of_positives
         self.register_buffer("pos", torch.zeros(num_classes, dtype=torch.float64))
@@ -66,16 +73,22 @@ class EQLv2Loss(ClassifierLoss):
         """
         plus, minus = (w.to(logits.dtype) for w in self.class_weights())
         weight = (positive * (plus - minus)).add_(minus)
-        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(
+            dim=1
+        )
         self.collect(logits.detach(), target, positive, weight, rows)
         return loss
 
     @torch.no_grad()
-    def collect(self, logits: Tensor, target: Tensor, positive: Tensor, weight: Tensor, rows: Tensor) -> None:
+    def collect(
+        self, logits: Tensor, target: Tensor, positive: Tensor, weight: Tensor, rows: Tensor
+    ) -> None:
         """Add |σ - t| w, split into positive and negative parts. A collective: all ranks must call it."""
         pull = logits.sigmoid().sub_(target).abs_().mul_(weight)[:, : self.num_classes]
         total = pull.sum(dim=0, dtype=torch.float64)
-        share = positive.index_select(0, rows)[:, : self.num_classes].mul_(pull.index_select(0, rows))
+        share = positive.index_select(0, rows)[:, : self.num_classes].mul_(
+            pull.index_select(0, rows)
+        )
         of_positives = share.sum(dim=0, dtype=torch.float64)
         both = all_sum(torch.stack([of_positives, total - of_positives]))
         self.pos += both[0]
@@ -92,12 +105,27 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
     Further arguments are those of `Regulariser` and `EQLv2Loss`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.2, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
-                 start_epoch: int = 17, *, literal: bool = False, gamma: float = 12.0, mu: float = 0.8, weight_of_positives: float = 4.0,
-                 loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.2,
+        momentum: float | Sequence[float] = 0.99,
+        num_steps: int = 3,
+        start_epoch: int = 17,
+        *,
+        literal: bool = False,
+        gamma: float = 12.0,
+        mu: float = 0.8,
+        weight_of_positives: float = 4.0,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+        **pcb,
+    ):
         super().__init__(num_classes, gamma, mu, weight_of_positives, loss_weight, reduction)
         self.literal = literal
-        self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, posterior=False, **pcb)
+        self.pcb = Regulariser(
+            num_classes, alpha, momentum, num_steps, start_epoch, posterior=False, **pcb
+        )
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         positives = self.positives(label)

@@ -18,7 +18,14 @@ from pcb.losses.softmax import SoftTargetCrossEntropy
 class LabelSmoothingLoss(SoftTargetCrossEntropy):
     """Targets (1 - ε) one-hot + ε / K. `scope='fg'`: on positives, K = C; 'all': on all RoIs, K = C+1 (background included)."""
 
-    def __init__(self, num_classes: int, epsilon: float = 0.1, start_epoch: int = 17, scope: str = "fg", **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        epsilon: float = 0.1,
+        start_epoch: int = 17,
+        scope: str = "fg",
+        **kwargs,
+    ):
         super().__init__(num_classes, **kwargs)
         if scope not in ("fg", "all"):
             raise ValueError(f"scope={scope!r}: 'fg' or 'all'")
@@ -31,12 +38,16 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         return self.epsilon if self.epoch >= self.start_epoch else 0.0
 
     def targets(self, classes: Tensor) -> Tensor:
-        return torch.full((len(classes), self.num_classes), 1 / self.num_classes, device=classes.device)
+        return torch.full(
+            (len(classes), self.num_classes), 1 / self.num_classes, device=classes.device
+        )
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         if self.scope == "fg":
             return super().compute(logits, label, reduce, step)
-        return reduce(F.cross_entropy(logits, label, reduction="none", label_smoothing=self.strength(step)))
+        return reduce(
+            F.cross_entropy(logits, label, reduction="none", label_smoothing=self.strength(step))
+        )
 
 
 class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):

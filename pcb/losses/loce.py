@@ -17,7 +17,14 @@ class EquilibriumLoss(ClassifierLoss):
     the softmax, that `observe` learns from. Background's own stays at its start. Test-time scores are the plain softmax.
     """
 
-    def __init__(self, num_classes: int, momentum: float = 0.9, start: float = 0.01, loss_weight: float = 1.0, reduction: str = "mean"):
+    def __init__(
+        self,
+        num_classes: int,
+        momentum: float = 0.9,
+        start: float = 0.01,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(num_classes, loss_weight, reduction)
         self.momentum = momentum
         self.register_buffer("scores", torch.full((num_classes + 1,), start))
@@ -29,11 +36,17 @@ class EquilibriumLoss(ClassifierLoss):
         A class with k of them moves by 1 - momentum^k towards their mean. A collective: all ranks must call it.
         """
         both = self.scores.new_zeros(2, self.num_classes)
-        both.index_add_(1, classes, torch.stack([scores.to(both.dtype), torch.ones_like(scores, dtype=both.dtype)]))
+        both.index_add_(
+            1,
+            classes,
+            torch.stack([scores.to(both.dtype), torch.ones_like(scores, dtype=both.dtype)]),
+        )
         sums, counts = all_sum(both)
         kept = self.momentum**counts
         fg = self.scores[:-1]
         fg.copy_(torch.where(counts > 0, kept * fg + (1 - kept) * sums / counts.clamp(min=1), fg))
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
-        return reduce(F.cross_entropy(logits + self.scores.log().to(logits.dtype), label, reduction="none"))
+        return reduce(
+            F.cross_entropy(logits + self.scores.log().to(logits.dtype), label, reduction="none")
+        )

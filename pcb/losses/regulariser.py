@@ -31,19 +31,37 @@ class Regulariser(nn.Module):
             once a minibatch).
     """
 
-    def __init__(self, num_classes: int, alpha: float, momentum: float | Sequence[float] = 0.99, num_steps: int = 3, start_epoch: int = 17,
-                 active: float | int | None = None, absent: Sequence[int] = (), posterior: bool = True, update: str = "each"):
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float,
+        momentum: float | Sequence[float] = 0.99,
+        num_steps: int = 3,
+        start_epoch: int = 17,
+        active: float | int | None = None,
+        absent: Sequence[int] = (),
+        posterior: bool = True,
+        update: str = "each",
+    ):
         super().__init__()
         if update not in ("each", "last"):
             raise ValueError(f"update={update!r}: 'each' or 'last'")
-        self.alpha, self.num_steps, self.start_epoch, self.posterior, self.update = alpha, num_steps, start_epoch, posterior, update
+        self.alpha, self.num_steps, self.start_epoch, self.posterior, self.update = (
+            alpha,
+            num_steps,
+            start_epoch,
+            posterior,
+            update,
+        )
         self.absent = sorted(set(absent))
         self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise=posterior)
         self.epoch = 1
         self.told = False  # whether anybody ever called `set_epoch`
         self.iteration: int | None = None  # of mmengine's runner, as long as nobody did
         self.all_seen = False  # cache of a fact in `seen`, which only ever turns true
-        self.held: dict[int | None, list[tuple[Tensor, Tensor]]] | None = None  # by step: what was observed since `hold`
+        self.held: dict[int | None, list[tuple[Tensor, Tensor]]] | None = (
+            None  # by step: what was observed since `hold`
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the 1-based epoch; `PCBEpochHook` does so at the start of each."""
@@ -56,10 +74,15 @@ class Regulariser(nn.Module):
         """
         from mmengine.logging import MessageHub
 
-        before, self.iteration = self.iteration, MessageHub.get_current_instance().get_info("iter", default=None)
+        before, self.iteration = (
+            self.iteration,
+            MessageHub.get_current_instance().get_info("iter", default=None),
+        )
         if before is not None and self.iteration != before:
-            raise UserError(f"PCB is to start in epoch {self.start_epoch}, but nothing tells its loss the epoch",
-                            "add dict(type='PCBEpochHook') to custom_hooks in the config")
+            raise UserError(
+                f"PCB is to start in epoch {self.start_epoch}, but nothing tells its loss the epoch",
+                "add dict(type='PCBEpochHook') to custom_hooks in the config",
+            )
 
     def waiting_for(self) -> list[int]:
         """Classes, other than `absent`, that have had no positive yet."""
@@ -83,7 +106,9 @@ class Regulariser(nn.Module):
     def is_last(self, step: int | None) -> bool:
         return step is None or step == self.num_steps - 1
 
-    def observe(self, probs: Tensor, labels: Tensor, step: int | None = None, also: Tensor | None = None) -> None:
+    def observe(
+        self, probs: Tensor, labels: Tensor, step: int | None = None, also: Tensor | None = None
+    ) -> None:
         """Update the matrix with (n, C) probabilities of positives, before the loss of this step; sum `also` over the ranks.
 
         A collective: all ranks must call it.

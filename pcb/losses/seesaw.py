@@ -29,8 +29,16 @@ class SeesawLoss(ClassifierLoss):
     custom_activation = True
     extra_channels = 2
 
-    def __init__(self, num_classes: int, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, counts: str = "all", loss_weight: float = 1.0,
-                 reduction: str = "mean"):
+    def __init__(
+        self,
+        num_classes: int,
+        p: float = 0.8,
+        q: float = 2.0,
+        eps: float = 1e-2,
+        counts: str = "all",
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(num_classes, loss_weight, reduction)
         if counts not in ("all", "rank"):
             raise ValueError(f"counts={counts!r}: 'all' or 'rank'")
@@ -39,32 +47,58 @@ class SeesawLoss(ClassifierLoss):
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         objectness = cls_score[..., -2:].softmax(dim=-1)
-        return torch.cat([cls_score[..., :-2].softmax(dim=-1) * objectness[..., :1], objectness[..., 1:]], dim=-1)
+        return torch.cat(
+            [cls_score[..., :-2].softmax(dim=-1) * objectness[..., :1], objectness[..., 1:]], dim=-1
+        )
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Percentages, under mmdet's names: of all RoIs as object or background, of positives as their class."""
         fg = labels < self.num_classes
-        return {"acc_objectness": percent(cls_score[:, -2:].argmax(dim=1) == (~fg).long(), torch.ones_like(fg)),
-                "acc_classes": percent(cls_score[:, :-2].argmax(dim=1) == labels, fg)}
+        return {
+            "acc_objectness": percent(
+                cls_score[:, -2:].argmax(dim=1) == (~fg).long(), torch.ones_like(fg)
+            ),
+            "acc_classes": percent(cls_score[:, :-2].argmax(dim=1) == labels, fg),
+        }
 
-    def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+    def compute(
+        self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None
+    ) -> dict[str, Tensor]:
         positives = self.positives(label)
         z, objectness = logits.split([self.num_classes, 2], dim=1)
-        losses = {"loss_cls_objectness": reduce(F.cross_entropy(objectness, (label == self.num_classes).long(), reduction="none"))}
+        losses = {
+            "loss_cls_objectness": reduce(
+                F.cross_entropy(objectness, (label == self.num_classes).long(), reduction="none")
+            )
+        }
         z = z.index_select(0, positives.rows)
         log_score = z.detach().log_softmax(dim=1)
         self.observe(log_score, positives.classes, self.counts_of(label), step)
-        classes = positives.classes if positives.among is None else positives.classes.clamp(max=self.num_classes - 1)
-        return losses | self.classes_loss(z, log_score, classes, lambda loss: reduce(positives.only(loss), positives.rows), step)
+        classes = (
+            positives.classes
+            if positives.among is None
+            else positives.classes.clamp(max=self.num_classes - 1)
+        )
+        return losses | self.classes_loss(
+            z, log_score, classes, lambda loss: reduce(positives.only(loss), positives.rows), step
+        )
 
-    def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+    def classes_loss(
+        self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None
+    ) -> dict[str, Tensor]:
         """Loss of the positives: logits (n, C), their log-softmax without gradient, classes (n,)."""
-        return {"loss_cls_classes": reduce(F.cross_entropy(z + self.log_factors(log_score, classes), classes, reduction="none"))}
+        return {
+            "loss_cls_classes": reduce(
+                F.cross_entropy(z + self.log_factors(log_score, classes), classes, reduction="none")
+            )
+        }
 
     @torch.no_grad()
     def counts_of(self, label: Tensor) -> Tensor:
         """How many RoIs of this rank have each label, (C+1,)."""
-        return torch.zeros_like(self.cum_samples).index_add_(0, label, self.cum_samples.new_ones(len(label)))
+        return torch.zeros_like(self.cum_samples).index_add_(
+            0, label, self.cum_samples.new_ones(len(label))
+        )
 
     def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Count the RoIs, before the loss is taken. A collective: all ranks must call it."""
@@ -89,9 +123,23 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
     `loss_pcb_classes` appears only while the regularisation acts. Further arguments are those of `Regulariser` and `SeesawLoss`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.05, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
-                 start_epoch: int = 17, *, factors: str = "label", p: float = 0.8, q: float = 2.0, eps: float = 1e-2, counts: str = "all",
-                 loss_weight: float = 1.0, reduction: str = "mean", **pcb):
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.05,
+        momentum: float | Sequence[float] = 0.99,
+        num_steps: int = 3,
+        start_epoch: int = 17,
+        *,
+        factors: str = "label",
+        p: float = 0.8,
+        q: float = 2.0,
+        eps: float = 1e-2,
+        counts: str = "all",
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+        **pcb,
+    ):
         super().__init__(num_classes, p, q, eps, counts, loss_weight, reduction)
         if factors not in ("label", "class"):
             raise ValueError(f"factors={factors!r}: 'label' or 'class'")
@@ -100,10 +148,14 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
 
     def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Counts and matrix, with one collective for both."""
-        self.pcb.observe(log_score.exp(), classes, step, also=counts if self.counts == "all" else None)
+        self.pcb.observe(
+            log_score.exp(), classes, step, also=counts if self.counts == "all" else None
+        )
         self.cum_samples += counts
 
-    def classes_loss(self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None) -> dict[str, Tensor]:
+    def classes_loss(
+        self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None
+    ) -> dict[str, Tensor]:
         alpha = self.pcb.strength(step)
         if not alpha:
             return super().classes_loss(z, log_score, classes, reduce, step)
@@ -113,12 +165,17 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         else:
             seesaw = F.cross_entropy(z + factors, classes, reduction="none")
             soft = -(target * self.log_p_of_each_class(z, log_score)).sum(dim=1)
-        return {"loss_cls_classes": reduce((1 - alpha) * seesaw), "loss_pcb_classes": reduce(alpha * soft)}
+        return {
+            "loss_cls_classes": reduce((1 - alpha) * seesaw),
+            "loss_pcb_classes": reduce(alpha * soft),
+        }
 
     def log_p_of_each_class(self, z: Tensor, log_score: Tensor) -> Tensor:
         """log p̂_i of Eq. 17, with the factors of class i: (n, C) -> (n, C)."""
         every = torch.arange(self.num_classes, device=z.device).expand(len(z), -1)
-        factors = self.log_factors(log_score[:, None, :].expand(-1, self.num_classes, -1), every)  # [k, i, j] = log S_ij of RoI k
+        factors = self.log_factors(
+            log_score[:, None, :].expand(-1, self.num_classes, -1), every
+        )  # [k, i, j] = log S_ij of RoI k
         return z - (z[:, None, :] + factors).logsumexp(dim=2)
 
 
@@ -129,7 +186,9 @@ class HardAndSoft(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, factors: Tensor, classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, z: Tensor, factors: Tensor, classes: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
         log_p = factors.add_(z).log_softmax(dim=1)
         ctx.save_for_backward(log_p, classes, target)
         return -log_p.gather(1, classes[:, None]).squeeze(1), -(target * log_p).sum(dim=1)
@@ -139,7 +198,12 @@ class HardAndSoft(torch.autograd.Function):
     def backward(ctx, of_hard: Tensor, of_soft: Tensor) -> tuple[Tensor | None, ...]:
         log_p, classes, target = ctx.saved_tensors
         grad = (target * -of_soft[:, None]).scatter_add_(1, classes[:, None], -of_hard[:, None])
-        return torch.ops.aten._log_softmax_backward_data(grad, log_p, 1, log_p.dtype), None, None, None
+        return (
+            torch.ops.aten._log_softmax_backward_data(grad, log_p, 1, log_p.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def percent(right: Tensor, of: Tensor) -> Tensor:

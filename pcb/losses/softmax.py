@@ -26,7 +26,13 @@ class SoftTargetCrossEntropy(ClassifierLoss):
     cross entropy: the same gradient, a value smaller by the entropy of the target.
     """
 
-    def __init__(self, num_classes: int, space: str = "full", loss_weight: float = 1.0, reduction: str = "mean"):
+    def __init__(
+        self,
+        num_classes: int,
+        space: str = "full",
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(num_classes, loss_weight, reduction)
         if space not in ("full", "fg"):
             raise ValueError(f"space={space!r}: 'full' or 'fg'")
@@ -64,11 +70,15 @@ class SoftCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, strength: float) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, strength: float
+    ) -> Tensor:
         rows = positives.rows
         log_p = logits.log_softmax(dim=1)
         loss = -log_p.gather(1, label[:, None]).squeeze(1)
-        soft = positives.only(-(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1), loss[rows])
+        soft = positives.only(
+            -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1), loss[rows]
+        )
         ctx.save_for_backward(log_p, label, target)
         ctx.strength, ctx.positives = strength, positives
         return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, strength))
@@ -80,7 +90,9 @@ class SoftCrossEntropy(torch.autograd.Function):
         of_soft = ctx.positives.only(grad[rows])
         onehot = grad.index_add(0, rows, of_soft, alpha=-ctx.strength)
         out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -onehot[:, None])
-        out[:, :-1].index_add_(0, rows, target * of_soft[:, None], alpha=-ctx.strength)  # rows are distinct: no race
+        out[:, :-1].index_add_(
+            0, rows, target * of_soft[:, None], alpha=-ctx.strength
+        )  # rows are distinct: no race
         return out, None, None, None, None
 
 
@@ -91,9 +103,20 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
     online label smoothing too, for a run whose first epochs are shared with it. Further arguments are those of `Regulariser`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.4, momentum: float | Sequence[float] = 0.99, num_steps: int = 3,
-                 start_epoch: int = 17, *, space: str = "full", loss_weight: float = 1.0, reduction: str = "mean",
-                 soft_labels: bool = False, **pcb):
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.4,
+        momentum: float | Sequence[float] = 0.99,
+        num_steps: int = 3,
+        start_epoch: int = 17,
+        *,
+        space: str = "full",
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+        soft_labels: bool = False,
+        **pcb,
+    ):
         super().__init__(num_classes, space, loss_weight, reduction)
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
         self.soft_labels = SoftLabels(num_classes, start_epoch) if soft_labels else None

@@ -24,6 +24,11 @@ def load(gathered: str | Path) -> Album:
     try:
         return Album(json.loads(path.read_text()), path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist", f"make it with `snakemake --cores all {path.stem}`") from error
+        raise UserError(
+            f"{path} does not exist", f"make it with `snakemake --cores all {path.stem}`"
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}", f"delete it and run `snakemake --cores all {path.stem}`") from error
+        raise UserError(
+            f"{path} cannot be read: {error}",
+            f"delete it and run `snakemake --cores all {path.stem}`",
+        ) from error

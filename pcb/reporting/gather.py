@@ -18,7 +18,7 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import atomic, write_json
 from pcb.reporting import pairs
-from pcb.reporting.verdicts import verdicts
+from pcb.reporting.claims import verdicts
 from pcb.study import Page, Study, Table
 
 FIELDS_BEFORE = ("row", "id")
@@ -29,12 +29,23 @@ MEASURED, NOT_RUN = "measured", "not run"
 def gather(study: Study, target: str) -> Path:
     """Write what one notebook reads and return the file that it names. Raises `UserError` for an unknown target or a broken file."""
     if target not in study.targets:
-        raise UserError(f"no table, figure or page is called {target!r}", f"choose one of: {', '.join(study.targets)}")
-    return gather_page(study, study.pages[target]) if target in study.pages else gather_table(study, study.tables[target])
+        raise UserError(
+            f"no table, figure or page is called {target!r}",
+            f"choose one of: {', '.join(study.targets)}",
+        )
+    return (
+        gather_page(study, study.pages[target])
+        if target in study.pages
+        else gather_table(study, study.tables[target])
+    )
 
 
 def gather_table(study: Study, table: Table) -> Path:
-    found = {(row.run, seed): read_metrics(study, row.run, seed) for row in table.rows for seed in study.seeds}
+    found = {
+        (row.run, seed): read_metrics(study, row.run, seed)
+        for row in table.rows
+        for seed in study.seeds
+    }
     out = study.paths.gathered(table.id)
     write_json(study.paths.gathered(table.id, "json"), sidecar(study, table, found))
     with atomic(out) as temporary, temporary.open("w", newline="") as file:
@@ -46,14 +57,23 @@ def gather_table(study: Study, table: Table) -> Path:
 
 def gather_page(study: Study, page: Page) -> Path:
     """Pictures are of the first seed alone."""
-    from pcb.reporting import explorer, gallery
+    from pcb.reporting.images import gallery, pair_explorer
 
-    collect = {"gallery": gallery.collect, "pairs": explorer.collect}[page.id]
+    collect = {"gallery": gallery.collect, "pairs": pair_explorer.collect}[page.id]
     seeds = study.seeds[:1]
     found = {(run, seed): read_metrics(study, run, seed) for run in page.runs for seed in seeds}
     out = study.paths.gathered(page.id, "json")
-    write_json(out, {**around(study, page, found, seeds), "shows": page.shows, "settings": page.settings, "shown_seed": seeds[0],
-                     "confusion": confusions(study, page, found), "compare": collect(study, page)})
+    write_json(
+        out,
+        {
+            **around(study, page, found, seeds),
+            "shows": page.shows,
+            "settings": page.settings,
+            "shown_seed": seeds[0],
+            "confusion": confusions(study, page, found),
+            "compare": collect(study, page),
+        },
+    )
     return out
 
 
@@ -64,11 +84,21 @@ def records(study: Study, table: Table, found: dict) -> list[dict]:
         for seed in study.seeds:
             ours = ((found[row.run, seed] or {}).get("variants") or {}).get(row.variant)
             for metric in table.columns:
-                out.append({
-                    "row": index, "id": row.id, **row.labels, "run": row.run, "variant": row.variant, "seed": seed, "metric": metric,
-                    "ours": number((ours or {}).get(metric)), "paper": number(row.paper.get(metric)), "copied": row.copied or "",
-                    "status": NOT_RUN if ours is None else MEASURED,
-                })
+                out.append(
+                    {
+                        "row": index,
+                        "id": row.id,
+                        **row.labels,
+                        "run": row.run,
+                        "variant": row.variant,
+                        "seed": seed,
+                        "metric": metric,
+                        "ours": number((ours or {}).get(metric)),
+                        "paper": number(row.paper.get(metric)),
+                        "copied": row.copied or "",
+                        "status": NOT_RUN if ours is None else MEASURED,
+                    }
+                )
     return out
 
 
@@ -93,13 +123,18 @@ def read_record(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "delete it; the next `snakemake` run makes it anew") from error
+        raise UserError(
+            f"{path} cannot be read: {error}", "delete it; the next `snakemake` run makes it anew"
+        ) from error
 
 
 def sidecar(study: Study, table: Table, found: dict) -> dict:
     """What a table's page says around the numbers, as JSON values."""
     return {
-        **around(study, table, found, study.seeds), "claim": table.claim, "columns": list(table.columns), "labels": list(table.labels),
+        **around(study, table, found, study.seeds),
+        "claim": table.claim,
+        "columns": list(table.columns),
+        "labels": list(table.labels),
         "claims": verdicts(study, found, table.id),
         "confusion": confusions(study, table, found) if table.id.startswith("figure") else [],
         "classes": classes(study, table, found) if "PCB" in table.labels else {},
@@ -115,8 +150,13 @@ def classes(study: Study, table: Table, found: dict) -> dict:
             measured = ((found[row.run, seed] or {}).get("classes") or {}).get(row.variant)
             if measured:
                 dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
-                dataset |= {"train_images": [c["train_images"] for c in measured], "groups": "".join(c["frequency"] for c in measured)}
-                dataset["rows"].setdefault(row.id, {})[str(seed)] = [None if c["AP"] is None else round(c["AP"], 2) for c in measured]
+                dataset |= {
+                    "train_images": [c["train_images"] for c in measured],
+                    "groups": "".join(c["frequency"] for c in measured),
+                }
+                dataset["rows"].setdefault(row.id, {})[str(seed)] = [
+                    None if c["AP"] is None else round(c["AP"], 2) for c in measured
+                ]
     return out
 
 
@@ -124,9 +164,14 @@ def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]
     """What any page says of itself: title, scale, seeds, departures, data, and where its runs come from."""
     scale = study.scale
     return {
-        "target": target.id, "title": target.title, "scale": {"name": scale["name"], "title": scale["title"]}, "seeds": list(study.seeds),
-        "departures": scale["departures"], "comparable": not scale.get("embedded"),
-        "datasets": datasets(study, target, found), "runs": provenance(study, target, seeds),
+        "target": target.id,
+        "title": target.title,
+        "scale": {"name": scale["name"], "title": scale["title"]},
+        "seeds": list(study.seeds),
+        "departures": scale["departures"],
+        "comparable": not scale.get("embedded"),
+        "datasets": datasets(study, target, found),
+        "runs": provenance(study, target, seeds),
     }
 
 
@@ -134,11 +179,20 @@ def datasets(study: Study, target: Table | Page, found: dict) -> list[dict]:
     """Each data set of a page: its name, and where a run has been measured its val images and classes per group."""
     out = []
     for dataset in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
-        measured = [m for (run, _), m in found.items() if m and study.experiments[run].dataset == dataset]
+        measured = [
+            m for (run, _), m in found.items() if m and study.experiments[run].dataset == dataset
+        ]
         classes = measured[0]["classes"]["plain"] if measured else []
-        out.append({"key": dataset, "version": study.scale["datasets"][dataset]["version"],
-                    "val_images": measured[0]["images"] if measured else None,
-                    "classes": {group: sum(c["frequency"] == group for c in classes) for group in "rcf"} if measured else None})
+        out.append(
+            {
+                "key": dataset,
+                "version": study.scale["datasets"][dataset]["version"],
+                "val_images": measured[0]["images"] if measured else None,
+                "classes": {group: sum(c["frequency"] == group for c in classes) for group in "rcf"}
+                if measured
+                else None,
+            }
+        )
     return out
 
 
@@ -149,8 +203,23 @@ def provenance(study: Study, target: Table | Page, seeds: Sequence[int]) -> list
         for seed in seeds:
             record = read_record(study.paths.train(run, seed)) or {}
             if record.get("fingerprint") == study.fingerprint(run, seed):
-                out.append({key: record.get(key) for key in
-                            ("run", "seed", "fingerprint", "git", "finished", "seconds", "iterations", "hardware", "versions", "trunk")})
+                out.append(
+                    {
+                        key: record.get(key)
+                        for key in (
+                            "run",
+                            "seed",
+                            "fingerprint",
+                            "git",
+                            "finished",
+                            "seconds",
+                            "iterations",
+                            "hardware",
+                            "versions",
+                            "trunk",
+                        )
+                    }
+                )
     return out
 
 
@@ -161,6 +230,11 @@ def confusions(study: Study, target: Table | Page, found: dict) -> list[dict]:
     for (run, seed), metrics in found.items():
         path = study.paths.confusion(run, seed)
         if metrics and path.exists():
-            classes = [{key: c[key] for key in ("name", "frequency", "train_images")} for c in metrics["classes"]["plain"]]
-            out.append({"run": run, "seed": seed, "path": os.path.relpath(path, here), "classes": classes})
+            classes = [
+                {key: c[key] for key in ("name", "frequency", "train_images")}
+                for c in metrics["classes"]["plain"]
+            ]
+            out.append(
+                {"run": run, "seed": seed, "path": os.path.relpath(path, here), "classes": classes}
+            )
     return out

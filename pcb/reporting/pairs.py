@@ -45,23 +45,41 @@ class Confusion:
         shown = self.seen > 0
         bias = np.where(shown[:, None] & shown[None, :], self.matrix - self.matrix.T, 0)
         order = np.argsort(-bias, axis=None, kind="stable")[:count]
-        return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, bias.shape), strict=True) if bias[i, j] > 0]
+        return [
+            (int(i), int(j))
+            for i, j in zip(*np.unravel_index(order, bias.shape), strict=True)
+            if bias[i, j] > 0
+        ]
 
     def pairs(self, count: int = 10) -> pd.DataFrame:
         """The most one-sided pairs, for a table."""
-        return pd.DataFrame([{
-            "class i": self.label(i), "class j": self.label(j), "i taken for j": self.matrix[i, j], "j taken for i": self.matrix[j, i],
-            "difference": self.matrix[i, j] - self.matrix[j, i]} for i, j in self.most_one_sided(count)])
+        return pd.DataFrame(
+            [
+                {
+                    "class i": self.label(i),
+                    "class j": self.label(j),
+                    "i taken for j": self.matrix[i, j],
+                    "j taken for i": self.matrix[j, i],
+                    "difference": self.matrix[i, j] - self.matrix[j, i],
+                }
+                for i, j in self.most_one_sided(count)
+            ]
+        )
 
     def both_ways(self, least: float = 0.0) -> pd.DataFrame:
         """Every pair of shown classes of different groups: `groups` (rf: a rare and a frequent one), `up`, the probability that the rarer
         is given to the more frequent class, and `down`, the reverse; pairs with neither at `least` are left out."""
-        shown, rank = np.flatnonzero(self.seen > 0), np.array([SYMBOLS.index(f) for f in self.frequency])
+        shown, rank = (
+            np.flatnonzero(self.seen > 0),
+            np.array([SYMBOLS.index(f) for f in self.frequency]),
+        )
         i, j = (k.ravel() for k in np.meshgrid(shown, shown, indexing="ij"))
         up, down = self.matrix[i, j], self.matrix[j, i]
         kept = (rank[i] < rank[j]) & (np.maximum(up, down) >= least)
         names = np.array([a + b for a in SYMBOLS for b in SYMBOLS])
-        return pd.DataFrame({"groups": names[3 * rank[i[kept]] + rank[j[kept]]], "up": up[kept], "down": down[kept]})
+        return pd.DataFrame(
+            {"groups": names[3 * rank[i[kept]] + rank[j[kept]]], "up": up[kept], "down": down[kept]}
+        )
 
     def label(self, i: int) -> str:
         return f"{self.names[i]} ({self.frequency[i]}, {self.train_images[i]} train image{'s' if self.train_images[i] != 1 else ''})"
@@ -77,9 +95,15 @@ def bias(matrix: Confusion) -> dict[str, float | None]:
     """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`, in percent; None where a group has no class, or no pair leans either way."""
     groups, both = 100 * matrix.by_group(), matrix.both_ways()
     leaning = both[both["up"] != both["down"]]
-    there = {f for f, seen in zip(matrix.frequency, matrix.seen, strict=True) if seen > 0} >= {"r", "f"}
-    return {"Mrf": float(groups[0, 2]) if there else None, "Mfr": float(groups[2, 0]) if there else None,
-            "Mup": 100 * float((leaning["up"] > leaning["down"]).mean()) if len(leaning) else None}
+    there = {f for f, seen in zip(matrix.frequency, matrix.seen, strict=True) if seen > 0} >= {
+        "r",
+        "f",
+    }
+    return {
+        "Mrf": float(groups[0, 2]) if there else None,
+        "Mfr": float(groups[2, 0]) if there else None,
+        "Mup": 100 * float((leaning["up"] > leaning["down"]).mean()) if len(leaning) else None,
+    }
 
 
 def load(page: Gathered | Album, run: str | None = None) -> Confusion | None:
@@ -102,9 +126,15 @@ def read(path: Path, classes: list[dict]) -> Confusion:
         with np.load(path) as file:
             matrix, seen = file["matrix"].astype(float), file["seen"]
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "run the inference of this run again") from error
+        raise UserError(
+            f"{path} cannot be read: {error}", "run the inference of this run again"
+        ) from error
     if matrix.shape != (len(classes),) * 2:
-        raise UserError(f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
-                        "run inference and scoring again")
+        raise UserError(
+            f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
+            "run inference and scoring again",
+        )
     matrix /= np.maximum(matrix.sum(1, keepdims=True), np.finfo(float).tiny)
-    return Confusion(matrix, seen, *([c[key] for c in classes] for key in ("name", "frequency", "train_images")))
+    return Confusion(
+        matrix, seen, *([c[key] for c in classes] for key in ("name", "frequency", "train_images"))
+    )

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.reporting.captions import number, warning
 from pcb.reporting.gather import read_metrics
-from pcb.reporting.site import build, existing, progress
-from pcb.reporting.site_data import runs
-from pcb.reporting.words import number, warning
+from pcb.reporting.site.build import build, existing, progress
+from pcb.reporting.site.data import runs
 from pcb.study import Study
 from pcb.study.load import ROOT
 
@@ -30,15 +30,22 @@ def publish(study: Study, destination: str | Path) -> Path:
     """
     destination = Path(destination)
     if destination.exists() and not is_copy(study, destination):
-        raise UserError(f"{destination} exists and is not a published site", "name a folder that does not exist yet")
+        raise UserError(
+            f"{destination} exists and is not a published site",
+            "name a folder that does not exist yet",
+        )
     build(study)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as folder:
+    with tempfile.TemporaryDirectory(
+        dir=destination.parent, prefix=f".{destination.name}-"
+    ) as folder:
         copy = Path(folder) / "site"
         shutil.copytree(study.paths.site, copy, ignore=shutil.ignore_patterns(".*"))
         for path in sorted(copy.rglob("*")):
             if path.suffix in TEXT:
-                path.write_text(cleaned(path.read_text(), study, destination / path.relative_to(copy)))
+                path.write_text(
+                    cleaned(path.read_text(), study, destination / path.relative_to(copy))
+                )
         (copy / "README.md").write_text(contents(study))
         if destination.exists():
             shutil.rmtree(destination)
@@ -48,14 +55,27 @@ def publish(study: Study, destination: str | Path) -> Path:
 
 def contents(study: Study) -> str:
     """A page for those who browse the repository, where Markdown and notebooks show but HTML does not."""
-    found = {(run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds}
+    found = {
+        (run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds
+    }
     far, seeds = progress(runs(study, found)), ", ".join(map(str, study.seeds))
-    lines = [f"# Results on {study.scale['title']}", "", f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
-             warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}), "",
-             "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.", ""]
+    lines = [
+        f"# Results on {study.scale['title']}",
+        "",
+        f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
+        warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}),
+        "",
+        "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.",
+        "",
+    ]
     for target in study.targets.values():
-        table, notebook = (existing(study, path) for path in (study.paths.table(target.id, "md"), study.paths.notebook(target.id)))
-        links = " · ".join(f"[{name}]({href})" for name, href in (("table", table), ("notebook", notebook)) if href)
+        table, notebook = (
+            existing(study, path)
+            for path in (study.paths.table(target.id, "md"), study.paths.notebook(target.id))
+        )
+        links = " · ".join(
+            f"[{name}]({href})" for name, href in (("table", table), ("notebook", notebook)) if href
+        )
         lines.append(f"- {number(target.id)}. {target.title}: {links or 'not rendered'}")
     return "\n".join(lines) + "\n"
 
@@ -64,18 +84,29 @@ def is_copy(study: Study, folder: Path) -> bool:
     """Whether a folder is empty or holds an earlier copy, so that it may be replaced."""
     paths = study.paths
     needed = [path.relative_to(paths.site) for path in (paths.index, paths.download("runs.json"))]
-    return folder.is_dir() and (not any(folder.iterdir()) or all((folder / path).is_file() for path in needed))
+    return folder.is_dir() and (
+        not any(folder.iterdir()) or all((folder / path).is_file() for path in needed)
+    )
 
 
 def cleaned(text: str, study: Study, name: Path) -> str:
     """`text` with the results folder and the checkout named as seen from the checkout. `name` is the file's, for the error."""
     root = study.paths.root
-    for folder, said in ((root.resolve(), f"results/{root.name}"), (root, f"results/{root.name}"), (ROOT, None)):
+    for folder, said in (
+        (root.resolve(), f"results/{root.name}"),
+        (root, f"results/{root.name}"),
+        (ROOT, None),
+    ):
         if folder.is_absolute():
             text = text.replace(f"{folder}/", f"{said}/" if said else "")
     for folder in (ROOT, Path.home(), Path(tempfile.gettempdir())):
-        if found := re.search(rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text):  # not inside base64
-            raise UserError(f"{name} would name {found[0]}, a path of this machine", "render that page again from this checkout")
+        if found := re.search(
+            rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text
+        ):  # not inside base64
+            raise UserError(
+                f"{name} would name {found[0]}, a path of this machine",
+                "render that page again from this checkout",
+            )
     return text
 
 

@@ -17,11 +17,11 @@ from statistics import fmean, stdev
 import pandas as pd
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.reporting import style
+from pcb.reporting.captions import heading, origin, statements
 from pcb.reporting.gather import FIELDS_AFTER, FIELDS_BEFORE, NOT_RUN
-from pcb.reporting.words import heading, origin, statements
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS, PAPER, DELTA = "ours", "paper", "Δ"
 NO_VALUE = "–"
 KINDS = {"": "label", OURS: "ours", PAPER: "paper", DELTA: "delta"}  # CSS classes
@@ -61,11 +61,20 @@ def load(gathered: str | Path) -> Gathered:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
         about = json.loads(path.with_suffix(".json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename or path} does not exist", f"make it with `snakemake --cores all {path.stem}`") from error
+        raise UserError(
+            f"{error.filename or path} does not exist",
+            f"make it with `snakemake --cores all {path.stem}`",
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}", f"delete it and run `snakemake --cores all {path.stem}`") from error
+        raise UserError(
+            f"{path} cannot be read: {error}",
+            f"delete it and run `snakemake --cores all {path.stem}`",
+        ) from error
     if missing := [c for c in (*FIELDS_BEFORE, *FIELDS_AFTER) if c not in rows]:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}", f"delete it and run `snakemake --cores all {path.stem}`")
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing)}",
+            f"delete it and run `snakemake --cores all {path.stem}`",
+        )
     for column in ("row", "seed", "ours", "paper"):
         rows[column] = pd.to_numeric(rows[column])
     return Gathered(rows, about, path)
@@ -83,7 +92,9 @@ def wide(table: Gathered) -> pd.DataFrame:
     `ours <metric>` (mean over seeds), `std <metric>` (NaN below two seeds), `paper <metric>`, `Δ <metric>`.
     """
     lines = []
-    for _, group in groupby(sorted(table.rows.to_dict("records"), key=itemgetter("row")), itemgetter("row")):
+    for _, group in groupby(
+        sorted(table.rows.to_dict("records"), key=itemgetter("row")), itemgetter("row")
+    ):
         entries = list(group)
         line = {key: entries[0][key] for key in (*table.labels, "id", "run", "variant", "copied")}
         line["seeds"] = len({entry["seed"] for entry in entries if entry["status"] != NOT_RUN})
@@ -113,14 +124,19 @@ def cells(table: Gathered) -> pd.DataFrame:
     out = {}
     for label in table.labels:
         out["", label] = list(numbers[label])
-    if numbers["seeds"].between(1, len(table.about["seeds"]) - 1).any():  # some rows rest on fewer seeds than planned
+    if (
+        numbers["seeds"].between(1, len(table.about["seeds"]) - 1).any()
+    ):  # some rows rest on fewer seeds than planned
         out["", "seeds"] = [str(n) for n in numbers["seeds"]]
     for block in blocks(table):
         for metric in table.columns:
             out[block, metric] = [cell(line, block, metric) for _, line in numbers.iterrows()]
     if table.sources:
         first = PAPER, table.columns[0]
-        out[first] = [value + table.sources.get(copied, "") for value, copied in zip(out[first], numbers["copied"], strict=True)]
+        out[first] = [
+            value + table.sources.get(copied, "")
+            for value, copied in zip(out[first], numbers["copied"], strict=True)
+        ]
     return pd.DataFrame(out)
 
 
@@ -133,7 +149,9 @@ def cell(line: pd.Series, block: str, metric: str) -> str:
         return NO_VALUE
     digits = decimals(block, metric)
     if block == DELTA:
-        return f"{value:+.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+        return (
+            f"{value:+.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+        )
     spread = line[f"std {metric}"] if block == OURS else float("nan")
     return f"{value:.{digits}f}" if pd.isna(spread) else f"{value:.{digits}f} ± {spread:.{digits}f}"
 
@@ -146,35 +164,63 @@ def decimals(block: str, metric: str) -> int:
 
 
 def footnotes(table: Gathered) -> list[str]:
-    notes = [f"{mark} Not trained by the paper: it copied this row's numbers from {source}." for source, mark in table.sources.items()]
+    notes = [
+        f"{mark} Not trained by the paper: it copied this row's numbers from {source}."
+        for source, mark in table.sources.items()
+    ]
     if len(table.about["seeds"]) > 1:
-        notes.append(f"Ours: mean ± sample standard deviation over the seeds that were run, of {len(table.about['seeds'])} planned.")
+        notes.append(
+            f"Ours: mean ± sample standard deviation over the seeds that were run, of {len(table.about['seeds'])} planned."
+        )
     return notes
 
 
 def html(table: Gathered) -> str:
     """The table for a page or a notebook, with its own few lines of style; colours follow the surroundings, light or dark."""
     text = cells(table)
-    return style.templates().get_template("table.html.j2").render(
-        labels=list(text[""]), blocks=blocks(table), kinds=KINDS, metrics=[style.name(m, "html") for m in table.columns],
-        rows=html_rows(table, text), notes=footnotes(table), origin=origin(table.about))
+    return (
+        style.templates()
+        .get_template("table.html.j2")
+        .render(
+            labels=list(text[""]),
+            blocks=blocks(table),
+            kinds=KINDS,
+            metrics=[style.name(m, "html") for m in table.columns],
+            rows=html_rows(table, text),
+            notes=footnotes(table),
+            origin=origin(table.about),
+        )
+    )
 
 
 def html_rows(table: Gathered, text: pd.DataFrame) -> list[dict]:
     """Rows for the template: equal neighbours of a label column share one cell, and `not run` stands once across its block."""
-    spans = {label: merge(text[""][table.labels[: i + 1]]) for i, label in enumerate(table.labels[:-1])}
+    spans = {
+        label: merge(text[""][table.labels[: i + 1]]) for i, label in enumerate(table.labels[:-1])
+    }
     first = spans[table.labels[0]] if spans else []
     ruled = all(span != 1 for span in first)  # a line between groups, where all rows are in groups
     rows = []
     for i, line in text.iterrows():
         shown = []
         for (block, name), value in line.items():
-            start, not_run = block != "" and name == table.columns[0], block == OURS and value == NOT_RUN
+            start, not_run = (
+                block != "" and name == table.columns[0],
+                block == OURS and value == NOT_RUN,
+            )
             rowspan = spans[name][i] if block == "" and name in spans else 1
             if rowspan and (start or not not_run):
                 value, _, spread = value.partition(" ± ")
-                shown.append({"text": value, "spread": spread, "kind": "notrun" if not_run else KINDS[block], "start": start,
-                              "span": len(table.columns) if not_run else 1, "rowspan": rowspan})
+                shown.append(
+                    {
+                        "text": value,
+                        "spread": spread,
+                        "kind": "notrun" if not_run else KINDS[block],
+                        "start": start,
+                        "span": len(table.columns) if not_run else 1,
+                        "rowspan": rowspan,
+                    }
+                )
         rows.append({"cells": shown, "rule": ruled and i > 0 and bool(first) and first[i] > 0})
     return rows
 
@@ -188,19 +234,52 @@ def merge(labels: pd.DataFrame) -> list[int]:
 def markdown(table: Gathered) -> str:
     """A GitHub-flavoured table; every numeric column names its block, so that no number stands without its origin."""
     text = cells(table)
-    head = [name if block == "" else f"{style.name(name)} ({block})" for block, name in text.columns]
+    head = [
+        name if block == "" else f"{style.name(name)} ({block})" for block, name in text.columns
+    ]
     align = ["---" if block == "" else "---:" for block, _ in text.columns]
-    lines = [f"**{heading(table.about)}**", "", *(f"> {line}" for line in statements(table.about)), ""]
-    lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in [head, align, *text.itertuples(index=False)]]
+    lines = [
+        f"**{heading(table.about)}**",
+        "",
+        *(f"> {line}" for line in statements(table.about)),
+        "",
+    ]
+    lines += [
+        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |"
+        for row in [head, align, *text.itertuples(index=False)]
+    ]
     return "\n".join([*lines, *(f"\n{note}" for note in footnotes(table))]) + "\n"
 
 
-TEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "$": r"\$",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "→": r"$\to$",
-    "✓": r"$\checkmark$", "✗": r"$\times$", "↓": r"$\downarrow$", "α": r"$\alpha$", "γ": r"$\gamma$", "Δ": r"$\Delta$",
-    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"$^\S$", "¶": r"$^\P$",
-})
+TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "×": r"$\times$",
+        "→": r"$\to$",
+        "✓": r"$\checkmark$",
+        "✗": r"$\times$",
+        "↓": r"$\downarrow$",
+        "α": r"$\alpha$",
+        "γ": r"$\gamma$",
+        "Δ": r"$\Delta$",
+        "†": r"$^\dagger$",
+        "‡": r"$^\ddagger$",
+        "§": r"$^\S$",
+        "¶": r"$^\P$",
+    }
+)
 
 
 def latex(table: Gathered) -> str:
@@ -209,11 +288,26 @@ def latex(table: Gathered) -> str:
     labels = sum(block == "" for block, _ in text.columns)
     numeric = len(text.columns) - labels
     text.columns = pd.MultiIndex.from_tuples(
-        [(block.translate(TEX), name.translate(TEX) if block == "" else style.name(name, "latex")) for block, name in text.columns])
-    caption = " ".join([heading(table.about) + ".", *statements(table.about), *footnotes(table)]).translate(TEX)
+        [
+            (
+                block.translate(TEX),
+                name.translate(TEX) if block == "" else style.name(name, "latex"),
+            )
+            for block, name in text.columns
+        ]
+    )
+    caption = " ".join(
+        [heading(table.about) + ".", *statements(table.about), *footnotes(table)]
+    ).translate(TEX)
     return text.style.hide(axis="index").to_latex(
-        column_format="l" * labels + "r" * numeric, hrules=True, multicol_align="c", position="t", position_float="centering",
-        caption=caption, label=f"tab:{table.about['target']}")
+        column_format="l" * labels + "r" * numeric,
+        hrules=True,
+        multicol_align="c",
+        position="t",
+        position_float="centering",
+        caption=caption,
+        label=f"tab:{table.about['target']}",
+    )
 
 
 def csv(table: Gathered) -> str:

@@ -5,4 +5,16 @@ from pcb.study.load import load_study
 from pcb.study.paths import Paths
 from pcb.study.study import METRICS, Page, Row, Study, Table, canonical, fingerprint
 
-__all__ = ["METRICS", "PCB", "Experiment", "Page", "Paths", "Row", "Study", "Table", "canonical", "fingerprint", "load_study"]
+__all__ = [
+    "METRICS",
+    "PCB",
+    "Experiment",
+    "Page",
+    "Paths",
+    "Row",
+    "Study",
+    "Table",
+    "canonical",
+    "fingerprint",
+    "load_study",
+]

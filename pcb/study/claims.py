@@ -30,11 +30,16 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "fails", "within noise", "not run"
-NOT_PRINTED, NO_SUCH_CLASS = "not printed", "no such class here"  # what a page says in the place of NOT_RUN, if that is why
+NOT_PRINTED, NO_SUCH_CLASS = (
+    "not printed",
+    "no such class here",
+)  # what a page says in the place of NOT_RUN, if that is why
 ROUNDING = 0.05
 SLACK = 1e-9  # 28.6 - 20.6 is not 8.0 in binary
 
-Values = Mapping[tuple[str, str, str], "Sequence[float | None] | None"]  # (table, row, metric) -> one value per seed
+Values = Mapping[
+    tuple[str, str, str], "Sequence[float | None] | None"
+]  # (table, row, metric) -> one value per seed
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Check:
     @classmethod
     def read(cls, spec: dict) -> Check:
         if "higher" in spec:
-            return cls("higher", (spec["metric"],), cells(spec["higher"], spec["lower"]), spec.get("by"))
+            return cls(
+                "higher", (spec["metric"],), cells(spec["higher"], spec["lower"]), spec.get("by")
+            )
         if "close" in spec:
             return cls("close", (spec["metric"],), cells(*spec["close"]), spec["within"])
         if "increasing" in spec:
@@ -63,20 +70,28 @@ class Check:
         if "above" in spec:
             return cls("above", (spec["metric"],), cells(spec["row"]), spec["above"])
         if "taken" in spec:
-            return cls("taken", (f"M[{spec['taken']}>{spec['for']}]", f"M[{spec['for']}>{spec['taken']}]"), cells(spec["row"]))
+            return cls(
+                "taken",
+                (f"M[{spec['taken']}>{spec['for']}]", f"M[{spec['for']}>{spec['taken']}]"),
+                cells(spec["row"]),
+            )
         return cls("opposed", tuple(spec["opposed"]), cells(*spec["among"]))
 
     @property
     def cells(self) -> list[tuple[str, str, str]]:
         """Every (table, row, metric) that the check reads."""
-        return [(*row, name) for row in self.rows for metric in self.metrics for name in parts(metric)]
+        return [
+            (*row, name) for row in self.rows for metric in self.metrics for name in parts(metric)
+        ]
 
     def __str__(self) -> str:
         names = [f"{table}/{row}" for table, row in self.rows]
         metric = self.metrics[0]
         match self.form:
             case "higher":
-                return f"{metric}: {names[0]} > {names[1]}" + (f" by {self.threshold:g}" if self.threshold is not None else "")
+                return f"{metric}: {names[0]} > {names[1]}" + (
+                    f" by {self.threshold:g}" if self.threshold is not None else ""
+                )
             case "close":
                 return f"{metric}: {', '.join(names)} within {self.threshold:g}"
             case "increasing":
@@ -95,7 +110,11 @@ class Check:
         values = series[0]
         match self.form:
             case "higher":
-                return values[0] - values[1] - (self.threshold - ROUNDING if self.threshold is not None else 0)
+                return (
+                    values[0]
+                    - values[1]
+                    - (self.threshold - ROUNDING if self.threshold is not None else 0)
+                )
             case "close":
                 return self.threshold + ROUNDING - (max(values) - min(values))
             case "increasing":
@@ -153,7 +172,9 @@ def judge(check: Check, values: Values) -> Verdict:
     if not margins:
         return Verdict(NOT_RUN)
     margin, noise = fmean(margins), max(ROUNDING, stdev(margins) if len(margins) > 1 else 0.0)
-    status = HOLDS if margin >= noise - SLACK else FAILS if margin <= SLACK - noise else WITHIN_NOISE
+    status = (
+        HOLDS if margin >= noise - SLACK else FAILS if margin <= SLACK - noise else WITHIN_NOISE
+    )
     return Verdict(status, margin, noise, len(margins))
 
 
@@ -161,12 +182,19 @@ def evaluate(claim: Claim, values: Values) -> tuple[str, list[Verdict]]:
     """A claim's status and the verdict on each of its checks."""
     verdicts = [judge(check, values) for check in claim.checks]
     found = {verdict.status for verdict in verdicts}
-    return next((status for status in (FAILS, WITHIN_NOISE, HOLDS) if status in found), NOT_RUN), verdicts
+    return next(
+        (status for status in (FAILS, WITHIN_NOISE, HOLDS) if status in found), NOT_RUN
+    ), verdicts
 
 
 def published(tables: Mapping) -> dict[tuple[str, str, str], list[float]]:
     """The paper's own numbers of a study's `tables`, in the form that `evaluate` takes: as if of one seed."""
-    return {(table.id, row.id, metric): [value] for table in tables.values() for row in table.rows for metric, value in row.paper.items()}
+    return {
+        (table.id, row.id, metric): [value]
+        for table in tables.values()
+        for row in table.rows
+        for metric, value in row.paper.items()
+    }
 
 
 def cells(*names: str) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LATE_LOSSES = ("ls", "ols")  # soft labels that, like PCB, replace one-hot ones only from epoch 17 on: before, they are `softmax`
+LATE_LOSSES = (
+    "ls",
+    "ols",
+)  # soft labels that, like PCB, replace one-hot ones only from epoch 17 on: before, they are `softmax`
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Experiment:
     @property
     def computed_id(self) -> str:
         """The id that the factors spell: `dataset_backbone_sampler_loss_paradigm[_pcb-aα-gγ]`."""
-        paradigm = self.paradigm if self.regression == "last" else f"{self.paradigm}-{self.regression}"
+        paradigm = (
+            self.paradigm if self.regression == "last" else f"{self.paradigm}-{self.regression}"
+        )
         parts = [self.dataset, self.backbone, self.sampler, self.loss, paradigm]
         if self.pcb:
             parts.append(f"pcb-a{self.pcb.alpha:g}-g{self.pcb.gamma:g}")
@@ -51,8 +56,15 @@ class Experiment:
     def factors(self) -> dict:
         """Everything that changes the weights, as plain JSON values (not the id, not the trunk)."""
         pcb = {"alpha": self.pcb.alpha, "gamma": self.pcb.gamma} if self.pcb else None
-        return {"dataset": self.dataset, "backbone": self.backbone, "sampler": self.sampler, "loss": self.loss,
-                "paradigm": self.paradigm, "regression": self.regression, "pcb": pcb}
+        return {
+            "dataset": self.dataset,
+            "backbone": self.backbone,
+            "sampler": self.sampler,
+            "loss": self.loss,
+            "paradigm": self.paradigm,
+            "regression": self.regression,
+            "pcb": pcb,
+        }
 
     @property
     def early_factors(self) -> dict:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 
 # jsonschema imports the grammar of IRIs where Jupyter installed it, which takes seconds in every job; no schema here needs it.
 GRAMMAR = "rfc3987_syntax"
@@ -23,7 +24,7 @@ finally:
     if blocked:
         del sys.modules[GRAMMAR]
 
-SCHEMAS = Path(__file__).resolve().parents[2] / "workflow/schemas"
+SCHEMAS = ROOT / "workflow/schemas"
 
 
 @lru_cache
@@ -33,10 +34,15 @@ def validator(name: str) -> Draft202012Validator:
 
 def validate(value: dict, name: str, source: str | Path) -> None:
     """Check `value`, read from `source`, against the schema called `name`. Raises `UserError` with every fault found."""
-    faults = sorted(validator(name).iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
+    faults = sorted(
+        validator(name).iter_errors(value), key=lambda e: list(map(str, e.absolute_path))
+    )
     if faults:
         lines = [line for fault in faults for line in explain(fault)]
-        raise UserError(f"{source}:\n  " + "\n  ".join(lines), f"see workflow/schemas/{name}.schema.json for what is allowed")
+        raise UserError(
+            f"{source}:\n  " + "\n  ".join(lines),
+            f"see workflow/schemas/{name}.schema.json for what is allowed",
+        )
 
 
 def explain(fault: ValidationError) -> Iterator[str]:
@@ -46,7 +52,13 @@ def explain(fault: ValidationError) -> Iterator[str]:
         known = list(fault.schema.get("properties", {}))
         for key in (k for k in map(str, fault.instance) if k not in known):
             near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}" if known else fault.message
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"known keys: {', '.join(known)}"
+                if known
+                else fault.message
+            )
             yield f"{where}.{key}: unknown key; {hint}".lstrip(".")
         return
     if fault.validator in ("oneOf", "anyOf") and fault.context:

@@ -53,9 +53,25 @@ class Table:
         rows = []
         for row in spec["rows"]:
             paper = dict(zip(spec["columns"], row.get("paper", []), strict=False))
-            rows.append(Row(**{**row, "labels": dict(zip(spec["labels"], row["labels"], strict=True)),
-                               "paper": {metric: value for metric, value in paper.items() if value is not None}}))
-        return cls(key, spec["title"], spec["claim"], tuple(spec["labels"]), tuple(spec["columns"]), tuple(rows))
+            rows.append(
+                Row(
+                    **{
+                        **row,
+                        "labels": dict(zip(spec["labels"], row["labels"], strict=True)),
+                        "paper": {
+                            metric: value for metric, value in paper.items() if value is not None
+                        },
+                    }
+                )
+            )
+        return cls(
+            key,
+            spec["title"],
+            spec["claim"],
+            tuple(spec["labels"]),
+            tuple(spec["columns"]),
+            tuple(rows),
+        )
 
     @property
     def runs(self) -> list[str]:
@@ -86,7 +102,13 @@ class Page:
 
     @classmethod
     def read(cls, key: str, spec: dict) -> Page:
-        return cls(key, spec["title"], spec["shows"], tuple(Comparison(**c) for c in spec["compare"]), spec["settings"])
+        return cls(
+            key,
+            spec["title"],
+            spec["shows"],
+            tuple(Comparison(**c) for c in spec["compare"]),
+            spec["settings"],
+        )
 
     @property
     def runs(self) -> list[str]:
@@ -105,10 +127,14 @@ class Study:
         # Orders come from names and rows, not from the mappings: a JSON file may hold those sorted.
         order = sorted(resolved["tables"], key=lambda key: (key.startswith("figure"), key))
         self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}
-        self.pages = {key: Page.read(key, spec) for key, spec in sorted(resolved.get("pages", {}).items())}
+        self.pages = {
+            key: Page.read(key, spec) for key, spec in sorted(resolved.get("pages", {}).items())
+        }
         used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
         specs = resolved["experiments"]
-        self.experiments = {key: Experiment.read(key, specs[key]) for key in [*used, *sorted(specs.keys() - used)]}
+        self.experiments = {
+            key: Experiment.read(key, specs[key]) for key in [*used, *sorted(specs.keys() - used)]
+        }
         self.paths = Paths(Path(self.scale["results"]) / self.scale["name"])
 
     @property
@@ -140,7 +166,9 @@ class Study:
 
     def variants(self, run: str) -> list[str]:
         """Evaluation variants that some table asks of this run, `plain` first."""
-        wanted = {row.variant for table in self.tables.values() for row in table.rows if row.run == run}
+        wanted = {
+            row.variant for table in self.tables.values() for row in table.rows if row.run == run
+        }
         return ["plain", *sorted(wanted - {"plain"})]
 
     def momenta(self, run: str) -> list[float]:
@@ -169,7 +197,11 @@ class Study:
         start = self.scale["backbones"][backbone]
         if start["weights"] != "pretrain":
             return {"backbone": start}
-        return {"backbone": start, "pretrain": self.scale["pretrain"], "data": self.data_job("pretrain")}
+        return {
+            "backbone": start,
+            "pretrain": self.scale["pretrain"],
+            "data": self.data_job("pretrain"),
+        }
 
     def train_job(self, run: str, seed: int) -> dict:
         """What determines a training's weights; its hash names the work folder, a change retrains.
@@ -178,8 +210,15 @@ class Study:
         """
         scale = self.scale
         experiment = self.experiments[run]
-        job = {"factors": experiment.factors, "seed": seed, "schedule": self.schedule, "train": scale["train"], "pcb": scale["pcb"],
-               "data": self._files(experiment.dataset, "version", "train", "images"), "start": self.pretrain_job(experiment.backbone)}
+        job = {
+            "factors": experiment.factors,
+            "seed": seed,
+            "schedule": self.schedule,
+            "train": scale["train"],
+            "pcb": scale["pcb"],
+            "data": self._files(experiment.dataset, "version", "train", "images"),
+            "start": self.pretrain_job(experiment.backbone),
+        }
         if experiment.trunk == run:
             job["momenta"] = self.momenta(run)
             if self.keeps_soft_labels(run):
@@ -190,15 +229,24 @@ class Study:
 
     def eval_job(self, run: str, seed: int) -> dict:
         """What determines a run's detections and metrics: the training, the val set, the variants, the test settings."""
-        return {"train": self.fingerprint(run, seed), "data": self._files(self.experiments[run].dataset, "version", "val", "images"),
-                "variants": self.variants(run), "test": self.scale["test"]}
+        return {
+            "train": self.fingerprint(run, seed),
+            "data": self._files(self.experiments[run].dataset, "version", "val", "images"),
+            "variants": self.variants(run),
+            "test": self.scale["test"],
+        }
 
     def fingerprint(self, run: str, seed: int) -> str:
         return fingerprint(self.train_job(run, seed))
 
     def _files(self, dataset: str, *keys: str) -> dict:
         """Entries of a data set, its paths relative to the results folder where they lie in it, and how it was generated."""
-        files = {key: self.scale["datasets"][dataset][key].replace(f"{self.paths.root}/", "{results}/", 1) for key in keys}
+        files = {
+            key: self.scale["datasets"][dataset][key].replace(
+                f"{self.paths.root}/", "{results}/", 1
+            )
+            for key in keys
+        }
         generated = any(value.startswith("{results}") for value in files.values())
         return {**files, **(self.data_job(dataset) if generated else {})}
 

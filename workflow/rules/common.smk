@@ -8,14 +8,16 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from pcb import progress
 from pcb.errors import UserError
 from pcb.files import only_one, write_json
-from pcb.reporting.words import number
+from pcb.planning.jobs import epochs_to_train
+from pcb.planning.status import overview
+from pcb.reporting.captions import number
 from pcb.study import canonical, load_study
-from pcb.study.jobs import epochs_to_train
 from pcb.study.load import checked
-from pcb.study.status import overview
+
+sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
+from workflow import progress
 
 SETTINGS = {"scale", "seeds", "results"}
 
@@ -196,7 +198,7 @@ def labels(form):
 
 def finish():
     """After a run, whatever its outcome: the index page of all that exists by now, and where it lies."""
-    from pcb.reporting.site import build
+    from pcb.reporting.site.build import build
 
     try:
         logger.info(f"Look at {build(study)}")

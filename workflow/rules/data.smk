@@ -4,7 +4,7 @@ if EMBEDDED:
 
     rule data:
         input:
-            sorted(map(str, (ROOT / "pcb" / "data" / "assets").glob("*"))),
+            sorted(map(str, (ROOT / "pcb" / "synthetic" / "assets").glob("*"))),
         output:
             paths.data_manifest("{dataset}"),
         log:

@@ -25,16 +25,45 @@ METRICS = {
     "Mfr": ("M_fr %", "M<sub>fr</sub> %", r"$M_{fr}$ \%"),
     "Mup": ("one-sided %", "one-sided %", r"one-sided \%"),
 }
-COLOURS = {"AP": "#333333", "APr": "#D55E00", "APc": "#009E73", "APf": "#0072B2", "APb": "#CC79A7", "AP50": "#56B4E9", "AP75": "#E69F00"}
+COLOURS = {
+    "AP": "#333333",
+    "APr": "#D55E00",
+    "APc": "#009E73",
+    "APf": "#0072B2",
+    "APb": "#CC79A7",
+    "AP50": "#56B4E9",
+    "AP75": "#E69F00",
+}
 MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P", "AP75": "X"}
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")  # methods, in order of appearance
+SERIES = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#333333",
+)  # methods, in order of appearance
 
 RC = {
-    "figure.dpi": 100, "font.size": 10, "font.family": "sans-serif",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#777777", "axes.labelcolor": "#333333",
-    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
-    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.8, "axes.axisbelow": True,
-    "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon": False,
+    "figure.dpi": 100,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#777777",
+    "axes.labelcolor": "#333333",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
 }
 
 
@@ -56,7 +85,9 @@ def templates():
     """The jinja2 environment of the templates in this folder; values are escaped."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals["css"] = lambda file: (FOLDER / file).read_text()
     environment.filters["notation"] = notation
     environment.globals["margin"] = lambda value: f"{value:+.2f}".replace("-", "−")

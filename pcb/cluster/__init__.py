@@ -1,0 +1,1 @@
+"""Machines: GPU leases, process groups, provenance."""

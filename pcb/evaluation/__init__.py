@@ -1,0 +1,1 @@
+"""Detections on disk scored: LVIS AP, pairwise bias. Never imports torch."""

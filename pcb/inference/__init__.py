@@ -1,0 +1,1 @@
+"""A trained detector run over a split: every evaluation variant in one pass."""

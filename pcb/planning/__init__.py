@@ -1,0 +1,1 @@
+"""What a study would do and cost, and how far it is."""

@@ -1,0 +1,1 @@
+"""The pages of images: gallery and pair explorer."""

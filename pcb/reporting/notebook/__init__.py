@@ -1,0 +1,1 @@
+"""Notebooks: what their cells show, and how they are run and exported."""

@@ -1,0 +1,1 @@
+"""One experiment trained: configs, the resumable loop, checkpoints, starting weights."""

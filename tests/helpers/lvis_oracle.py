@@ -1,0 +1,103 @@
+"""For the tests of the scorer: seeded perturbed detections, and lvis-api, the reference that ours must equal."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pycocotools.mask as coco_mask
+
+from pcb.evaluation.shards import Rows
+
+SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/lvis_v0.5_sample/lvis_val_100.json"
+
+
+def rle(annotation: dict, image: dict) -> bytes:
+    polygons = coco_mask.frPyObjects(annotation["segmentation"], image["height"], image["width"])
+    return coco_mask.merge(polygons)["counts"]
+
+
+def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
+    """Detections around the ground truth: jittered boxes, other objects' masks, wrong classes (negative ones and unlisted ones),
+    and scores of one decimal, so that ties are the rule. Four images a shard, in an order that is not the file's."""
+    rng = np.random.default_rng(seed)
+    categories = [c["id"] for c in truth["categories"]]
+    of = {
+        image["id"]: [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        for image in truth["images"]
+    }
+    images = [truth["images"][i] for i in rng.permutation(len(truth["images"]))]
+    found = []
+    for start in range(0, len(images), 4):
+        part, rows = images[start : start + 4], []
+        for image in part:
+            for annotation in of[image["id"]] * per_object:
+                box = np.array(annotation["bbox"])
+                box = box + rng.normal(0, 0.08, 4) * np.tile(box[2:], 2)
+                category, kind = annotation["category_id"], rng.random()
+                if kind > 0.85:
+                    category = int(rng.choice(categories))
+                elif kind > 0.7 and image["neg_category_ids"]:
+                    category = int(rng.choice(image["neg_category_ids"]))
+                other = (
+                    of[image["id"]][rng.integers(len(of[image["id"]]))]
+                    if rng.random() < 0.3
+                    else annotation
+                )
+                rows.append(
+                    (
+                        image["id"],
+                        category,
+                        np.maximum(box, [-1e9, -1e9, 1, 1]),
+                        round(rng.random(), 1),
+                        (image["height"], image["width"]),
+                        rle(other, image),
+                    )
+                )
+        columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
+        found.append(
+            Rows(
+                [image["id"] for image in part],
+                np.array(columns[0], np.int64),
+                np.array(columns[1], np.int32),
+                np.array(columns[2], np.float32).reshape(-1, 4),
+                np.array(columns[3], np.float32),
+                np.array(columns[4], np.int32).reshape(-1, 2),
+                pa.array(columns[5], pa.binary()),
+            )
+        )
+    return found
+
+
+def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict]:
+    """The 13 metrics and AP per category id by lvis-api, in points, None where it says -1."""
+    np.float = float  # lvis 0.5.3 was written for numpy < 1.24
+    logging.disable(logging.WARNING)
+    from lvis import LVIS, LVISEval, LVISResults
+
+    results = [
+        {
+            "image_id": int(rows.image_id[k]),
+            "category_id": int(rows.category_id[k]),
+            "score": float(rows.score[k]),
+            "bbox": rows.box[k].astype(float).tolist(),
+            "segmentation": {"size": rows.size[k].tolist(), "counts": rows.rle[k].as_py()},
+        }
+        for rows in detections
+        for k in range(len(rows))
+    ]
+    truth = LVIS(str(path))
+    reference = LVISEval(truth, LVISResults(truth, results), iou_type)
+    reference.run()
+    metrics = {
+        name: None if value == -1 else value * 100
+        for name, value in reference.get_results().items()
+    }
+    precision = reference.eval["precision"][..., 0]  # IoU, recall, class
+    classes = {}
+    for k, category in enumerate(reference.params.cat_ids):
+        values = precision[:, :, k][precision[:, :, k] > -1]
+        classes[category] = values.mean() * 100 if values.size else None
+    return metrics, classes

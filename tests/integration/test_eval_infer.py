@@ -1,0 +1,346 @@
+"""From a checkpoint to metrics on generated scenes: shards, resuming, and what a missing or foreign file says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pcb.errors import UserError
+from pcb.evaluation.score import Detections, score
+from pcb.evaluation.shards import Shards
+from pcb.files import write_json
+from pcb.inference import forward, infer
+from pcb.study import load_study
+from pcb.study.variants import columns, gamma_of
+from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
+from pcb.synthetic.generate import Recipe, write_dataset
+from pcb.training import build
+from pcb.training.checkpoint import store
+
+RUN = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
+VARIANTS = ["plain", "step1", "step2"]
+
+
+def study_in(results, data=None):
+    data = data or results / "data"
+    files = {
+        "version": "v0.5",
+        "images": str(data / "images"),
+        **{s: str(data / f"{s}.json") for s in ("train", "val", "dev")},
+    }
+    study = load_study(
+        "smoke", overrides={"results": str(results), "datasets": {"v05": files, "v1": files}}
+    )
+    study.scale["test"]["max_per_image"] = 12
+    return study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study with one run: random weights, spread so that much is detected; inferred without interruption in shards of 4."""
+    root = tmp_path_factory.mktemp("study")
+    write_dataset(
+        Recipe(train_images=24, val_images=10, dev_images=6, head=10), "v05", root / "data"
+    )
+    study = study_in(root)
+    torch.manual_seed(0)
+    model = build.detector(study, RUN)
+    torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.3)
+    path = store(
+        study.paths.work(study.fingerprint(RUN, 0)),
+        "final",
+        {"state_dict": model.state_dict(), "meta": {"classes": 60}},
+    )
+    digest = infer.checkpoint.sha256(path)
+    write_json(
+        study.paths.train(RUN, 0),
+        {"fingerprint": study.fingerprint(RUN, 0), "checkpoint": str(path), "sha256": digest},
+    )
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    return root
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy that a test may spoil. Returns the study and the folder of the run."""
+    shutil.copytree(finished / "smoke/runs", tmp_path / "smoke/runs")
+    study = study_in(tmp_path, finished / "data")
+    return study, study.paths.run(RUN, 0)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".parquet", ".npz")
+    }
+
+
+def test_one_pass_leaves_shards_for_every_variant_and_the_matrix(finished):
+    study = study_in(finished)
+    manifest = json.loads(study.paths.detections(RUN, 0).read_text())
+    assert (
+        manifest["variants"] == VARIANTS
+        and manifest["images"] == 10
+        and [s["images"] for s in manifest["shards"]] == [4, 4, 2]
+    )
+    truth = {
+        image["id"]: image
+        for image in json.loads((finished / "data/val.json").read_text())["images"]
+    }
+    shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
+    for variant in VARIANTS:
+        rows = list(shards.read(variant, masks=True))
+        assert [i for part in rows for i in part.images] == list(truth)
+        for part in rows:
+            assert (
+                0 < np.unique(part.image_id, return_counts=True)[1].max() <= 12
+                and part.score.min() > 1e-3
+            )
+            assert (part.box[:, 2:] >= 0).all() and (
+                part.box[:, :2] + part.box[:, 2:] <= part.size[:, ::-1] + 1e-3
+            ).all()
+    with np.load(study.paths.confusion(RUN, 0)) as found:
+        rows = found["matrix"].sum(axis=1)
+        np.testing.assert_allclose(rows, found["seen"] > 0, atol=1e-5)
+        assert found["matrix"].shape == (60, 60) and found["seen"].sum() > 0
+
+
+def test_shards_hold_what_mmdet_predicts(finished):
+    study = study_in(finished)
+    manifest = json.loads(study.paths.detections(RUN, 0).read_text())
+    data, model = infer.test_set(study, RUN, "val"), infer.trained(study, RUN, 0)
+    model = build.detector(study, RUN, model["checkpoint"])
+    rows = list(
+        Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"]).read("plain")
+    )
+    for place in (0, 9):
+        sample = model.test_step(forward.pseudo_collate([data[place]]))[0]
+        expected, part = sample.pred_instances, rows[0 if place == 0 else -1]
+        mine = np.flatnonzero(part.image_id == sample.img_id)
+        mine = mine[np.argsort(-part.score[mine], kind="stable")]
+        np.testing.assert_allclose(part.score[mine], expected.scores.detach(), atol=1e-6)
+        np.testing.assert_array_equal(part.category_id[mine], expected.labels + 1)
+        corners = np.concatenate([part.box[mine, :2], part.box[mine, :2] + part.box[mine, 2:]], 1)
+        np.testing.assert_allclose(corners, expected.bboxes.detach(), atol=1e-3)
+
+
+def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypatch):
+    study, folder = copied
+    complete = contents(folder)
+    assert complete == contents(study_in(finished).paths.run(RUN, 0))
+    for path in sorted((folder / "detections").glob("*.parquet"))[1:]:
+        path.unlink()
+    study.paths.detections(RUN, 0).unlink()
+    study.paths.confusion(RUN, 0).unlink()
+    seen = []
+    forward = infer.forward
+
+    def watched(model, items, split):
+        seen.extend(item["data_samples"].img_id for item in items)
+        return forward(model, items, split)
+
+    monkeypatch.setattr(infer, "forward", watched)
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    assert len(seen) == 6  # the first shard was kept
+    assert contents(folder) == complete
+
+
+def test_what_a_frozen_trunk_said_of_an_image_is_not_computed_again(copied, monkeypatch):
+    study, folder = copied
+    complete = contents(folder)
+    study.paths.data_manifest("v05").parent.mkdir(parents=True)
+    study.paths.data_manifest("v05").write_text(
+        "what images there are"
+    )  # its digest is in the name of what is kept
+
+    def again():
+        shutil.rmtree(folder / "detections")
+        infer.infer(study, RUN, 0, images_per_shard=4)
+
+    again()
+    monkeypatch.setattr(FrozenTrunkMaskRCNN, "propose", None)
+    again()
+    assert contents(folder) == complete
+
+
+def test_other_weights_or_test_settings_keep_no_shard(copied):
+    study, folder = copied
+    before = contents(folder)
+    study.scale["test"]["score_thr"] = 0.02
+    infer.infer(study, RUN, 0, images_per_shard=4)
+    assert not any(
+        contents(folder)[name] == content
+        for name, content in before.items()
+        if name.suffix == ".parquet"
+    )
+
+
+def test_score_writes_every_variant(copied):
+    study, _ = copied
+    metrics = score(study, RUN, 0)
+    assert json.loads(study.paths.metrics(RUN, 0).read_text()) == metrics
+    assert metrics["fingerprint"] == study.fingerprint(RUN, 0) and metrics["images"] == 10
+    assert list(metrics["variants"]) == VARIANTS
+    for variant, values in metrics["variants"].items():
+        assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "APb"} <= set(values)
+        per_class = metrics["classes"][variant]
+        assert [c["id"] for c in per_class] == list(range(1, 61))
+        for key in ("AP", "APb"):
+            of_classes = [c[key] for c in per_class if c[key] is not None]
+            assert values[key] == pytest.approx(np.mean(of_classes))
+        rare = [c["AP"] for c in per_class if c["frequency"] == "r" and c["AP"] is not None]
+        assert values["APr"] == (pytest.approx(np.mean(rare)) if rare else None)
+        assert values["APb"] >= 0
+    with np.load(study.paths.confusion(RUN, 0)) as found:
+        matrix = found["matrix"].astype(np.float64)
+    assert metrics["variants"]["plain"]["PwB"] == pytest.approx(
+        ((matrix - matrix.T) ** 2).sum() ** 0.5, abs=1e-5
+    )
+
+
+def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
+    study, folder = copied
+    names = ["plain", "cm-val", "ms-val", "cm-train", "norcal"]
+    manifest = infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
+    assert manifest["variants"] == names and manifest["columns"] == [
+        *names[:4],
+        *(f"norcal-{g / 10:g}" for g in range(1, 11)),
+    ]
+    shards = Shards(folder / manifest["folder"], manifest["shards"])
+    network = infer.Network(study, RUN, "val", infer.trained(study, RUN, 0))
+    part = next(shards.read("plain")).images
+    with (
+        np.load(study.paths.confusion(RUN, 0)) as val,
+        np.load(folder / "confusion-train.npz") as train,
+    ):
+        matrices = {
+            "val": torch.from_numpy(val["matrix"]),
+            "train": torch.from_numpy(train["matrix"]),
+        }
+        assert (train["seen"] != val["seen"]).any()
+    by_column = infer.rules(network.model, names[:4], matrices)
+    for (image,) in network.batches(part[:1]):
+        kept = forward.detect(network.model, image, by_column)
+        for column in names[:4]:
+            rows = next(shards.read(column))
+            expected = kept.scores[column][~kept.scores[column].isnan()]
+            np.testing.assert_allclose(rows.score[rows.image_id == part[0]], expected, atol=1e-5)
+    complete = contents(folder)
+    shutil.rmtree(folder / "detections")
+    shutil.rmtree(folder / "confusion")
+    monkeypatch.setattr(infer, "KEEP", 0)  # nothing is remembered between counting and scoring
+    infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
+    assert contents(folder) == complete
+
+
+def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
+    study, folder = copied
+    infer.infer(study, RUN, 0, variants=["plain", "norcal"])
+    metrics = score(study, RUN, 0)
+    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-dev"]
+    curves = metrics["norcal"]
+    for split in ("val", "dev"):
+        assert [gamma for gamma, _ in curves[split]["AP"]] == [g / 10 for g in range(11)]
+        assert dict(curves[split]["AP"])[curves[split]["gamma"]] == max(
+            ap for _, ap in curves[split]["AP"]
+        )
+    for variant, split in (("norcal", "val"), ("norcal-dev", "dev")):
+        assert (
+            metrics["variants"][variant]["AP"] == dict(curves["val"]["AP"])[curves[split]["gamma"]]
+        )
+    assert dict(curves["val"]["AP"])[0] == metrics["variants"]["plain"]["AP"]
+    assert json.loads((folder / "detections-dev.json").read_text())["variants"] == [
+        "plain",
+        "norcal",
+    ]
+
+
+def test_without_a_dev_split_gamma_is_chosen_on_part_of_train(copied, finished, monkeypatch):
+    study, _ = copied
+    del study.scale["datasets"]["v05"]["dev"]
+    monkeypatch.setattr("pcb.study.variants.PART", 7)
+    infer.infer(study, RUN, 0, images_per_shard=4, variants=["plain", "norcal"])
+    metrics = score(study, RUN, 0)
+    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-train"] and set(
+        metrics["norcal"]
+    ) == {"val", "train"}
+    chosen = dict(metrics["norcal"]["val"]["AP"])[metrics["norcal"]["train"]["gamma"]]
+    assert metrics["variants"]["norcal-train"]["AP"] == chosen
+    images = [
+        i
+        for rows in Detections(study, RUN, 0, "train-part").shards.read("plain")
+        for i in rows.images
+    ]
+    train = {
+        image["id"] for image in json.loads((finished / "data/train.json").read_text())["images"]
+    }
+    assert len(set(images)) == 7 and train.issuperset(images)
+
+
+@pytest.mark.parametrize(
+    "peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)]
+)  # between two equals the smaller
+def test_gamma_is_chosen_by_mask_ap(monkeypatch, peak, best):
+    detections = object.__new__(Detections)
+    detections.manifest = {"columns": columns(["plain", "cm-val", "norcal"])}
+    monkeypatch.setattr(
+        Detections,
+        "evaluate",
+        lambda self, column, iou_type: {"AP": 30 - round(abs(gamma_of(column) - peak), 9)},
+    )
+    assert detections.norcal()["gamma"] == best
+
+
+def test_another_split_lies_beside_and_leaves_val_alone(copied):
+    study, folder = copied
+    before = contents(folder)
+    infer.infer(study, RUN, 0, split="dev")
+    assert score(study, RUN, 0, split="dev")["images"] == 6
+    assert (folder / "metrics-dev.json").exists() and not (folder / "metrics.json").exists()
+    assert {
+        name: content for name, content in contents(folder).items() if "dev" not in str(name)
+    } == before
+
+
+def test_what_is_missing_is_named(copied):
+    study, _ = copied
+    record = study.paths.train(RUN, 0)
+    written = json.loads(record.read_text())
+    for change, said in (
+        ({"checkpoint": "nowhere.pth"}, "nowhere.pth, the checkpoint that"),
+        ({"fingerprint": "other"}, "of another study"),
+        ({"sha256": "0"}, "is damaged"),
+    ):
+        write_json(record, written | change)
+        with pytest.raises(UserError, match=said):
+            infer.infer(study, RUN, 0)
+    record.unlink()
+    with pytest.raises(UserError, match="not trained") as error:
+        infer.infer(study, RUN, 0)
+    assert f"pcb train {RUN}" in error.value.fix
+    study.paths.detections(RUN, 0).unlink()
+    with pytest.raises(UserError, match=r"detections.json does not exist") as error:
+        score(study, RUN, 0)
+    assert f"pcb infer {RUN}" in error.value.fix
+
+
+def test_a_diverged_checkpoint_is_no_empty_detection(copied):
+    study, _ = copied
+    model = build.detector(study, RUN)
+    model.roi_head.bbox_head.fc_cls.weight.data.fill_(torch.nan)
+    path = store(
+        study.paths.work("diverged"),
+        "final",
+        {"state_dict": model.state_dict(), "meta": {"classes": 60}},
+    )
+    record = study.paths.train(RUN, 0)
+    write_json(
+        record,
+        json.loads(record.read_text())
+        | {"checkpoint": str(path), "sha256": infer.checkpoint.sha256(path)},
+    )
+    with pytest.raises(UserError, match="not finite"):
+        infer.infer(study, RUN, 0)

@@ -1,0 +1,375 @@
+"""The configs of docs/plugin/ as a user takes them: paths and classes edited, everything else as it stands but smaller."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from squares import CLASSES, write_squares
+from tiny import C, D, roi_head
+
+import pcb.mmdet
+from pcb.errors import UserError
+from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {
+    "mask_rcnn_lvis": 1,
+    "cascade_mask_rcnn_coco": 3,
+    "faster_rcnn_coco": 1,
+}  # and how many matrices each keeps
+YOURS = {
+    'data_root = "data/lvis_v1/"': 'data_root = "{data}/"',
+    'data_root = "data/birds/"': 'data_root = "{data}/"',
+    "annotations/lvis_v1_": "annotations/",
+    "num_classes = 1203": "num_classes = 3",
+    "metainfo = dict()": f"metainfo = dict(classes={CLASSES})",
+    '("dove", "owl", "wren")': str(CLASSES),
+    '"val/"': '"train/"',
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_squares(tmp_path_factory.mktemp("squares") / "data")
+
+
+@pytest.fixture(scope="module")
+def edited(data, tmp_path_factory):
+    """The configs after a user's edits, made small: a thin ResNet-18, 64-pixel images, 2 epochs of 3 iterations, PCB from the 2nd on."""
+    folder, out = tmp_path_factory.mktemp("configs"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.config.utils._get_cfg_metainfo", not_in_metafiles)
+        for name in CONFIGS:
+            text = (ROOT / f"docs/plugin/{name}.py").read_text()
+            for ours, yours in YOURS.items():
+                text = text.replace(ours, yours.format(data=data))
+            (folder / f"{name}.py").write_text(text)
+            out[name] = Config.fromfile(folder / f"{name}.py")
+            shrink(out[name])
+    return out
+
+
+def not_in_metafiles(package, config):
+    raise ValueError(
+        "base files are in no metafile, which mmengine finds out by reading all hundred of them, for each base anew"
+    )
+
+
+@pytest.fixture
+def config(edited, tmp_path, monkeypatch):
+    """A config of docs/plugin/ by name, with top-level keys replaced. Without mmengine's pretty printing, seconds a run."""
+    monkeypatch.setattr(Config, "pretty_text", "")
+    monkeypatch.setattr(Runner, "_log_env", lambda self, env: None)
+
+    def read(name, **changes):
+        cfg = copy.deepcopy(edited[name])
+        cfg.work_dir = str(tmp_path / "run")
+        for key, value in changes.items():
+            cfg[key] = value
+        return cfg
+
+    return read
+
+
+def shrink(cfg):
+    model, roi = cfg.model, cfg.model.roi_head
+    model.backbone = dict(type="ResNet", depth=18, base_channels=4, norm_eval=True)
+    model.neck.update(in_channels=[4, 8, 16, 32], out_channels=8)
+    model.rpn_head.update(in_channels=8, feat_channels=8)
+    model.train_cfg.rpn_proposal.max_per_img = 20
+    model.test_cfg.rpn.max_per_img = 20
+    for head in [roi.bbox_head] if isinstance(roi.bbox_head, dict) else roi.bbox_head:
+        head.update(in_channels=8, fc_out_channels=8)
+        head.loss_cls.start_epoch = 2
+    for rcnn in (
+        [model.train_cfg.rcnn] if isinstance(model.train_cfg.rcnn, dict) else model.train_cfg.rcnn
+    ):
+        rcnn.sampler.num = 16
+    for part in ("bbox_roi_extractor", "mask_roi_extractor", "mask_head"):
+        if part in roi:
+            roi[part].update(
+                {"in_channels": 8, "conv_out_channels": 8, "num_convs": 1}
+                if part == "mask_head"
+                else {"out_channels": 8}
+            )
+    if roi.type == "IterativeRoIHead":
+        roi.hidden = 8
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+        data = loader.dataset.get("dataset", loader.dataset)
+        for step in data.pipeline:
+            if step.type in ("Resize", "RandomChoiceResize"):
+                step.update(
+                    {"scale": (64, 64)}
+                    if step.type == "Resize"
+                    else {"scales": [(64, 64), (80, 64)]}
+                )
+    cfg.update(
+        val_dataloader=None,
+        val_evaluator=None,
+        val_cfg=None,
+        test_dataloader=None,
+        test_evaluator=None,
+        test_cfg=None,
+    )
+    cfg.visualizer = dict(type="Visualizer", vis_backends=[])
+    cfg.default_hooks.pop("visualization")
+    cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2)
+    cfg.optim_wrapper.optimizer.lr = 0.002
+    cfg.env_cfg.dist_cfg.backend = "gloo"
+    cfg.log_level = "ERROR"
+    cfg.randomness = dict(seed=0)
+
+
+def gates(model):
+    return [m for m in model.modules() if isinstance(m, Regulariser)]
+
+
+def detect(model):
+    model.eval()
+    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 64))
+    sample = DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})
+    with torch.no_grad():
+        return model.predict(torch.rand(1, 3, 64, 64), [sample], rescale=False)[0].pred_instances
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_trains_and_detects(config, name):
+    runner = Runner.from_cfg(config(name))
+    model = runner.train()
+    matrices = [gate.confusion.matrix for gate in gates(model)]
+    assert len(matrices) == CONFIGS[name]
+    for gate, matrix in zip(gates(model), matrices, strict=True):
+        assert gate.epoch == 2 and gate.open and gate.strength() == gate.alpha > 0
+        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(3))
+    assert len({matrix.numpy().tobytes() for matrix in matrices}) == len(
+        matrices
+    )  # a stage learns from its own boxes
+    assert (
+        runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY) == 3
+    )  # the first iteration of the second epoch
+    found = detect(model)
+    assert found.scores.isfinite().all() and ("masks" in found) == ("mask" in name)
+
+
+def test_a_resumed_training_keeps_its_matrix(config, tmp_path):
+    name = "mask_rcnn_lvis"
+    Runner.from_cfg(config(name, train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=1))).train()
+    saved = torch.load(tmp_path / "run/epoch_1.pth", weights_only=False)["state_dict"][
+        "roi_head.bbox_head.loss_cls.pcb.confusion.bank"
+    ]
+    runner = Runner.from_cfg(config(name, resume=True))
+    runner.load_or_resume()
+    (gate,) = gates(runner.model)
+    assert saved.any() and torch.equal(gate.confusion.bank, saved)
+    runner.train()
+    assert gate.open and not torch.equal(gate.confusion.bank, saved)
+
+
+def test_a_plain_detector_is_a_start(config):
+    cfg = config("mask_rcnn_lvis")
+    init_default_scope("mmdet")
+    plain = cfg.model.copy()
+    ours = MODELS.build(cfg.model)
+    plain.roi_head = dict(
+        cfg.model.roi_head,
+        type="StandardRoIHead",
+        bbox_head={**cfg.model.roi_head.bbox_head, "loss_cls": dict(type="CrossEntropyLoss")},
+    )
+    for key in ("num_steps", "step_weights", "identity_start", "hidden"):
+        plain.roi_head.pop(key)
+    plain = MODELS.build(plain)
+    report = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert not report.unexpected_keys
+    assert {key.split(".")[1] for key in report.missing_keys} == {"mlp_cls", "mlp_loc", "bbox_head"}
+    assert all(
+        "loss_cls.pcb.confusion." in key for key in report.missing_keys if "bbox_head" in key
+    )
+    x = torch.randn(4, 8, 7, 7)
+    torch.testing.assert_close(
+        ours.roi_head.steps(x)[0], plain.roi_head.bbox_head(x)
+    )  # its first step is the plain detector
+
+
+def test_a_step_is_chosen_at_test_time(config):
+    cfg = config("faster_rcnn_coco")
+    cfg.model.roi_head.test_cls_step = 0
+    init_default_scope("mmdet")
+    head = MODELS.build(cfg.model).roi_head
+    x, rois = (
+        tuple(torch.randn(1, 8, 16 >> k, 16 >> k) for k in range(5)),
+        torch.tensor([[0.0, 5, 5, 40, 40]]),
+    )
+    steps, out = head.step_predictions(x, rois), head._bbox_forward(x, rois)
+    assert torch.equal(out["cls_score"], steps[0][0]) and torch.equal(out["bbox_pred"], steps[2][1])
+
+
+def test_a_forgotten_hook_is_an_error_in_the_second_iteration(config):
+    runner = Runner.from_cfg(config("cascade_mask_rcnn_coco", custom_hooks=[]))
+    with pytest.raises(UserError, match="PCBEpochHook"):
+        runner.train()
+    assert runner.iter == 1
+
+
+def test_without_a_runner_the_epoch_may_stay_untold():
+    loss = PCBCrossEntropyLoss(3)
+    for _ in range(3):
+        loss(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))
+    assert not loss.pcb.open
+
+
+def test_half_precision_learns_the_same_matrix():
+    matrices, losses = [], []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        head, labels = roi_head(), torch.arange(16) % (C + 1)
+        head.bbox_head.loss_cls.pcb.start_epoch, head.bbox_head.loss_cls.pcb.absent = (
+            1,
+            list(range(C)),
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            steps = head.steps(torch.randn(16, D, 7, 7))
+            out = head.step_losses(
+                steps, None, labels, torch.ones(16), torch.zeros(16, 4), torch.ones(16, 4)
+            )
+        out["loss_cls"].backward()
+        assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+        matrices.append(head.bbox_head.loss_cls.confusion.matrix)
+        losses.append(out["loss_cls"])
+    assert losses[0].dtype == matrices[0].dtype == torch.float32 and matrices[0].any()
+    torch.testing.assert_close(*matrices, atol=1e-3, rtol=0)
+    torch.testing.assert_close(*losses, atol=1e-3, rtol=0)
+
+
+def test_iterations_can_stand_for_epochs(config):
+    loop = dict(type="IterBasedTrainLoop", max_iters=5)
+    schedule = dict(param_scheduler=[], train_cfg=loop)
+    with pytest.raises(UserError, match="iterations"):
+        Runner.from_cfg(config("faster_rcnn_coco", **schedule)).train()
+    hooks = [dict(type="PCBEpochHook", iterations=4)]
+    runner = Runner.from_cfg(config("faster_rcnn_coco", **schedule, custom_hooks=hooks))
+    runner.train()
+    assert (
+        runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY) == 4
+        and gates(runner.model)[0].epoch == 2
+    )
+
+
+def test_an_absent_class_shuts_pcb_until_it_is_named():
+    hook, (gate,) = (
+        pcb.mmdet.PCBEpochHook(),
+        gates(torch.nn.ModuleList([PCBSeesawLoss(3, start_epoch=1)])),
+    )
+    hook.gates, lines = [gate], []
+    runner = type(
+        "R", (), {"logger": type("L", (), {"warning": lambda self, text: lines.append(text)})()}
+    )
+    gate.observe(torch.eye(3)[:2], torch.tensor([0, 1]))
+    hook.warn(runner)
+    assert not gate.open and "[2]" in lines[0] and "absent" in lines[0]
+    gate.absent = [2]
+    hook.warn(runner)
+    assert gate.open and len(lines) == 1
+
+
+def test_widths_that_do_not_fit_are_refused(config):
+    cfg = config("mask_rcnn_lvis")
+    cfg.model.roi_head.bbox_head.loss_cls.num_classes = 4
+    init_default_scope("mmdet")
+    with pytest.raises(UserError, match=r"(?s)3 classes.*built for 4.*fix:.*without background"):
+        MODELS.build(cfg.model)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/plugin.md").read_text(), re.DOTALL)
+
+
+def test_the_few_lines_of_the_page_are_those_of_the_config(edited):
+    lines: dict = {}
+    exec(blocks("python")[0], lines)
+    whole, said = edited["mask_rcnn_lvis"], lines["model"]["roi_head"]
+    shrunk, loss = {"num_classes": 3, "start_epoch": 2}, whole.model.roi_head.bbox_head.loss_cls
+    for key, value in said["bbox_head"]["loss_cls"].items():
+        assert key == "_delete_" or loss[key] == shrunk.get(key, value)
+    assert all(
+        whole.model.roi_head[key] == value for key, value in said.items() if key != "bbox_head"
+    )
+    assert (
+        whole.custom_imports == lines["custom_imports"]
+        and lines["custom_hooks"][0] in whole.custom_hooks
+    )
+
+
+def test_the_page_calibrates_saved_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, names = np.random.default_rng(0), {}
+    scores, labels = rng.dirichlet(np.ones(4), 40).astype(np.float32), rng.integers(0, 4, 40)
+    np.savez("scores.npz", scores=scores, labels=labels)
+    np.save("test_scores.npy", scores)
+    exec(blocks("python")[1], names)
+    matrix = np.stack(
+        [
+            (scores[labels == k, :3] / scores[labels == k, :3].sum(1, keepdims=True)).mean(0)
+            for k in range(3)
+        ]
+    )
+    p = scores[:, :3] @ (matrix / matrix.sum(0)).T
+    np.testing.assert_allclose(
+        names["calibrated"][:, :3],
+        p / p.sum(1, keepdims=True) * scores[:, :3].sum(1, keepdims=True),
+        rtol=1e-5,
+    )
+    np.testing.assert_array_equal(names["calibrated"][:, 3], scores[:, 3])
+
+
+def test_the_page_tells_classes_and_absent_ones(data, tmp_path, monkeypatch, capsys):
+    content = json.loads((data / "annotations/train.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / "train.json")])
+    (code,) = re.findall(r"<<'END'\n(.*?)\nEND", "".join(blocks("sh")), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "classes = ('dove', 'owl', 'wren')\nabsent = [1]\n"
+
+
+def imports(module: str, seen: set[str]) -> set[str]:
+    """Top-level packages that a module of ours imports, those of its own modules included."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    seen.add(module)
+    out = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        for name in names:
+            ours = ROOT / name.replace(".", "/")
+            if not name.startswith("pcb"):
+                out.add(name.split(".")[0])
+            elif name not in seen and (
+                ours.with_suffix(".py").exists() or (ours / "__init__.py").exists()
+            ):
+                out |= imports(name, seen)
+    return out - set(sys.stdlib_module_names)
+
+
+def test_the_plug_in_needs_no_pipeline():
+    assert imports("pcb.mmdet", set()) == {"torch", "mmdet", "mmengine"}
+    assert imports("pcb.calibration", set()) <= {"torch", "numpy"}

@@ -1,0 +1,160 @@
+"""A batch is one batch, in however many parts it comes and in whatever precision it is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from mmengine.optim import AmpOptimWrapper
+
+from pcb.errors import UserError
+from pcb.losses import Regulariser
+from pcb.study import load_study
+from pcb.study.load import check_batch
+from pcb.training import checkpoint
+from pcb.training.loop import lay_out
+from pcb.training.sampler import EpochSampler
+
+
+def shares(monkeypatch, rank, world, parts):
+    monkeypatch.setattr("pcb.training.sampler.get_dist_info", lambda: (rank, world))
+    sampler = EpochSampler(range(50), batch_size=16, seed=3, parts=parts)
+    sampler.set_position(1, start=1)
+    return np.array(list(sampler)).reshape(-1, parts, 16 // (world * parts))
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 2)])
+def test_parts_are_the_shares_of_so_many_more_processes(monkeypatch, world, parts):
+    of_four = [shares(monkeypatch, rank, 4, 1)[:, 0] for rank in range(4)]
+    for rank in range(world):
+        mine = shares(monkeypatch, rank, world, parts)
+        for j in range(parts):
+            assert (mine[:, j] == of_four[j * world + rank]).all()
+
+
+def test_the_matrix_learns_from_the_parts_of_a_batch_as_from_the_batch():
+    g = torch.Generator().manual_seed(0)
+    whole, parts = Regulariser(5, 0.4), Regulariser(5, 0.4)
+    for _ in range(3):
+        probs, labels = (
+            torch.rand(3, 12, 5, generator=g).softmax(-1),
+            torch.randint(5, (12,), generator=g),
+        )
+        for step in range(3):
+            whole.observe(probs[step], labels, step)
+        parts.hold()
+        before = parts.confusion.matrix.clone()
+        for part in (slice(0, 7), slice(7, 7), slice(7, 12)):
+            for step in range(3):
+                parts.observe(probs[step, part], labels[part], step)
+        assert torch.equal(parts.confusion.matrix, before)
+        parts.release()
+        assert torch.equal(parts.confusion.bank, whole.confusion.bank) and torch.equal(
+            parts.confusion.seen, whole.confusion.seen
+        )
+
+
+@pytest.mark.parametrize("gpus", range(1, 17))
+def test_sixteen_images_are_shared_or_refused(gpus):
+    scale = {
+        "train": {"batch_size": 16},
+        "hardware": {"device": "cuda", "gpus_per_job": gpus, "accumulate": 2},
+    }
+    if gpus in (1, 2, 4, 8):
+        check_batch(scale, "lvis.yaml")
+    else:
+        with pytest.raises(
+            UserError,
+            match=f"a batch of 16 images cannot be shared by {gpus} GPUs that take 2 parts each",
+        ) as error:
+            check_batch(scale, "lvis.yaml")
+        assert "one of 1, 2, 4, 8, 16" in error.value.fix
+
+
+def test_a_batch_that_does_not_come_out_even_is_refused_before_anything_runs():
+    with pytest.raises(
+        UserError, match=r"lvis.yaml .*a batch of 16 images cannot be shared by 3 GPUs"
+    ):
+        load_study("lvis", overrides={"hardware": {"gpus_per_job": 3}})
+
+
+def losses(model):
+    """Losses of one image, after a backward pass, and what the matrix then holds."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    found = model.loss(
+        torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(1)), [tiny.sample()]
+    )
+    total, told = model.parse_losses(found)
+    total.backward()
+    return told, model.roi_head.bbox_head.loss_cls.confusion
+
+
+def test_channels_last_computes_the_same():
+    model = tiny.mask_rcnn(paradigm="iterative", pcb=True)
+    state = model.state_dict()
+    usual, _ = losses(model)
+    grad = model.backbone.conv1.weight.grad.clone()
+    model.load_state_dict(state)
+    lay_out(model, channels_last=True)
+    assert model.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    turned, _ = losses(model)
+    torch.testing.assert_close(turned, usual, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.backbone.conv1.weight.grad, grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "eqlv2", "seesaw"])
+def test_under_autocast_losses_and_statistics_are_float32(loss):
+    model = tiny.mask_rcnn(loss=loss, paradigm="iterative", pcb=True)
+    lay_out(
+        model, channels_last=False
+    )  # with channels last, torch's own bfloat16 convolutions on a CPU sometimes crash
+    classifier = model.roi_head.bbox_head.loss_cls
+    classifier.set_epoch(17)
+    classifier.confusion.seen += 1  # PCB acts
+    dtypes = set()
+    classifier.register_forward_pre_hook(lambda _, inputs: dtypes.add(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        told, confusion = losses(model)
+    assert dtypes == {torch.bfloat16}
+    for key, value in told.items():
+        assert value.isfinite() and (value.dtype == torch.float32 or "loss_cls" not in key), key
+    assert all(
+        value.isfinite().all()
+        for value in classifier.state_dict().values()
+        if value.is_floating_point()
+    )
+    assert confusion.bank.dtype == torch.float32 and confusion.bank.sum() > 0
+    if loss != "eqlv2":  # of the sums of its rows nothing is lost to a short mantissa
+        rows = confusion.matrix.sum(dim=1)
+        assert torch.equal(rows > 0, confusion.seen > 1)
+        torch.testing.assert_close(
+            rows[rows > 0], torch.ones_like(rows[rows > 0]), rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+def test_the_loss_scale_of_fp16_travels_in_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True
+    )
+
+    def wrapper():
+        weight = torch.nn.Parameter(torch.ones(2))
+        made = AmpOptimWrapper(
+            dtype="float16", optimizer=torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        )
+        made.loss_scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        return weight, made
+
+    (weight, first), (_, second) = wrapper(), wrapper()
+    for _ in range(3):
+        first.update_params(weight.sum())
+    path = checkpoint.store(tmp_path, "iter00000003", {"optimizer": first.state_dict()})
+    second.load_state_dict(checkpoint.load(path)["optimizer"])
+    assert second.loss_scaler.state_dict() == first.loss_scaler.state_dict()
+    assert (
+        second.loss_scaler.get_scale() == 16
+        and second.loss_scaler.state_dict()["_growth_tracker"] == 1
+    )

@@ -1,0 +1,300 @@
+"""The DAG by dry runs: how many jobs each scale has, what an edit makes run again, and that a mistake ends in one message.
+
+The project is copied, its results are made up as empty files with Snakemake's own record of them (`--touch`), an edit is made in
+the copy, and a dry run tells which jobs would run.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pcb.cli import left_locked
+from pcb.files import only_one
+from pcb.study import load_study
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS, TARGETS = load_study().runs(), load_study().targets
+
+
+def snakemake(folder, *arguments, env=None):
+    """Run snakemake on the project in `folder`; returns the finished process, its output as one text."""
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def dry_run(folder, *arguments, env=None):
+    """Jobs per rule that a run would do, and the runs that it would train."""
+    result = snakemake(folder, "-n", *arguments, env=env)
+    assert result.returncode == 0, result.stdout
+    table = re.search(r"Job stats:\n(.*?)\n\n", result.stdout, re.DOTALL)
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)) if table else {}
+    jobs = {
+        rule: int(count)
+        for rule, count in counts.items()
+        if rule not in ("total", "all", "train_all", *TARGETS)
+    }
+    return jobs, set(re.findall(r"Job \d+: Train (v\S+)", result.stdout))
+
+
+def copy_project(folder):
+    """The project without its results, data and heavy assets, with a notebook for every target."""
+    for name in ("pcb", "workflow", "configs", "profiles", "notebooks"):
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "assets", ".ipynb_checkpoints"),
+        )
+    shutil.copy2(ROOT / "Snakefile", folder / "Snakefile")
+    (folder / "environment.yml").write_text(
+        "dependencies: [python]\n"
+    )  # Snakemake keeps a copy of it with each job's record
+    for target in TARGETS:
+        (folder / f"notebooks/{target}.ipynb").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    return copy_project(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory):
+    folder = copy_project(tmp_path_factory.mktemp("finished"))
+    for line in snakemake(folder, "--summary").stdout.splitlines():
+        if line.startswith("results/"):
+            path = folder / line.split("\t")[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    result = snakemake(folder, "--touch", "--forceall", "--cores", "100")
+    assert result.returncode == 0, result.stdout
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A project whose every result is there."""
+    return Path(shutil.copytree(finished_once, tmp_path / "project"))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text, f"{path} does not hold {old!r}"
+    path.write_text(text.replace(old, new))
+
+
+# The DAG ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "midi", "lvis"])
+def test_the_dag_of_every_scale(fresh, scale):
+    jobs, _ = dry_run(fresh, "--config", f"scale={scale}")
+    trainings = {
+        "trunk": len(load_study().trunks),
+        "train": len(RUNS),
+        "infer": len(RUNS),
+        "score": len(RUNS),
+    }
+    tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
+    backbones = {load_study().experiments[run].backbone for run in RUNS}
+    data = {"check_data": 2, "pretrain": len(backbones)} | ({} if scale == "lvis" else {"data": 2})
+    assert jobs == trainings | tables | data
+    assert not (fresh / "results").exists()  # a dry run writes nothing there
+
+
+def test_a_table_trains_only_its_own_rows(fresh):
+    jobs, trained = dry_run(fresh, "table05")
+    rows = set(load_study().runs("table05"))
+    assert trained == rows and jobs["notebook"] == 1 and jobs["trunk"] == 1
+
+
+def test_named_targets(fresh):
+    jobs, trained = dry_run(fresh, "figure1", "table11")
+    assert jobs["notebook"] == 2 and trained == set(load_study().runs("figure1", "table11"))
+    jobs, trained = dry_run(fresh, "train_all")
+    assert trained == set(RUNS) and "infer" not in jobs
+
+
+def test_a_page_of_pictures_trains_what_it_compares(fresh):
+    jobs, trained = dry_run(fresh, "gallery")
+    assert (
+        trained == set(load_study().runs("gallery"))
+        and jobs["gather_page"] == jobs["page"] == 1
+        and "notebook" not in jobs
+    )
+
+
+def test_a_dry_run_takes_no_torch_and_little_time(fresh, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('a dry run must not need torch')")
+    before = os.times().children_user
+    dry_run(fresh, env={"PYTHONPATH": str(tmp_path)})
+    assert os.times().children_user - before < 5
+
+
+def test_results_can_lie_elsewhere(fresh, tmp_path):
+    result = snakemake(fresh, "-n", "train_all", "--config", f"results={tmp_path}/elsewhere")
+    assert (
+        f"{tmp_path}/elsewhere/mini/runs" in result.stdout and "results/mini" not in result.stdout
+    )
+
+
+# What runs again -------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_project_has_nothing_to_do_after_a_touch_a_comment_or_another_thread_count(
+    finished,
+):
+    (finished / "notebooks/table06.ipynb").touch()
+    for path in (finished / "pcb/training").glob("*.py"):
+        path.write_text(path.read_text() + "\n# a comment\n")
+    edit(finished / "configs/scale/mini.yaml", "threads_per_job: 1", "threads_per_job: 2")
+    assert dry_run(finished) == ({}, set())
+
+
+def test_an_edited_notebook_renders_only_itself(finished):
+    (finished / "notebooks/table06.ipynb").write_text('{"cells": ["a sentence"]}')
+    assert dry_run(finished) == ({"notebook": 1}, set())
+
+
+def test_an_edited_plot_retrains_nothing(finished):
+    with (finished / "pcb/reporting/plots.py").open("a") as file:
+        file.write("\n# a recoloured line\n")
+    assert dry_run(finished) == ({"notebook": 12, "page": 2}, set())
+
+
+def test_a_published_number_renders_only_its_table_and_lost_metrics_are_scored_again(finished):
+    row = next(row for row in load_study().tables["table06"].rows if row.id == "a0.8")
+    edit(
+        finished / "configs/paper.yaml",
+        f"paper: [{row.paper['AP']}, {row.paper['APr']}",
+        f"paper: [{row.paper['AP']}, 99.9",
+    )
+    assert dry_run(finished) == ({"gather": 1, "notebook": 1}, set())
+    (finished / f"results/mini/runs/{row.run}/seed0/metrics.json").unlink()
+    assert dry_run(finished) == ({"score": 1, "gather": 1, "notebook": 1}, set())
+
+
+def test_a_changed_alpha_retrains_only_its_experiment(finished):
+    path = finished / "configs/paper.yaml"
+    old, new = (
+        "v05_r50_rfs_softmax_iterative_pcb-a0.8-g0.99",
+        "v05_r50_rfs_softmax_iterative_pcb-a0.7-g0.99",
+    )
+    line = next(
+        line for line in path.read_text().splitlines() if line.strip().startswith(f"{old}:")
+    )
+    edit(path, line, line.replace("alpha: 0.8", "alpha: 0.7"))
+    edit(path, old, new)
+    jobs, trained = dry_run(finished)
+    assert trained == {new} and jobs == {
+        "train": 1,
+        "infer": 1,
+        "score": 1,
+        "gather": 1,
+        "notebook": 1,
+    }
+
+
+def test_a_new_gamma_of_a_branch_retrains_its_trunk(finished):
+    path = finished / "configs/paper.yaml"
+    old, new = (
+        "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.9:",
+        "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.95:",
+    )
+    edit(path, old, new)
+    edit(path, "pcb: {alpha: 0.4, gamma: 0.9}", "pcb: {alpha: 0.4, gamma: 0.95}")
+    edit(path, old[:-1] + "}", new[:-1] + "}")
+    jobs, trained = dry_run(finished)
+    assert jobs["trunk"] == 1 and trained == set(
+        load_study().trunks["v05_r50_rfs_softmax_iterative"]
+    ) - {old[:-1]} | {new[:-1]}
+
+
+def test_a_test_setting_evaluates_again_and_trains_nothing(finished):
+    edit(finished / "configs/scale/mini.yaml", "max_per_image: 50", "max_per_image: 51")
+    jobs, trained = dry_run(finished)
+    assert not trained and jobs["infer"] == jobs["score"] == len(RUNS)
+
+
+def test_a_further_seed_trains_only_that_seed(finished):
+    jobs, _ = dry_run(finished, "--config", "seeds=0,1")
+    runs = {
+        "trunk": len(load_study().trunks),
+        "train": len(RUNS),
+        "infer": len(RUNS),
+        "score": len(RUNS),
+    }
+    assert jobs == {**runs, "gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
+
+
+# Mistakes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "scale=huge"], "no scale 'huge'"),
+        (["--config", "speed=9"], "--config does not know: speed"),
+        (["--config", "seeds=many"], "seeds"),
+        (["table99"], "No rule to produce table99"),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, message):
+    result = snakemake(fresh, "-n", *arguments)
+    assert result.returncode != 0 and message in result.stdout and "Traceback" not in result.stdout
+
+
+# The rules -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_do_not_share_a_results_folder(tmp_path):
+    folder = copy_project(tmp_path / "project")
+    with only_one(folder / "results/smoke/.lock", "these results"):
+        command = [sys.executable, "-m", "pcb", "reproduce", "--scale", "smoke"]
+        reproduce = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        plain = snakemake(folder, "--cores", "1", "--config", "scale=smoke")
+    for said, code in ((reproduce.stderr, reproduce.returncode), (plain.stdout, plain.returncode)):
+        assert (
+            code
+            and f"another process is working on these results: process {os.getpid()}" in said
+            and "Traceback" not in said
+        )
+    assert not (folder / "results/smoke/study.json").exists()
+
+
+def test_locks_that_a_killed_run_left_are_told_from_those_of_a_living_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not left_locked(Path("results"))
+    Path(".snakemake/locks").mkdir(parents=True)
+    Path(".snakemake/locks/0.input.lock").touch()
+    with only_one(Path("results/lvis/.lock"), "these results"):
+        assert not left_locked(Path("results"))
+    assert left_locked(Path("results"))
+
+
+def test_lint_and_format():
+    lint = snakemake(ROOT, "--lint")
+    assert lint.returncode == 0 and "Congratulations" in lint.stdout, lint.stdout
+    command = [Path(sys.executable).parent / "snakefmt", "--check", "Snakefile", "workflow/rules"]
+    style = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert style.returncode == 0, style.stdout + style.stderr
+
+
+def test_no_name_from_configuration_is_evaluated_by_a_shell():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    commands = re.findall(r'shell:\n\s+"(.*)"', rules)
+    assert len(commands) == rules.count("shell:\n") > 8
+    for command in commands:
+        assert all(field.endswith(":q") for field in re.findall(r"{(.*?)}", command)), command

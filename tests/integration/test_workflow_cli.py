@@ -1,0 +1,72 @@
+"""The command: quick to start, exit statuses, and `reproduce` that becomes Snakemake."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pcb import cli
+from pcb.errors import UserError
+
+VERBS = next(action.choices for action in cli.parser()._actions if action.dest == "verb")
+
+
+def test_help_starts_at_once_and_imports_nothing_heavy():
+    code = "import sys, pcb.cli; pcb.cli.parser().format_help(); print(sorted({'torch', 'numpy', 'yaml', 'pandas'} & sys.modules.keys()))"
+    before = os.times().children_user
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+    assert os.times().children_user - before < 0.3
+
+
+def test_the_help_lists_every_verb_once():
+    assert sorted(re.findall(r"^  ([a-z-]+)  ", cli.contents(), re.MULTILINE)) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help(verb, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert done.value.code == 0 and len(said.split("\n\n")[1]) > 40
+
+
+def test_the_exit_status_says_what_happened(monkeypatch, capsys):
+    def fail_with(error):
+        def status(study):
+            raise error
+
+        monkeypatch.setattr("pcb.planning.status.status", status)
+
+    fail_with(UserError("a.json is torn", "delete it"))
+    assert cli.main(["status"]) == 2
+    assert capsys.readouterr().err == "error: a.json is torn\nfix: delete it\n"
+    fail_with(KeyboardInterrupt())
+    assert cli.main(["status"]) == 130
+    fail_with(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        cli.main(["status"])
+
+
+def test_a_reader_that_leaves_is_no_error():
+    result = subprocess.run(
+        f"{sys.executable} -m pcb plan | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("run ") and result.stderr == ""
+
+
+def test_reproduce_becomes_snakemake(monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
+    assert cli.main(["reproduce", "--scale", "smoke", "--cores", "2", "table05"]) == 0
+    (command,) = called
+    assert command[1:3] == ["-m", "snakemake"] and command[-2:] == ["--", "table05"]
+    assert {"--cores", "2", "--config", "scale=smoke"} <= set(command)

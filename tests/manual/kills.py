@@ -1,0 +1,347 @@
+"""kill -9 for real: trainings, inferences and scorings are killed at random moments, continued, and compared with unbroken ones.
+
+    python tests/manual/kills.py                       # 20 trials; about half an hour on one core
+    python tests/manual/kills.py --trials 3 --seed 7   # fewer, at other moments
+    python tests/manual/kills.py --write               # and results/benchmarks/kills.json
+
+Run by hand: `make test` has the cheap version (test_train_resume.py, test_method_resume.py). A trial is one experiment through the
+command `pcb` at the smoke scale: its training is killed once, then its inference, then its scoring, each at a moment drawn
+from the whole life of its processes, imports included; every other kill waits from there for a file that is being written. The
+same commands continue. Equal means: the final checkpoint's tensors bit for bit (those of a trunk with optimiser, schedules and
+all state of the loss), detections, confusion matrix and metrics to the last digit. Lost means: it did not go on from the last
+checkpoint, or made a shard again that was there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pcb.cluster import provenance
+from pcb.files import write_json
+from pcb.study import Study, load_study
+from pcb.training.checkpoint import Checkpoints
+
+TRUNK = "v05_r50_rfs_softmax_iterative"
+PCB = f"{TRUNK}_pcb-a0.4-g0.99"
+BAGS, LOCE = "v05_r50_random_bags_plain", "v05_r50_random_loce_plain"
+TURNS = [
+    PCB,
+    PCB,
+    BAGS,
+    PCB,
+    LOCE,
+]  # an iterative training with PCB from a trunk, and the two methods in two stages
+IMAGES = 300  # to detect on: two shards
+STAGES = ("training", "inference", "scoring")
+CLOCKS = {"seconds", "cpu_seconds"}
+
+
+def commands(run: str, stage: str) -> list[list[str]]:
+    trunk = [["trunk", TRUNK]] if run == PCB else []
+    return {
+        "training": [*trunk, ["train", run]],
+        "inference": [["infer", run]],
+        "scoring": [["score", run]],
+    }[stage]
+
+
+@dataclass
+class Kill:
+    """One line of the table. `moment`: seconds since the stage began, of `life` that it takes unbroken."""
+
+    trial: int
+    run: str
+    stage: str
+    moment: float
+    life: float
+    torn: str  # the file that was being written, as far as there was one
+    said: str  # by the command that continued, and what it found done
+    lost: bool
+    equal: bool
+
+
+class Project:
+    """A results folder with the data, starting weights and study of one trial."""
+
+    def __init__(self, folder: Path, data: Path | None = None):
+        scale = {"results": str(folder), "embedded": {"val_images": IMAGES}}
+        self.study: Study = load_study("smoke", overrides=scale)
+        self.paths = self.study.paths
+        write_json(self.paths.study, self.study.resolved)
+        if data is None:
+            self.finish([["make-data", "v05"], ["pretrain", "r50"]])
+        else:
+            for name in ("data", "pretrained"):
+                (self.paths.root / name).symlink_to(data / name)
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pcb", *command, "--study", str(self.paths.study)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def finish(self, todo: list[list[str]]) -> tuple[str, float]:
+        """Run commands to their end; what they said, and how long they took."""
+        began, said = time.monotonic(), ""
+        for command in todo:
+            process = self.start(command)
+            said += process.communicate(timeout=600)[0]
+            assert process.returncode == 0, said
+        return said, time.monotonic() - began
+
+    def kill(
+        self, todo: list[list[str]], moment: float, at_a_write: bool
+    ) -> tuple[int, float] | None:
+        """Run commands and kill the one that runs at `moment`, or at the first write after it.
+
+        Its place among them and the time, or None where all had ended before. What it said goes the way of a terminal that is gone.
+        """
+        began = time.monotonic()
+        for place, command in enumerate(todo):
+            process = self.start(command)
+            while process.poll() is None:
+                now = time.monotonic() - began
+                if now >= moment and (not at_a_write or self.half_written()):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.communicate()
+                    return place, now
+                time.sleep(
+                    0.0002 if at_a_write and now >= moment else max(0.0, min(0.05, moment - now))
+                )
+            assert process.communicate()[0] is not None and process.returncode == 0
+        return None
+
+    def half_written(self) -> list[str]:
+        """Files of this project that are being written, or were when their process was killed."""
+        folders = [
+            *self.paths.root.glob("work/*"),
+            *self.paths.root.glob("work/*/first"),
+            *self.paths.root.glob("runs/*/seed0"),
+            *self.paths.root.glob("runs/*/seed0/*/"),
+        ]
+        return [
+            name
+            for folder in folders
+            if folder.is_dir()
+            for name in os.listdir(folder)
+            if name.startswith(".") and name != ".lock"
+        ]
+
+    def clear(self, run: str, stage: str) -> None:
+        """As before the stage began."""
+        if stage == "training":
+            shutil.rmtree(self.paths.root / "work", ignore_errors=True)
+            shutil.rmtree(self.paths.root / "runs", ignore_errors=True)
+        for path in self.paths.run(run, 0).glob(
+            "detections*" if stage == "inference" else "metrics*"
+        ):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def saved(self, run: str) -> int | None:
+        """Iteration of the newest checkpoint to go on from: of the second stage if there is one, else of the first."""
+        work = self.paths.work(self.study.fingerprint(run, 0))
+        files = Checkpoints(work).files() or (
+            [] if Checkpoints(work).kept("trunk") else Checkpoints(work / "first").files()
+        )
+        return int(files[-1].name[4:12]) if files else None
+
+    def shards(self, run: str) -> dict[str, int]:
+        """Shards of detections that are there, with the time when each was written."""
+        return {
+            path.name: path.stat().st_mtime_ns
+            for path in self.paths.run(run, 0).glob("detections/images*.parquet")
+        }
+
+    def result(self, run: str, stage: str) -> dict:
+        """All that the stage leaves, but for clocks, and the digest of the checkpoint file, which holds clocks."""
+        if stage == "training":
+            records = [
+                self.paths.train(run, 0),
+                *([self.paths.trunk(TRUNK, 0)] if run == PCB else []),
+            ]
+            return {path.name: weights(json.loads(path.read_text())) for path in records}
+        if stage == "scoring":
+            return {**json.loads(self.paths.metrics(run, 0).read_text()), "evaluation": None}
+        with np.load(self.paths.confusion(run, 0)) as matrix:
+            out = {
+                key: (value.dtype.str, value.shape, value.tobytes())
+                for key, value in matrix.items()
+            }
+        shards = sorted(self.paths.run(run, 0).glob("detections/*.parquet"))
+        return out | {
+            path.name: pq.read_table(path).replace_schema_metadata().to_pylist() for path in shards
+        }
+
+
+def weights(record: dict) -> dict:
+    """Everything in the checkpoint of a record: tensors as bytes."""
+    state = torch.load(record["checkpoint"], weights_only=True)
+    told = {
+        key: record[key]
+        for key in (
+            "iterations",
+            "epochs",
+            "repeat_factors",
+            "gate_opened_at_iteration",
+            "fingerprint",
+        )
+    }
+    drop = {"record"}
+    return {"told": told} | flat({key: value for key, value in state.items() if key not in drop})
+
+
+def flat(value: object, name: str = "") -> dict:
+    if isinstance(value, torch.Tensor):
+        return {
+            name: (
+                str(value.dtype),
+                tuple(value.shape),
+                value.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+            )
+        }
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, part in value.items()
+            if key not in CLOCKS
+            for k, v in flat(part, f"{name}/{key}").items()
+        }
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, part in enumerate(value) for k, v in flat(part, f"{name}/{i}").items()}
+    return {name: value}
+
+
+def one(
+    trial: int,
+    run: str,
+    stage: str,
+    project: Project,
+    whole: Project,
+    life: float,
+    draw: random.Random,
+    at_a_write: bool,
+) -> Kill:
+    todo = commands(run, stage)
+    while True:
+        moment = draw.uniform(0, life)
+        if struck := project.kill(todo, moment, at_a_write):
+            break
+        project.clear(run, stage)  # this time it was over sooner
+    place, now = struck
+    torn, saved, shards = project.half_written(), project.saved(todo[place][1]), project.shards(run)
+    said, _ = project.finish(todo[place:])
+    went_on = [int(n) for n in re.findall(r"goes on from iteration (\d+)", said)]
+    if stage == "training":
+        lost = saved is not None and went_on[:1] != [saved]
+        words = (
+            f"goes on from iteration {went_on[0]}" if went_on else "begins, for nothing was saved"
+        )
+    else:
+        again = [
+            name for name, written in shards.items() if project.shards(run).get(name) != written
+        ]
+        lost, words = (
+            bool(again),
+            f"{len(shards)} of 2 shards were there" if stage == "inference" else "scores again",
+        )
+    equal = project.result(run, stage) == whole.result(run, stage)
+    return Kill(
+        trial, run, stage, round(now, 3), round(life, 3), " ".join(torn), words, lost, equal
+    )
+
+
+def line(kill: Kill) -> str:
+    where = f"{kill.moment:6.2f} of {kill.life:5.2f} s"
+    name = {PCB: "PCB iterative", BAGS: "BAGS", LOCE: "LOCE"}[kill.run]
+    torn = f"{kill.torn.split('-')[0].split('.')[1]}, half written" if kill.torn else ""
+    return (
+        f"{kill.trial:>3}  {name:13}  {kill.stage:9}  {where}  {torn:26.26}  {kill.said:31.31}  "
+        f"{'LOST' if kill.lost else 'no':4}  {'yes' if kill.equal else 'NO'}"
+    )
+
+
+def main() -> int:
+    parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parse.add_argument("--trials", type=int, default=20)
+    parse.add_argument("--seed", type=int, default=0)
+    parse.add_argument("--folder", type=Path, help="default: a temporary one, removed afterwards")
+    parse.add_argument("--write", action="store_true", help="write results/benchmarks/kills.json")
+    given = parse.parse_args()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="pcb-kills-"))
+    shutil.rmtree(folder, ignore_errors=True)
+    draw = random.Random(given.seed)
+    turns = [TURNS[i % len(TURNS)] for i in range(given.trials)]
+    whole, lives = Project(folder / "whole"), {}
+    for run in dict.fromkeys(turns):
+        for stage in STAGES:
+            lives[run, stage] = whole.finish(commands(run, stage))[1]
+    print(
+        f"seed {given.seed}\ntry  what           killed in    after                 of which was left           "
+        f"the same command then           lost  equal"
+    )
+    kills = []
+    for trial, run in enumerate(turns, 1):
+        project = Project(folder / f"trial{trial:02d}", whole.paths.root)
+        for place, stage in enumerate(STAGES):
+            kills.append(
+                one(
+                    trial,
+                    run,
+                    stage,
+                    project,
+                    whole,
+                    lives[run, stage],
+                    draw,
+                    (trial + place) % 2 == 0,
+                )
+            )
+            print(line(kills[-1]), flush=True)
+        shutil.rmtree(project.paths.root)
+    good = [kill for kill in kills if kill.equal and not kill.lost]
+    for stage in STAGES:
+        print(
+            f"{stage}: {sum(k.stage == stage for k in good)} of {given.trials} killed, continued, nothing lost, equal"
+        )
+    if given.write:
+        write_json(
+            ROOT / "results/benchmarks/kills.json",
+            {
+                "seed": given.seed,
+                "kills": [asdict(kill) for kill in kills],
+                "versions": provenance.versions(),
+                "git": provenance.git(),
+                "hardware": provenance.hardware("cpu"),
+                "date": provenance.now(),
+            },
+        )
+    if not given.folder:
+        shutil.rmtree(folder)
+    return 0 if len(good) == len(kills) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

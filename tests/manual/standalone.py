@@ -1,0 +1,163 @@
+"""By hand: the package as a user installs it, from a wheel, used outside of the repository. Prints what was proved.
+
+    .venv/bin/python tests/manual/standalone.py [FOLDER]        # FOLDER: another mmdet 3.x to put before the installed one
+
+Builds the wheel from the tracked files, installs it alone (--no-deps) into an empty folder, and runs there, with a Python path that knows
+nothing of the repository: the wheel's list of files, `pcb bias`, the three configs of docs/plugin/ on a data set of squares, one of
+them on two processes (DDP, gloo), and that no package of the pipeline was imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = (
+    "snakemake",
+    "papermill",
+    "nbconvert",
+    "jsonschema",
+    "msgspec",
+    "hotcoco",
+)  # pandas and seaborn mmdet 3.3 imports itself
+
+TRAIN = """
+import os, sys, torch
+sys.path.insert(0, os.environ["HELPERS"])
+from mmengine.config import Config
+from mmengine.runner import Runner
+from user import shrink
+if "LAUNCHER" in os.environ:
+    torch.distributed.init_process_group("gloo")  # mmengine's own start asks for a GPU
+cfg = Config.fromfile(sys.argv[1])
+shrink(cfg)
+cfg.work_dir, cfg.launcher = sys.argv[2], os.environ.get("LAUNCHER", "none")
+if cfg.launcher != "none":
+    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)  # the default names a GPU
+runner = Runner.from_cfg(cfg)
+model = runner.train()
+import mmdet, mmdet.version, pcb
+from pcb.losses import Regulariser
+gates = [m for m in model.modules() if isinstance(m, Regulariser)]
+assert pcb.__file__.startswith(os.environ["SITE"]), pcb.__file__
+assert gates and all(g.open and torch.allclose(g.confusion.matrix.sum(1), torch.ones(3)) for g in gates)
+banks = torch.stack([g.confusion.bank for g in gates])
+if torch.distributed.is_initialized():
+    both = [torch.empty_like(banks) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(both, banks)
+    assert torch.equal(both[0], both[1]), "ranks disagree on the matrix"
+pipeline = sorted(set(os.environ["PIPELINE"].split()) & set(sys.modules))
+assert not pipeline, pipeline
+if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    print(f"{os.path.basename(sys.argv[1])}: {type(model).__name__}, {len(gates)} matrices, PCB open, mmdet {mmdet.__version__}, "
+          f"{torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1} process(es), no pipeline package imported")
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="pcb-standalone-") as name:
+        folder = Path(name)
+        source, site, user = folder / "source", folder / "site", folder / "user"
+        source.mkdir(), user.mkdir()
+        tracked = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True
+        ).stdout
+        subprocess.run(["tar", "-x", "-C", source], input=tracked, check=True)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+        subprocess.run(
+            [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder / "dist", source],
+            check=True,
+        )
+        (wheel,) = (folder / "dist").glob("*.whl")
+        check_contents(wheel, source)
+        subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+        shutil.rmtree(source)  # nothing may lean on it
+
+        sys.path.insert(0, str(ROOT / "tests"))
+        from squares import write_squares
+        from test_plugin import CONFIGS, YOURS
+
+        data = write_squares(user / "data")
+        path = os.pathsep.join([str(site), *sys.argv[1:]])
+        env = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "SITE": str(site),
+            "HELPERS": str(user),
+            "PIPELINE": " ".join(PIPELINE),
+        }
+        (user / "train.py").write_text(TRAIN)
+        text = (ROOT / "tests/test_plugin.py").read_text()
+        (user / "user.py").write_text(
+            text[text.index("def shrink(cfg):") : text.index("def gates(model):")]
+        )
+        for config in CONFIGS:
+            text = (ROOT / f"docs/plugin/{config}.py").read_text()
+            for ours, yours in YOURS.items():
+                text = text.replace(ours, yours.format(data=data))
+            (user / f"{config}.py").write_text(text)
+            run([sys.executable, "-P", "train.py", f"{config}.py", f"work/{config}"], user, env)
+        torchrun = [
+            sys.executable,
+            "-P",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+        ]
+        run(
+            [*torchrun, "train.py", "mask_rcnn_lvis.py", "work/ddp"],
+            user,
+            env | {"LAUNCHER": "pytorch"},
+        )
+        run([sys.executable, "-P", "-m", "pcb", "plan"], user, env, status=2)
+        (user / "dt.json").write_text(
+            '[{"image_id": 1, "category_id": 5, "bbox": [2, 4, 30, 30], "score": 0.9}]'
+        )
+        run(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "pcb",
+                "bias",
+                "--gt",
+                "data/annotations/val.json",
+                "--dt",
+                "dt.json",
+            ],
+            user,
+            env,
+        )
+
+
+def check_contents(wheel: Path, source: Path) -> None:
+    """Every tracked file of the package is in the wheel, with licence and notice, and nothing else."""
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    package = {str(p.relative_to(source)) for p in (source / "pcb").rglob("*") if p.is_file()}
+    rest = {n for n in inside - package if ".dist-info/" not in n}
+    assert package <= inside, sorted(package - inside)
+    assert not rest, sorted(rest)
+    assert {"LICENSE", "NOTICE"} <= {Path(n).name for n in inside}
+    print(
+        f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB, the {len(package)} files of the package, LICENSE and NOTICE, no tests"
+    )
+
+
+def run(command: list, folder: Path, env: dict, status: int = 0) -> None:
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
+    said = (done.stderr if status else done.stdout).splitlines()
+    print("\n".join(said if "pcb" in command else said[-1:]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

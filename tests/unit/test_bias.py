@@ -1,0 +1,220 @@
+"""Pairwise bias of anybody's detections: against a computation object by object, on its edges, and through the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from pcb.cli import main
+from pcb.errors import UserError
+from pcb.evaluation import bias
+
+IDS = (3, 5, 9, 20)  # not 1..C: COCO has gaps
+
+
+def scene(seed=0, images=10, objects=4, guesses=15):
+    """Random boxes on a coarse grid, so that many coincide; masks are the boxes."""
+    rng = np.random.default_rng(seed)
+
+    def box():
+        x, y, w, h = (int(v) for v in (*rng.integers(0, 5, 2) * 8, *rng.integers(1, 4, 2) * 8))
+        return {"bbox": [x, y, w, h], "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+
+    gt = {
+        "images": [{"id": i, "width": 64, "height": 64} for i in range(images)],
+        "categories": [
+            {"id": i, "name": f"class {i}", "frequency": f}
+            for i, f in zip(reversed(IDS), "rrcf", strict=True)
+        ],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": n // objects,
+                "category_id": int(rng.choice(IDS[:3])),
+                "iscrowd": int(n % 11 == 7),
+                **box(),
+            }
+            for n in range(images * objects)
+        ],
+    }
+    dt = [
+        {
+            "image_id": int(rng.integers(images)),
+            "category_id": int(rng.choice(IDS)),
+            "score": float(rng.random()),
+            **box(),
+        }
+        for _ in range(images * guesses)
+    ]
+    return gt, dt
+
+
+def files(folder, gt, dt):
+    (folder / "gt.json").write_text(json.dumps(gt)), (folder / "dt.json").write_text(json.dumps(dt))
+    return folder / "gt.json", folder / "dt.json"
+
+
+def iou(a, b):
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a["bbox"], b["bbox"]
+    common = max(0, min(ax + aw, bx + bw) - max(ax, bx)) * max(
+        0, min(ay + ah, by + bh) - max(ay, by)
+    )
+    return common / (aw * ah + bw * bh - common)
+
+
+def object_by_object(gt, dt):
+    """The protocol in loops: per object a dict of the best score of each class, then means."""
+    objects = [a for a in gt["annotations"] if not a["iscrowd"]]
+    scores = {a["id"]: {} for a in objects}
+    for d in dt:
+        near = [a for a in objects if a["image_id"] == d["image_id"] and iou(a, d) >= 0.5]
+        if near:
+            a = max(near, key=lambda a: (iou(a, d), a["category_id"] == d["category_id"]))
+            scores[a["id"]][d["category_id"]] = max(
+                d["score"], scores[a["id"]].get(d["category_id"], 0)
+            )
+    matrix = np.zeros((4, 4))
+    for i, true in enumerate(IDS):
+        rows = [
+            [s.get(j, 0) / sum(s.values()) for j in IDS]
+            for a in objects
+            if a["category_id"] == true and (s := scores[a["id"]])
+        ]
+        matrix[i] = np.mean(rows, axis=0) if rows else 0
+    return matrix, [
+        sum(a["category_id"] == i and not scores[a["id"]] for a in objects) for i in IDS
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_matrix_is_that_of_the_loops(tmp_path, kind):
+    gt, dt = scene()
+    found = bias.measure(*files(tmp_path, gt, dt), iou=kind)
+    matrix, missed = object_by_object(gt, dt)
+    np.testing.assert_allclose(found.matrix, matrix, atol=1e-12)
+    assert (
+        found.ids == IDS
+        and found.missed.tolist() == missed
+        and sum(missed) > 0
+        and (matrix > 0).sum() > 8
+    )
+    assert found.matched.sum() + sum(missed) == sum(not a["iscrowd"] for a in gt["annotations"])
+    assert found.pwb == pytest.approx(np.sqrt(((matrix - matrix.T) ** 2).sum()))
+
+
+def test_rows_are_distributions_over_the_best_score_of_each_class(tmp_path):
+    owl, dove, wren = 3, 5, 9
+    gt, _ = scene(images=1)
+    gt["annotations"] = [
+        {"id": 1, "image_id": 0, "category_id": owl, "bbox": [0, 0, 10, 10]},
+        {"id": 2, "image_id": 0, "category_id": wren, "bbox": [30, 30, 10, 10]},
+    ]
+    dt = [
+        {"image_id": 0, "category_id": c, "bbox": [0, 0, 10, h], "score": s}
+        for c, s, h in ((owl, 0.6, 10), (owl, 0.2, 9), (dove, 0.2, 8), (dove, 0.9, 4))
+    ]  # the last overlaps by 0.4
+    found = bias.measure(*files(tmp_path, gt, dt))
+    np.testing.assert_allclose(found.matrix[0], [0.75, 0.25, 0, 0])
+    assert (
+        not found.matrix[1:].any()
+        and found.matched.tolist() == [1, 0, 0, 0]
+        and found.missed.tolist() == [0, 0, 1, 0]
+    )
+    assert found.pairs() == []  # no class that lost to another has objects on both sides
+
+
+def test_one_object_with_two_names_is_no_confusion(tmp_path):
+    gt, _ = scene(images=1)
+    gt["annotations"] = [
+        {"id": k, "image_id": 0, "category_id": c, "bbox": [0, 0, 10, 10]}
+        for k, c in enumerate((3, 5))
+    ]
+    dt = [{"image_id": 0, "category_id": c, "bbox": [0, 0, 9, 10], "score": 0.5} for c in (5, 3)]
+    assert bias.measure(*files(tmp_path, gt, dt)).pwb == 0
+
+
+def test_groups_and_pairs():
+    matrix = np.array([[0.5, 0.4, 0.1, 0], [0.1, 0.9, 0, 0], [0, 0.2, 0.8, 0], [0, 0, 0, 0.0]])
+    found = bias.Bias(
+        matrix, np.array([4, 9, 1, 0]), np.zeros(4, int), IDS, tuple("abcd"), "rffr", "test"
+    )
+    assert found.by_group()["r"]["f"] == pytest.approx(0.5) and found.by_group()["f"][
+        "r"
+    ] == pytest.approx((0.1 + 0) / 2)
+    assert found.by_group()["c"] == {"r": None, "c": None, "f": None}
+    assert [(p["i"], p["j"], round(p["difference"], 6)) for p in found.pairs()] == [
+        ("a", "b", 0.3),
+        ("c", "b", 0.2),
+        ("a", "c", 0.1),
+    ]
+    assert [(p["i"], p["j"]) for p in found.pairs(least=2)] == [("a", "b")] and len(
+        found.pairs(1)
+    ) == 1
+
+
+def test_where_groups_come_from(tmp_path):
+    gt, dt = scene()
+    train = {
+        "annotations": [
+            {"category_id": c, "image_id": i}
+            for c, n in ((3, 10), (5, 11), (9, 101))
+            for i in range(n)
+        ]
+        * 2
+    }
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    assert bias.measure(*files(tmp_path, gt, dt)).groups == "fcrr"
+    assert bias.measure(*files(tmp_path, gt, dt), train=tmp_path / "train.json").groups == "rcfr"
+    for category in gt["categories"]:
+        del category["frequency"]
+    assert bias.measure(*files(tmp_path, gt, dt)).groups == "rrrr"
+    for category in gt["categories"]:
+        category["image_count"] = 10 * category["id"]
+    assert bias.measure(*files(tmp_path, gt, dt)).groups == "cccf"
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    gt, dt = map(str, files(tmp_path, *scene()))
+    for name in ("out.json", "out.csv"):
+        assert (
+            main(["bias", "--gt", gt, "--dt", dt, "--out", str(tmp_path / name), "--pairs", "2"])
+            == 0
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("PwB ") and max(map(len, lines)) <= 100
+    written, table = (
+        json.loads((tmp_path / "out.json").read_text()),
+        list(csv.DictReader((tmp_path / "out.csv").open())),
+    )
+    assert written["PwB"] == pytest.approx(bias.measure(gt, dt).pwb) and [
+        p["i"] for p in written["pairs"]
+    ] == [p["i"] for p in table]
+    assert len(table) > 2 and float(table[0]["difference"]) >= float(table[1]["difference"])
+    assert main(["bias", "--gt", gt, "--dt", dt, "--out", str(tmp_path / "out.xlsx")]) == 2
+    assert ".csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda gt, dt: dt[0].update(category_id=0), "detection 0 is of category 0"),
+        (lambda gt, dt: dt[1].update(image_id=99), "image 99"),
+        (lambda gt, dt: dt[2].pop("score"), "detection 2 has no score"),
+        (lambda gt, dt: gt.pop("categories"), "categories"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, spoil, says):
+    gt, dt = scene()
+    spoil(gt, dt)
+    with pytest.raises(UserError, match=says):
+        bias.measure(*files(tmp_path, gt, dt))
+
+
+def test_swapped_and_missing_files_are_refused(tmp_path):
+    gt, dt = files(tmp_path, *scene())
+    for wrong in ((dt, gt), (gt, gt), (gt, tmp_path / "none.json")):
+        with pytest.raises(UserError):
+            bias.measure(*wrong)

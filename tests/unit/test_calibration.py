@@ -1,0 +1,135 @@
+"""Calibration of scores: Eq. 6, Eq. 8 and NorCal against their formulas on logits, and what must stay as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pcb.calibration import (
+    ConfusionMatrixCalibration,
+    MeanScoreCalibration,
+    NorCal,
+    mean_predictions,
+)
+from pcb.errors import UserError
+
+C, N = 5, 12
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(
+        N, C + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+
+
+def matrix():
+    m = torch.rand(C, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return m / m.sum(1, keepdim=True)
+
+
+def test_confusion_matrix_follows_eq_4_to_6(logits):
+    m, scores = matrix(), logits.softmax(1)
+    ours = ConfusionMatrixCalibration(m)(scores)
+    for k in range(N):
+        p = logits[k, :C].softmax(0)
+        total = [sum(m[i, j] / m[:, j].sum() * p[j] for j in range(C)) for i in range(C)]
+        expected = torch.stack(total) / sum(total) * (1 - scores[k, C])
+        torch.testing.assert_close(ours[k, :C], expected)
+    assert torch.equal(ours[:, C], scores[:, C])
+
+
+def test_a_perfect_classifier_needs_no_calibration(logits):
+    scores = logits.softmax(1)
+    torch.testing.assert_close(
+        ConfusionMatrixCalibration(torch.eye(C, dtype=torch.float64))(scores), scores
+    )
+    torch.testing.assert_close(MeanScoreCalibration(torch.ones(C))(scores), scores)
+
+
+def test_a_class_that_is_never_predicted_keeps_its_score(logits):
+    m, scores = torch.eye(C, dtype=torch.float64), logits.softmax(1)
+    m[2] = 0  # without a sample in the split: neither row nor column
+    torch.testing.assert_close(ConfusionMatrixCalibration(m)(scores), scores)
+
+
+def test_mean_scores_follow_eq_8(logits):
+    s, scores = matrix().diagonal().clone(), logits.softmax(1)
+    s[3] = 0
+    ours = MeanScoreCalibration(s)(scores)
+    p = logits[:, :C].softmax(1) / torch.where(s > 0, s, 1.0)
+    torch.testing.assert_close(ours[:, :C], p / p.sum(1, keepdim=True) * (1 - scores[:, C:]))
+    assert torch.equal(ours[:, C], scores[:, C])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+def test_norcal_is_a_shift_of_logits(logits, gamma):
+    counts = torch.tensor([1, 10, 100, 1000, 0])
+    shift = gamma * counts.clamp(min=1).double().log()
+    lowered = torch.cat([logits[:, :C] - shift, logits[:, C:]], 1)
+    torch.testing.assert_close(NorCal(counts, gamma)(logits.softmax(1)), lowered.softmax(1))
+
+    scores = torch.cat(
+        [logits[:, :C].softmax(1) * 0.3, torch.full((N, 1), 0.7, dtype=torch.float64)], 1
+    )
+    ours = NorCal(counts, gamma, "seesaw")(scores)
+    torch.testing.assert_close(ours[:, :C], lowered[:, :C].softmax(1) * 0.3)
+
+    background = logits[:, C:].sigmoid()
+    scores = torch.cat([logits[:, :C].sigmoid() * (1 - background), background], 1)
+    ours = NorCal(counts, gamma, "sigmoid")(scores)
+    torch.testing.assert_close(
+        ours, torch.cat([lowered[:, :C].sigmoid() * (1 - background), background], 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "calibrate",
+    [
+        ConfusionMatrixCalibration(matrix()),
+        MeanScoreCalibration(matrix().diagonal()),
+        *(NorCal(torch.arange(C), 1.0, c) for c in ("softmax", "seesaw", "sigmoid")),
+    ],
+)
+def test_certain_scores_stay_finite(calibrate):
+    scores = torch.cat([torch.eye(C + 1), torch.full((1, C + 1), 1 / (C + 1))])
+    out = calibrate(scores)
+    assert (
+        out.isfinite().all()
+        and out.shape == scores.shape
+        and out.dtype == scores.dtype
+        and (out >= 0).all()
+    )
+    assert calibrate(scores[:0]).shape == (0, C + 1)
+    of_arrays = calibrate(scores.numpy()[::-1])  # someone else's saved scores
+    assert isinstance(of_arrays, np.ndarray) and of_arrays.dtype == np.float32
+    np.testing.assert_array_equal(of_arrays, out.numpy()[::-1])
+    with pytest.raises(UserError, match="background last"):
+        calibrate(scores[:, :-1])
+
+
+def test_statistics_may_be_arrays(logits):
+    m, scores = matrix(), logits.softmax(1)
+    for ours, theirs in (
+        (ConfusionMatrixCalibration(m), ConfusionMatrixCalibration(m.numpy())),
+        (MeanScoreCalibration(m.diagonal()), MeanScoreCalibration(m.numpy().diagonal())),
+        (NorCal(torch.arange(C), 0.3), NorCal(np.arange(C), 0.3)),
+    ):
+        assert torch.equal(ours(scores), theirs(scores))
+
+
+def test_mean_predictions_follow_eq_3(logits):
+    labels = torch.tensor([0, 1, C, 1, 3, 4, 4, -1, 0, 0, C, 3])
+    found = mean_predictions(logits.softmax(1), labels)
+    for i in range(C):
+        rows = [logits[k, :C].softmax(0) for k in range(N) if labels[k] == i]
+        torch.testing.assert_close(
+            found[i], sum(rows) / len(rows) if rows else torch.zeros(C, dtype=torch.float64)
+        )
+    arrays = mean_predictions(logits.softmax(1).float().numpy(), labels.numpy())
+    assert (
+        isinstance(arrays, np.ndarray)
+        and arrays.dtype == np.float32
+        and np.allclose(arrays, found.numpy(), atol=1e-6)
+    )

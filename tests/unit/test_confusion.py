@@ -1,0 +1,137 @@
+"""The EMA confusion matrix: Eq. 3, 5 and 9, what it costs, what it survives."""
+
+import method_oracle as oracle
+import pytest
+import torch
+
+from pcb.confusion import ConfusionMatrix, pairwise_bias, posterior
+from pcb.errors import UserError
+
+C = 6
+
+
+def positives(n=20, seed=0, classes=C):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, classes, generator=g).softmax(1), torch.randint(
+        0, classes - 1, (n,), generator=g
+    )  # the last never appears
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 0.99])
+def test_updates_follow_eq_9(normalise, gamma):
+    matrix, truth = (
+        ConfusionMatrix(C, gamma, normalise=normalise).double(),
+        oracle.Matrix(C, gamma, normalise),
+    )
+    for i in range(5):
+        probs, labels = positives(seed=i)
+        matrix.update(probs.double(), labels)
+        truth.update(probs.double(), labels.tolist())
+        torch.testing.assert_close(matrix.matrix, truth.m, rtol=0, atol=1e-12)
+
+
+def test_first_update_is_the_batch_mean_and_rows_sum_to_one():
+    matrix = ConfusionMatrix(C, 0.99)
+    probs, labels = positives()
+    matrix.update(probs, labels)
+    for c in labels.unique():
+        torch.testing.assert_close(matrix.matrix[c], probs[labels == c].mean(0))
+    for i in range(20):
+        matrix.update(*positives(seed=i))
+    torch.testing.assert_close(matrix.matrix[:-1].sum(1), torch.ones(C - 1))
+    assert not matrix.matrix[-1].any() and matrix.unseen().tolist() == [False] * (C - 1) + [True]
+
+
+def test_without_normalisation_rows_grow_as_one_minus_gamma_to_the_k():
+    matrix = ConfusionMatrix(C, 0.9, normalise=False)
+    for k in range(1, 4):
+        matrix.update(torch.full((2, C), 0.5), torch.tensor([3, 3]))
+        torch.testing.assert_close(matrix.matrix[3], torch.full((C,), 0.5 * (1 - 0.9**k)))
+
+
+def test_absent_classes_are_untouched_and_an_empty_batch_changes_nothing():
+    matrix = ConfusionMatrix(C)
+    matrix.update(*positives())
+    before = matrix.bank.clone()
+    matrix.update(torch.zeros(0, C), torch.zeros(0, dtype=torch.long))
+    assert torch.equal(matrix.bank, before)
+    matrix.update(torch.full((1, C), 1 / C), torch.tensor([2]))
+    changed = (matrix.bank != before).any(2)[0]
+    assert changed.tolist() == [False, False, True, False, False, False]
+
+
+def test_the_bank_is_its_members_side_by_side():
+    bank = ConfusionMatrix(C, [0.9, 0.99, 0.999], active=0.99)
+    alone = [ConfusionMatrix(C, g) for g in (0.9, 0.99, 0.999)]
+    for i in range(4):
+        for matrix in (bank, *alone):
+            matrix.update(*positives(seed=i))
+    for i, matrix in enumerate(alone):
+        assert torch.equal(bank.bank[i], matrix.matrix)
+    assert torch.equal(bank.matrix, alone[1].matrix)
+    assert torch.equal(ConfusionMatrix(C, [0.9, 0.99], active=1).momenta[1], bank.momenta[1])
+
+
+def test_a_branch_takes_its_own_matrix_from_the_bank_of_its_trunk():
+    trunk = ConfusionMatrix(C, [0.9, 0.99, 0.999], active=0)
+    trunk.update(*positives())
+    trunk.update(*positives(seed=1))
+    branch = ConfusionMatrix(C, 0.999)
+    branch.load_state_dict(trunk.state_dict())
+    assert torch.equal(branch.matrix, trunk.bank[2]) and torch.equal(branch.seen, trunk.seen)
+    with pytest.raises(UserError, match=r"0\.5"):
+        ConfusionMatrix(C, 0.5).load_state_dict(trunk.state_dict())
+
+
+def test_state_round_trip_continues_bit_for_bit(tmp_path):
+    one, two = ConfusionMatrix(C, [0.9, 0.99], active=0), ConfusionMatrix(C, [0.9, 0.99], active=0)
+    for i in range(3):
+        one.update(*positives(seed=i))
+    torch.save(one.state_dict(), tmp_path / "m.pth")
+    two.load_state_dict(torch.load(tmp_path / "m.pth"))
+    for matrix in (one, two):
+        matrix.update(*positives(seed=9))
+    assert torch.equal(one.bank, two.bank) and torch.equal(one.seen, two.seen)
+
+
+@pytest.mark.parametrize(
+    "momentum, active",
+    [(1.0, None), (-0.1, None), ([], None), ([0.9, 0.99], None), ([0.9, 0.99], 0.5), ([0.9], 3)],
+)
+def test_a_momentum_that_makes_no_sense_is_refused(momentum, active):
+    with pytest.raises(UserError):
+        ConfusionMatrix(C, momentum, active)
+
+
+def test_posterior_is_bayes_with_a_uniform_prior():
+    m = torch.rand(C, C, dtype=torch.float64)
+    m /= m.sum(1, keepdim=True)
+    torch.testing.assert_close(posterior(m).sum(0), torch.ones(C, dtype=torch.float64))
+    torch.testing.assert_close(posterior(m)[2, 4], m[2, 4] / m[:, 4].sum())
+    m[:, 1] = 0
+    assert not posterior(m)[:, 1].any() and posterior(m).isfinite().all()
+
+
+def test_columns_are_those_of_the_posterior():
+    matrix = ConfusionMatrix(C).double()
+    matrix.update(*positives(60))
+    labels = torch.tensor([3, 0, 3, 1])
+    torch.testing.assert_close(matrix.columns(labels), posterior(matrix.matrix)[:, labels].T)
+    assert torch.equal(matrix.columns(labels, posterior=False), matrix.matrix[:, labels].T)
+    torch.testing.assert_close(
+        ConfusionMatrix(C).columns(torch.tensor([2])), torch.eye(C)[[2]]
+    )  # an empty column
+
+
+def test_pairwise_bias():
+    m = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
+    assert pairwise_bias(m).item() == pytest.approx((2 * 0.2**2) ** 0.5)
+    assert pairwise_bias(m + m.T) == 0
+
+
+def test_the_matrix_holds_no_graph():
+    matrix = ConfusionMatrix(C)
+    probs, labels = positives()
+    matrix.update(probs.requires_grad_(), labels)
+    assert not matrix.bank.requires_grad and not matrix.columns(labels).requires_grad

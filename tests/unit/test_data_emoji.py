@@ -1,0 +1,222 @@
+"""emoji-LVIS obeys the rules of LVIS, and the same recipe gives the same bytes."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from datasets import TINY, load, tiny
+from pycocotools import mask as coco
+
+from pcb.data.lvis.index import LVISIndex
+from pcb.data.lvis.outlines import outlines
+from pcb.errors import UserError
+from pcb.frequency import THRESHOLDS, group
+from pcb.study import load_study
+from pcb.synthetic.generate import Recipe, classes, clusters, image_counts, styles, write_dataset
+from pcb.synthetic.scenes import Look, atlas, draw, random_state
+
+FLAVOURS = ("v05", "v1")
+
+
+@pytest.mark.parametrize("dataset", [*FLAVOURS, "pretrain"])
+def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_order(dataset, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from pcb.synthetic.generate import Recipe, write_dataset; import json;"
+        "write_dataset(Recipe(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))"
+    )
+    recipe = json.dumps(TINY.__dict__)
+    subprocess.run(
+        [sys.executable, "-c", program, recipe, dataset, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    once, again = load(tiny(dataset) / "manifest.json"), load(tmp_path / "manifest.json")
+    assert once == again
+    for name, digest in again["files"].items():
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+
+
+def test_another_seed_gives_other_scenes(tmp_path):
+    small = {**TINY.__dict__, "pretrain_images": 29}
+    first = write_dataset(Recipe(**{**small, "seed": 1}), "pretrain", tmp_path)["files"]
+    assert set(first.values()).isdisjoint(
+        load(tiny("pretrain") / "manifest.json")["files"].values()
+    )
+
+
+def test_bytes_are_those_of_every_other_machine():
+    """Annotations as committed; the JPEG files too, where the encoder is the locked one."""
+    files = load(tiny("v05") / "manifest.json")["files"]
+    golden = load(Path(__file__).parent / "emoji_golden.json")
+    assert {name: digest for name, digest in files.items() if name.endswith(".json")} == golden[
+        "annotations"
+    ]
+    if PIL.__version__ == golden["pillow"]:
+        images = "".join(
+            f"{name} {digest}\n" for name, digest in sorted(files.items()) if name.endswith(".jpg")
+        )
+        assert hashlib.sha256(images.encode()).hexdigest() == golden["images"]
+
+
+@pytest.mark.parametrize("dataset", FLAVOURS)
+def test_train_follows_the_power_law_and_shows_every_class(dataset):
+    index = LVISIndex(tiny(dataset) / "train.json", tiny(dataset) / "images")
+    wanted = image_counts(TINY, dataset)
+    assert len(index.classes) == 60
+    assert dict(zip(index.classes, index.image_count, strict=True)) == wanted
+    assert max(wanted.values()) == TINY.head and min(wanted.values()) == 1
+    groups = dict(zip(index.classes, index.frequency(), strict=True))
+    assert groups == {name: group(count, TINY.thresholds) for name, count in wanted.items()}
+    assert index.missing == []
+
+
+def test_every_cluster_has_rare_and_frequent_classes():
+    for dataset in FLAVOURS:
+        groups = {}
+        for name, count in image_counts(Recipe(), dataset).items():
+            groups.setdefault(clusters()[name], set()).add(group(count, Recipe().thresholds))
+        assert len(groups) == 8 and all({"r", "f"} <= found for found in groups.values()), groups
+
+
+def test_classes_are_lvis_names_and_the_flavours_overlap_but_differ():
+    v05, v1, pretrain = (set(classes(d)) for d in ("v05", "v1", "pretrain"))
+    assert len(v05 & v1) == 52 and len(v05 - v1) == len(v1 - v05) == 8
+    assert len(pretrain) == 136 and pretrain.isdisjoint(v05 | v1)
+
+
+def test_flavours_name_their_files_as_the_releases_do():
+    old, new = load(tiny("v05") / "val.json")["images"], load(tiny("v1") / "val.json")["images"]
+    assert all(image["file_name"].startswith("COCO_val2014_") for image in old)
+    assert not any("file_name" in image for image in new)
+    assert {image["coco_url"].split("/")[-2] for image in new} == {"train2017", "val2017"}
+
+
+@pytest.mark.parametrize("dataset", FLAVOURS)
+def test_masks_areas_and_boxes_agree_with_cocos_rasterisation(dataset):
+    content = load(tiny(dataset) / "val.json")
+    for annotation in content["annotations"]:
+        mask = coco.decode(
+            coco.merge(coco.frPyObjects(annotation["segmentation"], TINY.size, TINY.size))
+        )
+        assert abs(int(mask.sum()) - annotation["area"]) <= max(2, 0.01 * annotation["area"])
+        x, y, width, height = annotation["bbox"]
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (x, y, x + width, y + height)
+
+
+@pytest.mark.parametrize("dataset", FLAVOURS)
+def test_federated_labels(dataset):
+    content = load(tiny(dataset) / "val.json")
+    cluster = {c["id"]: clusters()[c["name"]] for c in content["categories"]}
+    present: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        present[annotation["image_id"]].add(annotation["category_id"])
+    partial = 0
+    for image in content["images"]:
+        absent, there = set(image["neg_category_ids"]), present[image["id"]]
+        partial += len(image["not_exhaustive_category_ids"])
+        assert absent.isdisjoint(there | set(image["not_exhaustive_category_ids"]))
+        mates = {c for c in cluster if cluster[c] in {cluster[t] for t in there}} - there
+        assert mates <= absent, "cluster mates of what is there are verified absent"
+        assert len(absent) < 60 - len(there), "the rest is left open"
+    assert partial > 0, "some instances are drawn but not labelled"
+
+
+def test_some_train_images_are_emptied_by_filtering():
+    index = LVISIndex(tiny("v05") / "train.json", tiny("v05") / "images")
+    empty = [
+        image["id"] for image, labels in zip(index.images, index.labels, strict=True) if not labels
+    ]
+    specks = [a for a in index.annotations if a["image_id"] in empty]
+    assert len(empty) == TINY.train_images // Recipe.EMPTY and specks, (
+        "one has nothing, one an annotation too small to use"
+    )
+
+
+def test_val_shows_each_class_equally_often_and_train_never_shows_its_new_styles():
+    counts = Counter(LVISIndex(tiny("v05") / "val.json").image_count)
+    assert list(counts) == [int(TINY.val_images * Recipe.OBJECTS) // 60]
+    for name in classes("v05"):
+        train, novel = styles(name, 0)
+        assert train and novel and not set(train) & set(novel)
+
+
+def test_outline_of_known_shapes():
+    mask = np.zeros((6, 8), bool)
+    mask[1:4, 2:6] = True
+    assert outlines(mask)[1] == 12 and sorted(outlines(mask)[0][0]) == sorted(
+        [2, 1, 6, 1, 6, 4, 2, 4]
+    )
+    mask[2, 3] = False
+    assert outlines(mask)[1] == 12, "a hole is filled"
+    mask[4, 6] = True
+    polygons, area = outlines(mask)
+    assert len(polygons) == 2 and area == 13, "pixels that touch at a corner only are apart"
+    assert outlines(np.zeros((4, 4), bool)) == ([], 0)
+
+
+def test_scene_masks_are_disjoint_and_sprites_are_hardly_covered():
+    tiles = [atlas().styles(name)["noto"] for name in classes("v05")[:5]]
+    covered = []
+    for number in range(20):
+        _, masks = draw(tiles, random_state("test", number), Look())
+        assert np.sum(masks, axis=0).max() == 1
+        covered += [m.any() for m in masks]
+    assert all(covered)
+
+
+def test_recipe_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="no `embedded` section"):
+        Recipe.read(None)
+    with pytest.raises(UserError, match=r"unknown keys.*colour"):
+        Recipe.read({"colour": 1})
+    with pytest.raises(UserError, match="60 of 39 train images"):
+        write_dataset(Recipe(train_images=40), "v05", tmp_path)
+    with pytest.raises(UserError, match="no embedded data set 'coco'"):
+        write_dataset(TINY, "coco", tmp_path)
+
+
+# 180 classes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", FLAVOURS)
+def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
+    recipe = Recipe.read(load_study("midi").scale["embedded"])
+    counts, cluster = image_counts(recipe, dataset), clusters(180)
+    assert len(counts) == 180 == len(set(counts)) and set(classes(dataset)) < set(counts) < set(
+        atlas().index["classes"]
+    )
+    assert set(classes("pretrain", 180)).isdisjoint(
+        set(classes("v05", 180)) | set(classes("v1", 180))
+    )
+    groups = Counter(group(count, recipe.thresholds) for count in counts.values())
+    assert recipe.thresholds == THRESHOLDS and min(groups.values()) >= 50, groups
+    ranks = {name: rank for rank, name in enumerate(counts)}
+    for members in ([n for n in counts if cluster[n] == c] for c in set(cluster.values())):
+        mean = sum(ranks[name] for name in members) / len(members)
+        assert len(members) < 5 or 55 < mean < 125, (
+            "a cluster has frequent, common and rare classes"
+        )
+    assert list(counts) != list(image_counts(recipe, "v1" if dataset == "v05" else "v05"))
+
+
+def test_larger_sprites_and_what_the_manifest_tells():
+    _, (mask,) = draw(
+        [atlas().styles("owl")["noto"]],
+        random_state("test"),
+        Look(size=128, sprite=(90, 90), rotation=0.0),
+    )
+    rows, columns = np.nonzero(mask)
+    assert 80 <= max(np.ptp(rows), np.ptp(columns)) <= 92, "a sprite of 64 pixels, enlarged"
+    assert {"classes", "sprite"}.isdisjoint(TINY.told()), (
+        "manifests of the 60 classes stay as they were"
+    )
+    assert Recipe.read({"classes": 180, "sprite": [40, 96]}).told()["sprite"] == (40, 96)

@@ -1,0 +1,288 @@
+"""LVISIndex reads both versions in both layouts, says what is wrong with a bad file, and keeps what it read for all processes."""
+
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from datasets import SAMPLE, by_hand, load, needs_sample, tiny
+
+from pcb.data.lvis import index as module
+from pcb.data.lvis.index import LVISIndex
+from pcb.errors import UserError
+
+
+@needs_sample
+def test_real_lvis_annotations():
+    index = LVISIndex(SAMPLE / "lvis_val_100.json", SAMPLE / "images")
+    assert index.version == "v0.5" and len(index.classes) == 1230 and len(index.images) == 100
+    groups = index.frequency()
+    assert [groups.count(g) for g in "rcf"] == [454, 461, 315]
+    assert sum(index.instance_count) == len(index.annotations) == 977
+    assert len(index.absent) == 1040
+    assert index.image_count == [c["image_count"] for c in index.categories]
+    assert (
+        len(index.missing) == 97 and index.image_paths[11813] == SAMPLE / "images/000000011813.jpg"
+    )
+
+
+@pytest.mark.parametrize("dataset, version", [("v05", "v0.5"), ("v1", "v1.0")])
+def test_versions_are_told_apart(dataset, version):
+    for split in ("train", "val", "dev"):
+        assert LVISIndex(tiny(dataset) / f"{split}.json").version == version
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "000000000007.jpg",
+        "val2017/000000000007.jpg",
+        "train2017/000000000007.jpg",
+        "val2014/COCO_val2014_000000000007.jpg",
+        "COCO_val2014_000000000007.jpg",
+    ],
+)
+def test_v05_images_are_found_in_every_layout(tmp_path, where):
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).touch()
+    index = LVISIndex(by_hand(tmp_path / "a.json"), tmp_path)
+    assert index.image_paths[7] == tmp_path / where
+    assert [path.name for path in index.missing] == ["000000000009.jpg"]
+
+
+@pytest.mark.parametrize("where", ["train2017/000000000007.jpg", "000000000007.jpg"])
+def test_v1_images_lie_where_their_address_says_or_flat(tmp_path, where):
+    def v1(content):
+        for image in content["images"]:
+            del image["file_name"]
+            image["coco_url"] = f"http://images.cocodataset.org/train2017/{image['id']:012d}.jpg"
+
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).touch()
+    index = LVISIndex(by_hand(tmp_path / "val.json", v1), tmp_path)
+    assert index.version == "v1.0" and index.image_paths[7] == tmp_path / where
+
+
+def test_groups_come_from_the_file_else_from_counts(tmp_path):
+    def counts(content):
+        content["categories"][0]["image_count"] = 11
+        content["categories"][1].update(image_count=500, frequency="r")
+
+    assert LVISIndex(by_hand(tmp_path / "a.json", counts)).frequency() == ["c", "r"]
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"nowhere\.json: No such file"):
+        LVISIndex("nowhere.json")
+
+
+def test_truncated_file_names_the_byte(tmp_path):
+    data = (tiny("v05") / "val.json").read_bytes()
+    (tmp_path / "half.json").write_bytes(data[:5000])
+    with pytest.raises(
+        UserError, match=r"half\.json is not valid JSON: .* at byte (49\d\d|5000) of 5000"
+    ):
+        LVISIndex(tmp_path / "half.json")
+    (tmp_path / "binary.json").write_bytes(b'{"info": "\xff\xfe"}')
+    with pytest.raises(UserError, match="byte 10 of 14 is not UTF-8"):
+        LVISIndex(tmp_path / "binary.json")
+
+
+def bad(tmp_path, change) -> str:
+    with pytest.raises(UserError) as caught:
+        LVISIndex(by_hand(tmp_path / "bad.json", change))
+    assert "bad.json" in caught.value.what and caught.value.fix
+    return caught.value.what
+
+
+def test_missing_keys(tmp_path):
+    assert "without a list under annotations" in bad(tmp_path, lambda c: c.pop("annotations"))
+    assert "annotations: `bbox` is missing in 1 (1 in all)" in bad(
+        tmp_path, lambda c: c["annotations"][1].pop("bbox")
+    )
+    assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in bad(
+        tmp_path, lambda c: c["images"][0].pop("file_name")
+    )
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="no LVIS annotation file: Expected `object`, got `array`"):
+        LVISIndex(tmp_path / "list.json")
+
+
+def test_references_to_nothing_are_all_listed(tmp_path):
+    def many(content):
+        content["annotations"] = [
+            {**content["annotations"][0], "id": i, "image_id": 1000 + i, "category_id": 99}
+            for i in range(9)
+        ]
+
+    what = bad(tmp_path, many)
+    assert "annotations that name a missing image: 0, 1, 2, 3, 4, … (9 in all)" in what
+    assert "annotations that name a missing category: 0, 1, 2, 3, 4, … (9 in all)" in what
+    assert "neg_category_ids name a missing category" in bad(
+        tmp_path, lambda c: c["images"][0].update(neg_category_ids=[5])
+    )
+
+
+def test_category_ids_must_count_from_one(tmp_path):
+    assert "category ids are not 1..2 each once: 0" in bad(
+        tmp_path, lambda c: c["categories"][0].update(id=0)
+    )
+    assert "category ids are not 1..2 each once: 2" in bad(
+        tmp_path, lambda c: c["categories"][0].update(id=2)
+    )
+
+
+def test_ids_given_twice(tmp_path):
+    what = bad(tmp_path, lambda c: (c["annotations"][1].update(id=1), c["images"][1].update(id=7)))
+    assert "image ids given twice: 7" in what and "annotation ids given twice: 1" in what
+
+
+def test_unusable_annotations_do_not_count(tmp_path):
+    index = LVISIndex(
+        by_hand(tmp_path / "a.json", lambda c: c["annotations"][0].update(bbox=[10, 10, 0.5, 20]))
+    )
+    assert index.image_count == [1, 0] and index.absent == [1] and index.labels == [(), (0,)]
+
+
+def test_json_with_other_text_counts_bytes_not_letters(tmp_path):
+    text = json.dumps({"info": {"by": "ααα"}}, ensure_ascii=False)[:-1] + ", }"
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=rf"at byte {len(text.encode()) - 1} of {len(text.encode())}"
+    ):
+        LVISIndex(tmp_path / "a.json")
+
+
+def test_generated_files_have_lvis_keys():
+    content = load(tiny("v1") / "train.json")
+    assert content["info"]["thresholds"] == [2, 4]
+    assert {
+        "id",
+        "name",
+        "synonyms",
+        "synset",
+        "def",
+        "image_count",
+        "instance_count",
+        "frequency",
+    } == set(content["categories"][0])
+
+
+# The file that processes share -------------------------------------------------------------------------------------------
+
+
+def everything(index) -> list:
+    return [
+        index.images,
+        index.annotations,
+        index.by_image,
+        index.labels,
+        index.image_count,
+        index.instance_count,
+        index.categories,
+        index.info,
+        index.version,
+        index.annotation_count,
+        index.sha256,
+        index.ids.tolist(),
+        index.sizes.tolist(),
+        index.missing,
+    ]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were parsed."""
+    parsed = []
+    monkeypatch.setattr(
+        module, "read", lambda path, read=module.read: parsed.append(path.name) or read(path)
+    )
+    return parsed
+
+
+def test_what_the_index_says_is_what_the_file_says(tmp_path):
+    content, index = (
+        load(tiny("v1") / "train.json"),
+        LVISIndex(tiny("v1") / "train.json", cache=tmp_path),
+    )
+    assert index.categories == content["categories"]
+    assert sorted(index.annotations, key=lambda a: a["id"]) == sorted(
+        content["annotations"], key=lambda a: a["id"]
+    )
+    kept = ("id", "width", "height", "coco_url", "neg_category_ids", "not_exhaustive_category_ids")
+    assert index.images == [{key: image[key] for key in kept} for image in content["images"]]
+
+
+def test_a_mapped_index_equals_one_in_memory_and_travels_by_its_path(tmp_path, reads):
+    file = tiny("v05") / "train.json"
+    plain, mapped = (
+        LVISIndex(file, tiny("v05") / "images"),
+        LVISIndex(file, tiny("v05") / "images", tmp_path / "cache"),
+    )
+    assert everything(mapped) == everything(plain)
+    assert len(pickle.dumps(mapped)) < 1000 and everything(
+        pickle.loads(pickle.dumps(mapped))
+    ) == everything(plain)
+    assert reads == ["train.json"] * 2, "one reading for each, none for the pickles"
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.objects(0).bbox[0] = 0
+
+
+def test_whoever_comes_first_makes_the_file_and_the_others_wait(tmp_path, reads):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(
+                lambda _: LVISIndex(tiny("v05") / "val.json", cache=tmp_path).annotation_count,
+                range(4),
+            )
+        )
+    assert reads == ["val.json"] and len(set(found)) == 1
+
+
+@pytest.mark.parametrize("spoil", ["cut", "empty", "other text"])
+def test_a_torn_file_is_made_anew(tmp_path, reads, spoil):
+    whole = everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path))
+    (cached,) = tmp_path.glob("*.arrow")
+    data = cached.read_bytes()
+    cached.unlink()  # a file that is mapped is never written to
+    cached.write_bytes({"cut": data[:-100], "empty": b"", "other text": b"x" * 100}[spoil])
+    assert everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path)) == whole
+    assert len(reads) == 2 and cached.read_bytes() == data
+
+
+def test_a_changed_annotation_file_is_read_again_and_a_broken_one_leaves_nothing(tmp_path, reads):
+    file = by_hand(tmp_path / "a.json")
+    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [1, 1]
+    by_hand(file, lambda c: c["annotations"].pop())
+    os.utime(file, ns=(1, 1))
+    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [0, 1] and len(reads) == 2
+    file.write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        LVISIndex(file, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def test_more_images_than_a_batch_holds(tmp_path, monkeypatch):
+    whole = everything(LVISIndex(tiny("v05") / "train.json"))
+    monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr("pcb.data.lvis.annotations.ROWS", 7)
+    index = LVISIndex(tiny("v05") / "train.json", cache=tmp_path)
+    assert everything(index) == whole and [index.labels_of(row) for row in range(64)] == list(
+        map(list, index.labels)
+    )
+
+
+def test_run_length_encodings_and_crowds_pass_through(tmp_path):
+    rle = {"size": [80, 100], "counts": [5, 7, 7988]}
+    file = by_hand(
+        tmp_path / "a.json", lambda c: c["annotations"][0].update(segmentation=rle, iscrowd=1)
+    )
+    index = LVISIndex(file, cache=tmp_path)
+    assert index.annotations[0]["segmentation"] == rle and index.annotations[0]["iscrowd"] == 1
+    assert np.array_equal(index.objects(1).segmentation[0][0], [0, 0, 5, 0, 5, 5])
+    with pytest.raises(UserError, match="segmentation of annotation 2 is neither polygons"):
+        LVISIndex(
+            by_hand(tmp_path / "a.json", lambda c: c["annotations"][1].update(segmentation=[1, 2]))
+        )

@@ -1,0 +1,129 @@
+"""`WindowMasks` says what MMDetection's BitmapMasks says, to the bit, through the whole of a training's pipeline."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from datasets import SAMPLE, needs_sample, tiny
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.structures.mask import BitmapMasks, mask_target
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+
+from pcb.data.lvis.dataset import PCBLVISDataset, seeded
+from pcb.data.lvis.masks import WindowMasks
+
+RANDOM = np.random.default_rng(0)
+
+
+def blobs(n=5, height=37, width=53):
+    out = np.zeros((n, height, width), np.uint8)
+    for mask in out[1:]:  # the first one stays empty
+        y, x = RANDOM.integers(0, height - 9), RANDOM.integers(0, width - 9)
+        mask[y : y + 9, x : x + 9] = RANDOM.random((9, 9)) < 0.7
+    return out
+
+
+STEPS = {
+    "rescale up": lambda m: m.rescale((133, 80)),
+    "rescale down": lambda m: m.rescale((31, 31)),
+    "resize": lambda m: m.resize((80, 19)),
+    "horizontal": lambda m: m.flip(),
+    "vertical": lambda m: m.flip("vertical"),
+    "diagonal": lambda m: m.flip("diagonal"),
+    "pad": lambda m: m.pad((160, 192), pad_val=0),
+    "crop": lambda m: m.crop(np.array([3, 5, 30, 31])),
+    "choose": lambda m: m[np.array([3, 1])],
+    "all": lambda m: (
+        m.rescale((133, 80))
+        .flip()
+        .crop(np.array([4, 4, 90, 70]))
+        .pad((96, 96), pad_val=0)[[True, False] * 2 + [True]]
+    ),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_is_that_of_bitmap_masks(step):
+    whole = blobs()
+    ours, theirs = (
+        STEPS[step](WindowMasks.cut(list(whole), (37, 53))),
+        STEPS[step](BitmapMasks(whole, 37, 53)),
+    )
+    assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))
+    assert np.array_equal(ours.to_ndarray(), theirs.to_ndarray()) and np.array_equal(
+        ours.areas, theirs.areas
+    )
+
+
+def pipeline(load):
+    return [
+        dict(type="LoadImageFromFile"),
+        dict(type=load, with_bbox=True, with_mask=True),
+        dict(type="RandomChoiceResize", scales=[(222, 107), (222, 133)], keep_ratio=True),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PackDetInputs"),
+    ]
+
+
+def batch(load, annotations, images, places):
+    init_default_scope("mmdet")
+    data = PCBLVISDataset(
+        ann_file=str(annotations), data_prefix=dict(img=str(images)), pipeline=pipeline(load)
+    )
+    items = []
+    for place in places:
+        with seeded(place):
+            items.append(data[place])
+    prepare = DetDataPreprocessor(mean=[0, 0, 0], std=[1, 1, 1], pad_mask=True, pad_size_divisor=32)
+    return prepare(pickle.loads(pickle.dumps(pseudo_collate(items))), True)
+
+
+def same_targets(annotations, images, places, size):
+    ours, theirs = (
+        batch(load, annotations, images, places) for load in ("LoadWindowMasks", "LoadAnnotations")
+    )
+    assert torch.equal(ours["inputs"], theirs["inputs"])
+    for a, b in zip(ours["data_samples"], theirs["data_samples"], strict=True):
+        a, b = a.gt_instances, b.gt_instances
+        assert torch.equal(a.bboxes, b.bboxes) and torch.equal(a.labels, b.labels)
+        assert isinstance(a.masks, WindowMasks) and np.array_equal(
+            a.masks.to_ndarray(), b.masks.to_ndarray()
+        )
+        number = torch.arange(3 * len(a)) % len(a)
+        boxes = a.bboxes[number] + 4 * torch.randn(len(number), 4)
+        targets = [
+            mask_target([boxes], [number], [x.masks], ConfigDict(mask_size=size)) for x in (a, b)
+        ]
+        assert torch.equal(*targets) and 0 < targets[0].mean() < 1
+    return ours, theirs
+
+
+def test_targets_are_bit_for_bit_those_of_the_stock_pipeline():
+    ours, theirs = same_targets(
+        tiny("v05") / "train.json", tiny("v05") / "images", range(0, 40, 5), 14
+    )
+    sizes = [
+        len(pickle.dumps([s.gt_instances.masks for s in x["data_samples"]])) for x in (ours, theirs)
+    ]
+    assert sizes[0] < sizes[1] / 3
+
+
+@needs_sample
+def test_targets_on_real_photographs():
+    data = PCBLVISDataset(
+        ann_file=str(SAMPLE / "lvis_val_100.json"),
+        data_prefix=dict(img=str(SAMPLE / "images")),
+        pipeline=[],
+    )
+    there = [k for k in range(len(data)) if data.get_data_info(k)["img_id"] in (11813, 6894, 6460)]
+    assert len(there) == 3
+    same_targets(SAMPLE / "lvis_val_100.json", SAMPLE / "images", there, 28)
+
+
+def test_an_image_without_masks():
+    empty = WindowMasks([], (20, 30)).resize((40, 60)).flip().pad((64, 64))
+    assert empty.to_ndarray().shape == (0, 64, 64)
+    assert len(empty.crop_and_resize(np.zeros((0, 4), np.float32), (7, 7), np.zeros(0, int))) == 0

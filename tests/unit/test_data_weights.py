@@ -1,0 +1,39 @@
+"""Starting weights from a file: torchvision's name tells the digest, the scale's YAML may, and nothing starts at random unasked."""
+
+import pytest
+import torch
+
+from pcb.errors import UserError
+from pcb.training.checkpoint import sha256
+from pcb.training.weights import from_file
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """A file as torchvision publishes them, named by its digest."""
+    path = tmp_path / "resnet.pth"
+    torch.save(
+        {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(5), "fc.bias": torch.ones(5)},
+        path,
+    )
+    return path.rename(tmp_path / f"resnet50-{sha256(path)[:8]}.pth")
+
+
+def test_the_backbone_is_taken_and_its_origin_recorded(resnet):
+    content = from_file(resnet, "r50", sha256(resnet))
+    assert set(content["state_dict"]) == {"conv1.weight"}, "without the classifier"
+    assert content["meta"] == {"kind": "backbone", "source": resnet.name, "sha256": sha256(resnet)}
+
+
+def test_a_file_that_is_not_the_one_meant_is_refused(resnet):
+    with pytest.raises(UserError, match=r"not the file that backbones\.r50\.sha256 means"):
+        from_file(resnet, "r50", "0" * 64)
+    other = resnet.rename(resnet.with_name("resnet50-0676ba61.pth"))
+    with pytest.raises(UserError, match=r"is damaged: its sha256 is .*, its name says 0676ba61"):
+        from_file(other, "r50")
+
+
+def test_a_missing_file_is_never_replaced_by_random_weights(tmp_path):
+    with pytest.raises(UserError, match="does not start at random unasked") as error:
+        from_file(tmp_path / "resnet50-0676ba61.pth", "r50")
+    assert "pcb download resnet50-0676ba61.pth" in error.value.fix

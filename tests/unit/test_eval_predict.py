@@ -1,0 +1,242 @@
+"""One pass for all variants: the plain one is mmdet's own prediction, a step's is that of a head told to use the step, masks are shared."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+
+from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
+from pcb.inference import forward
+from pcb.inference.calibrations import rules
+from pcb.inference.proposal_confusion import Sums, Tally, foreground, match, write_confusion
+
+CLASSES = 12
+BASE = Path(__file__).resolve().parents[2] / "configs/mmdet/mini_r18.py"
+
+
+def tiny(steps: int):
+    """The mini detector with random weights, spread so that there is something to detect and steps disagree."""
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(BASE).model
+    cfg.roi_head.bbox_head.num_classes = cfg.roi_head.mask_head.num_classes = CLASSES
+    cfg.test_cfg.rcnn.max_per_img = 20
+    if steps > 1:
+        cfg.roi_head.bbox_head.loss_cls = {"type": "PCBCrossEntropyLoss", "num_classes": CLASSES}
+        cfg.roi_head.update(type="IterativeRoIHead", hidden=16)
+    torch.manual_seed(steps)
+    model = MODELS.build(cfg).eval()
+    for layer, spread in (
+        (model.roi_head.bbox_head.fc_cls, 0.5),
+        (model.roi_head.bbox_head.fc_reg, 0.5),
+    ):
+        torch.nn.init.normal_(layer.weight, std=spread)
+    return model
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["plain head", "iterative head"])
+def model(request):
+    torch.set_num_threads(1)
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module")
+def items():
+    """Three 96x96 images, and one of another size that was 120x80 before its resize."""
+    rng = np.random.default_rng(0)
+    out = []
+    for i, (shape, scale) in enumerate([((96, 96), 1.0)] * 3 + [((144, 96), 1.2)]):
+        original = (int(shape[0] / scale), int(shape[1] / scale))
+        meta = {
+            "img_id": 10 + i,
+            "img_shape": shape,
+            "ori_shape": original,
+            "scale_factor": (scale, scale),
+        }
+        pixels = torch.from_numpy(rng.integers(0, 255, (3, *shape), dtype=np.uint8))
+        out.append({"inputs": pixels, "data_samples": DetDataSample(metainfo=meta)})
+    return out
+
+
+def run(model, items, variants, matrices=None, image_counts=()):
+    """Per image: (kept, boxes, masks as RLE), in batches of images of one shape."""
+    by_name, out = rules(model, variants, matrices, image_counts), []
+    for batch in forward.by_shape(items, 8):
+        images = forward.forward(model, batch)
+        kept = [forward.detect(model, image, by_name) for image in images]
+        out += [
+            (mine, *found)
+            for mine, found in zip(kept, forward.segment(model, images, kept), strict=True)
+        ]
+    return out
+
+
+def assert_is(ours, reference, variant):
+    """A variant's part of the union holds exactly the reference's boxes, labels, scores and masks."""
+    kept, boxes, rles = ours
+    mine = (~kept.scores[variant].isnan()).nonzero().squeeze(1)
+    mine = mine[kept.scores[variant][mine].argsort(descending=True, stable=True)]
+    assert len(mine) == len(reference) > 5
+    assert torch.equal(kept.scores[variant][mine], reference.scores)
+    assert torch.equal(kept.labels[mine], reference.labels)
+    assert torch.equal(boxes[mine], reference.bboxes)
+    theirs = coco_mask.encode(
+        np.asfortranarray(reference.masks.numpy().transpose(1, 2, 0).astype(np.uint8))
+    )
+    assert [rles[i] for i in mine.tolist()] == [rle["counts"] for rle in theirs]
+
+
+def mmdet_predicts(model, items):
+    return [
+        model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch]))
+        for batch in forward.by_shape(items, 8)
+    ]
+
+
+def test_batches_hold_one_shape_and_keep_the_order(items):
+    groups = list(forward.by_shape(items, 2))
+    assert [[item["data_samples"].img_id for item in group] for group in groups] == [
+        [10, 11],
+        [12],
+        [13],
+    ]
+
+
+def test_plain_equals_mmdets_predict(model, items):
+    reference = [
+        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
+    ]
+    for ours, theirs in zip(run(model, items, ["plain"]), reference, strict=True):
+        assert_is(ours, theirs, "plain")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_step_variant_is_what_a_head_using_that_step_predicts(items, step):
+    model = tiny(3)
+    ours = run(model, items, ["plain", f"step{step}"])
+    model.roi_head.test_cls_step = step - 1
+    reference = [
+        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
+    ]
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert_is(mine, theirs, f"step{step}")
+
+
+@pytest.mark.parametrize("column", ["cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"])
+def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(items, column):
+    model, columns = (
+        tiny(3),
+        ["plain", "step1", "cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"],
+    )
+    rng = np.random.default_rng(1)
+    matrices = {
+        source: torch.from_numpy(rng.dirichlet(np.full(CLASSES, 0.3), CLASSES))
+        for source in ("val", "train")
+    }
+    counts = rng.integers(1, 200, CLASSES).tolist()
+    ours = run(model, items, columns, matrices, counts)
+    loss = model.roi_head.bbox_head.loss_cls
+    calibrate = {
+        "cm-val": ConfusionMatrixCalibration(matrices["val"]),
+        "ms-val": MeanScoreCalibration(matrices["val"].diagonal()),
+        "cm-train": ConfusionMatrixCalibration(matrices["train"]),
+        "norcal-0.3": NorCal(torch.tensor(counts), 0.3),
+        "norcal-1": NorCal(torch.tensor(counts), 1.0),
+    }[column]
+    loss.get_activation = lambda logits: calibrate(logits.softmax(dim=-1))
+    reference = [
+        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
+    ]
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert_is(mine, theirs, column)
+        assert not torch.equal(mine[0].scores[column], mine[0].scores["plain"])
+
+
+def test_masks_of_the_union_equal_those_of_each_variant_alone(items):
+    model, variants = tiny(3), ["plain", "step1", "step2"]
+    union = run(model, items, variants)
+    for variant in variants:
+        for (kept, boxes, rles), (alone, own_boxes, own_rles) in zip(
+            union, run(model, items, [variant]), strict=True
+        ):
+            mine = (~kept.scores[variant].isnan()).nonzero().squeeze(1)
+            assert len(mine) < len(kept.labels)  # the variants differ, so the union is larger
+            assert torch.equal(kept.labels[mine], alone.labels) and torch.equal(
+                boxes[mine], own_boxes
+            )
+            assert [rles[i] for i in mine.tolist()] == own_rles
+
+
+def test_nothing_detected_gives_empty_columns(model, items):
+    cfg = model.roi_head.test_cfg
+    threshold, cfg.score_thr = cfg.score_thr, 1.1
+    try:
+        for kept, boxes, rles in run(model, items, ["plain"]):
+            assert len(kept.labels) == len(boxes) == len(rles) == len(kept.scores["plain"]) == 0
+    finally:
+        cfg.score_thr = threshold
+
+
+def test_the_confusion_matrix_by_brute_force(tmp_path):
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    head, total = tiny(1).roi_head.bbox_head, [Sums(CLASSES), Sums(CLASSES)]
+    expected, counts = np.zeros((CLASSES, CLASSES)), np.zeros(CLASSES)
+    for i in range(4):
+        corner, side = rng.uniform(0, 50, (3, 2)), rng.uniform(10, 40, (3, 2))
+        truth = np.concatenate([corner, corner + side], 1)
+        proposals = truth[rng.integers(3, size=40)] + rng.normal(0, 4, (40, 4))
+        labels, logits = (
+            rng.integers(0, CLASSES - 1, 3),
+            torch.randn(40, CLASSES + 1),
+        )  # the last class is never seen
+        for k, box in enumerate(proposals):
+            ious = [iou(box, other) for other in truth]
+            if max(ious) >= 0.5:
+                z = np.exp(logits[k, :CLASSES].double().numpy())
+                expected[labels[np.argmax(ious)]] += z / z.sum()
+                counts[labels[np.argmax(ious)]] += 1
+        rows, of = match(*map(torch.as_tensor, (proposals, truth, labels)))
+        total[i % 2].add(of, foreground(head, logits[rows]))
+    tally, parts = Tally(tmp_path, "abc", CLASSES), [[1, 2], [3, 4]]
+    for part, sums in zip(parts, total, strict=True):  # parts of an interrupted pass add up
+        assert not tally.has(part)
+        tally.save(part, sums)
+        assert (
+            tally.has(part)
+            and not tally.has([*part, 9])
+            and not Tally(tmp_path, "other", CLASSES).has(part)
+        )
+    write_confusion(tmp_path / "confusion.npz", tally.total(parts))
+    expected /= np.maximum(counts, 1)[:, None]
+    with np.load(tmp_path / "confusion.npz") as found:
+        np.testing.assert_allclose(found["matrix"], expected, atol=1e-6)
+        np.testing.assert_array_equal(found["seen"], counts)
+        assert counts.sum() > 50 and counts[-1] == 0 and not found["matrix"][-1].any()
+        biases = [
+            sum((m[i, j] - m[j, i]) ** 2 for i in range(len(m)) for j in range(len(m))) ** 0.5
+            for m in (expected, expected[np.ix_(counts > 0, counts > 0)])
+        ]
+        assert [found["pwb"], found["pwb_seen"]] == pytest.approx(biases, abs=1e-5)
+        assert found["pwb_raw"] == pytest.approx(biases[0], abs=1e-5)
+
+
+def iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    inner = max(width, 0) * max(height, 0)
+    return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
+
+
+def test_no_proposal_or_no_object_adds_nothing():
+    some, none = torch.rand(3, 4), torch.zeros(0, 4)
+    labels = torch.tensor([0, 1, 2])
+    for proposals, boxes, of in ((none, some, labels), (some, none, labels[:0])):
+        rows, classes = match(proposals, boxes, of)
+        assert len(rows) == len(classes) == 0

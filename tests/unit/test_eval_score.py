@@ -1,0 +1,168 @@
+"""The scorer is LVIS's: it equals lvis-api, on real annotations and on a made-up federated set; PwB by brute force."""
+
+import json
+import subprocess
+import sys
+
+import lvis_oracle as oracle
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pcb.errors import UserError
+from pcb.evaluation.score import GroundTruth, evaluate, points
+from pcb.evaluation.shards import Rows
+
+
+def assert_equal(path, detections, iou_type):
+    ours = evaluate(path, detections, iou_type=iou_type)
+    metrics, classes = oracle.lvis_api(path, detections, iou_type)
+    assert len(metrics) == 13
+    for name, value in metrics.items():
+        assert ours[name] == (value if value is None else pytest.approx(value, abs=1e-6)), name
+    for category, value in classes.items():
+        assert ours["classes"][category] == (
+            value if value is None else pytest.approx(value, abs=1e-6)
+        ), category
+    return ours
+
+
+@pytest.fixture(scope="module")
+def federated(tmp_path_factory):
+    """12 images, 9 classes, polygons; every rule of a federated set is in use, and class 9 (rare) has no ground truth."""
+    rng = np.random.default_rng(3)
+    truth = {
+        "images": [],
+        "annotations": [],
+        "categories": [
+            {"id": k, "name": f"class{k}", "frequency": "r" if k == 9 else "rcf"[k % 3]}
+            for k in range(1, 10)
+        ],
+    }
+    for i in range(12):
+        shown = rng.choice(np.arange(1, 9), 4, replace=False).tolist()
+        others = [k for k in range(1, 10) if k not in shown]
+        truth["images"].append(
+            {
+                "id": 100 + 7 * i,
+                "file_name": f"{i}.jpg",
+                "height": 80,
+                "width": 100,
+                "not_exhaustive_category_ids": shown[:1] if i % 2 else [],
+                "neg_category_ids": rng.choice(others, 2, replace=False).tolist(),
+            }
+        )
+        for category in shown * 2 if i else []:  # the first image is empty
+            x, y = rng.uniform(0, 60), rng.uniform(0, 45)
+            w, h = rng.uniform(8, 38, 2)
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": 100 + 7 * i,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    "bbox": [x, y, w, h],
+                    "area": w * h / 2,
+                    "segmentation": [[x, y, x + w, y, x + w / 2, y + h]],
+                }
+            )
+    path = tmp_path_factory.mktemp("federated") / "val.json"
+    path.write_text(json.dumps(truth))
+    return path, truth
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_equals_lvis_api_on_a_federated_set(federated, iou_type):
+    path, truth = federated
+    ours = assert_equal(path, oracle.perturbed(truth, seed=1), iou_type)
+    assert 5 < ours["AP"] < 95 and ours["classes"][9] is None
+
+
+def test_equals_lvis_api_beyond_300_detections_an_image(federated):
+    path, truth = federated
+    detections = oracle.perturbed(truth, seed=2, per_object=60)
+    assert (
+        max(
+            np.unique(np.concatenate([rows.image_id for rows in detections]), return_counts=True)[1]
+        )
+        > 300
+    )
+    assert_equal(path, detections, "bbox")
+
+
+@pytest.mark.skipif(
+    not oracle.SAMPLE.exists(),
+    reason=f"the sample of real LVIS annotations is not at {oracle.SAMPLE}",
+)
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_lvis_api_on_real_annotations(iou_type, seed):
+    truth = json.loads(oracle.SAMPLE.read_text())
+    ours = assert_equal(oracle.SAMPLE, oracle.perturbed(truth, seed), iou_type)
+    assert 5 < ours["AP"] < 95
+
+
+def test_a_perfect_detector_scores_100_and_none_scores_0(federated):
+    path, truth = federated
+    size = {i["id"]: (i["height"], i["width"]) for i in truth["images"]}
+    ids, boxes = [i["id"] for i in truth["images"]], [a["bbox"] for a in truth["annotations"]]
+    image = np.array([a["image_id"] for a in truth["annotations"]])
+    masks = pa.array(
+        [oracle.rle(a, {"height": 80, "width": 100}) for a in truth["annotations"]], pa.binary()
+    )
+    perfect = Rows(
+        ids,
+        image,
+        np.array([a["category_id"] for a in truth["annotations"]]),
+        np.array(boxes),
+        np.ones(len(image)),
+        np.array([size[i] for i in image]),
+        masks,
+    )
+    nothing = Rows(
+        ids,
+        *(np.zeros((0, *shape)) for shape in [(), (), (4,), (), (2,)]),
+        pa.array([], pa.binary()),
+    )
+    for iou_type in ("segm", "bbox"):
+        assert evaluate(path, [perfect], iou_type=iou_type)["AP"] == pytest.approx(100)
+        assert evaluate(path, [nothing], iou_type=iou_type)["AP"] == 0
+
+
+def test_an_empty_group_is_none_not_minus_one():
+    assert points(np.full((10, 101, 3), -1.0)) is None and points(np.zeros((10, 101, 0))) is None
+    assert points(np.array([-1.0, 0.5, 1.0])) == 75
+
+
+def test_detections_must_cover_exactly_the_images(federated):
+    path, truth = federated
+    detections = oracle.perturbed(truth, seed=1)
+    with pytest.raises(UserError, match="do not cover 4 images"):
+        evaluate(path, detections[:-1], iou_type="bbox")
+    with pytest.raises(UserError, match="has no image"):
+        evaluate(path, [*detections, detections[0]], iou_type="bbox")
+
+
+COCO = '{"images": [{"id": 1, "width": 9, "height": 9, "file_name": "1.jpg"}], "annotations": [], "categories": []}'
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "No such file"),
+        ('{"images": [', "not valid JSON"),
+        ("{}", "images, annotations"),
+        (COCO, "neg_category_ids"),
+    ],
+)
+def test_bad_ground_truth_is_named(tmp_path, content, said):
+    path = tmp_path / "val.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        GroundTruth(path)
+
+
+def test_scoring_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import pcb.evaluation.score"
+    subprocess.run([sys.executable, "-c", code], check=True)

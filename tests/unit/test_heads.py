@@ -1,0 +1,339 @@
+"""RoI heads: the step protocol and the iterative paradigm, on their own and inside a small Mask R-CNN."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from tiny import C, D, mask_rcnn, roi_head, rois, sample, sampling
+
+import pcb.mmdet
+from pcb.errors import UserError
+from pcb.heads.loce import FeatureMemory, mean_scores
+
+EXPERIMENTS = [  # every combination of the paper
+    ("softmax", "plain"),
+    ("softmax", "iterative"),
+    ("softmax", "dsn"),
+    ("softmax", "rm"),
+    ("eqlv2", "plain"),
+    ("eqlv2", "iterative"),
+    ("seesaw", "plain"),
+    ("seesaw", "iterative"),
+    ("ls", "plain"),
+    ("ols", "plain"),
+    ("bags", "plain"),
+    ("loce", "plain"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def test_a_step_embeds_the_last_prediction():
+    head = roi_head()
+    x = torch.randn(5, D, 7, 7)
+    z, b = head.bbox_head(x)
+    where, what = head.mlp_loc(b), head.mlp_cls(z)
+    expected = torch.empty_like(x)
+    for n in range(5):
+        for cell in range(49):
+            expected[n, :, cell // 7, cell % 7] = (
+                x[n, :, cell // 7, cell % 7] * where[n, cell] + what[n]
+            )
+    torch.testing.assert_close(head.refine(x, z, b), expected)
+    second = head.bbox_head(expected)
+    torch.testing.assert_close(head.steps(x)[1], second)
+
+
+def test_identity_start():
+    head = roi_head(identity_start=True)
+    x = torch.randn(5, D, 7, 7)
+    z, b = head.bbox_head(x)
+    assert (head.refine(x, z, b) - x).abs().mean() < 0.05 * x.abs().mean()
+    for layer in (head.mlp_cls[-1], head.mlp_loc[-1]):
+        assert 0.005 < layer.weight.std() < 0.02
+        torch.nn.init.zeros_(layer.weight)
+    assert torch.equal(head.refine(x, z, b), x)
+
+
+def test_the_last_loss_trains_the_first_step():
+    head = roi_head()
+    steps = head.steps(torch.randn(4, D, 7, 7))
+    steps[0][0].retain_grad(), steps[0][1].retain_grad()
+    head.classification_loss(steps[2][0], torch.tensor([0, 1, C, 2]), torch.ones(4), 2)[
+        "loss_cls"
+    ].backward()
+    assert steps[0][0].grad.abs().sum() > 0 and steps[0][1].grad.abs().sum() > 0
+
+
+def losses_by_hand(head, steps, targets):
+    """Eq. 19 from stock mmdet pieces: alpha is 0, so every step is plain cross entropy."""
+    labels, _, box_targets, box_weights = targets
+    ce = [torch.nn.functional.cross_entropy(z, labels) for z, _ in steps]
+    fg = labels < C
+    boxes = [b.view(len(b), -1, 4)[fg, 0 if b.shape[1] == 4 else labels[fg]] for _, b in steps]
+    box = [((b - box_targets[fg]).abs() * box_weights[fg]).sum() / len(labels) for b in boxes]
+    return ce, box
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("regression", ["last", "each"])
+def test_losses_are_weighted_over_steps(regression, agnostic):
+    head = roi_head(alpha=0.0, regression=regression, bbox_head={"reg_class_agnostic": agnostic})
+    steps = head.steps(torch.randn(6, D, 7, 7))
+    targets = torch.tensor([0, 3, C, C, 1, C]), torch.ones(6), torch.randn(6, 4), torch.ones(6, 4)
+    losses = head.step_losses(steps, None, *targets)
+    ce, box = losses_by_hand(head, steps, targets)
+    w = (0.2, 0.2, 0.6)
+    torch.testing.assert_close(losses["loss_cls"], sum(a * b for a, b in zip(w, ce, strict=True)))
+    torch.testing.assert_close(
+        losses["loss_bbox"],
+        box[-1] if regression == "last" else sum(a * b for a, b in zip(w, box, strict=True)),
+    )
+    assert set(losses) == {"loss_cls", "loss_bbox", "acc"}
+
+
+def test_each_step_updates_the_matrix_in_order():
+    head = roi_head(alpha=0.4)
+    labels = torch.tensor([0, 3, C, 1])
+    steps = head.steps(torch.randn(4, D, 7, 7))
+    head.step_losses(steps, None, labels, torch.ones(4), torch.randn(4, 4), torch.ones(4, 4))
+    by_hand = pcb.losses.PCBCrossEntropyLoss(C, 0.4)
+    for step, (z, _) in enumerate(steps):
+        by_hand(z, labels, step=step)
+    assert torch.equal(head.bbox_head.loss_cls.confusion.bank, by_hand.confusion.bank)
+
+
+def test_one_step_is_the_standard_head():
+    kwargs = {"num_steps": 1, "step_weights": [1.0], "alpha": 0.0}
+    torch.manual_seed(0)
+    ours = roi_head(**kwargs)
+    torch.manual_seed(0)
+    stock = roi_head("StandardRoIHead", alpha=0.0)
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in stock.named_parameters()]
+    x = (torch.randn(1, D, 24, 24),)
+    a, b = (
+        ours.bbox_loss(x, [sampling()])["loss_bbox"],
+        stock.bbox_loss(x, [sampling()])["loss_bbox"],
+    )
+    assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_predictions_of_every_step_in_one_pass():
+    x, boxes = (torch.randn(1, D, 24, 24),), rois()
+    head = roi_head()
+    steps = head.step_predictions(x, boxes)
+    assert (
+        len(steps) == 3
+        and steps[0][0].shape == (len(boxes), C + 1)
+        and steps[0][1].shape == (len(boxes), 4 * C)
+    )
+    assert torch.equal(head._bbox_forward(x, boxes)["cls_score"], steps[2][0])
+    head.test_cls_step, head.test_reg_step = 0, 1
+    out = head._bbox_forward(x, boxes)
+    assert torch.equal(out["cls_score"], steps[0][0]) and torch.equal(out["bbox_pred"], steps[1][1])
+
+
+def test_layer_norm_is_on_the_logits_only():
+    head = roi_head(layer_norm=True)
+    assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm) and head.mlp_cls[0].normalized_shape == (
+        C + 1,
+    )
+    assert not any(isinstance(m, torch.nn.LayerNorm) for m in head.mlp_loc)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step_weights": [1.0]},
+        {"regression": "first"},
+        {"num_steps": 2, "step_weights": [0.5, 0.5]},
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(UserError):
+        roi_head(loss_steps=3, **wrong)
+
+
+@pytest.mark.parametrize("loss, paradigm", EXPERIMENTS)
+def test_mask_rcnn_trains_and_predicts(loss, paradigm):
+    model = mask_rcnn(loss, paradigm, pcb=loss in ("softmax", "eqlv2", "seesaw"))
+    images, samples = torch.rand(2, 3, 96, 96), [sample() for _ in range(2)]
+    losses = model.loss(images, samples)
+    total = sum(v if torch.is_tensor(v) else sum(v) for k, v in losses.items() if "loss" in k)
+    total.backward()
+    assert total.isfinite()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused
+    scores = model.roi_head.bbox_head.loss_cls.get_activation(
+        torch.randn(3, model.roi_head.bbox_head.fc_cls.out_features)
+    )
+    assert scores.shape == (3, C + 1)
+    model.eval()
+    with torch.no_grad():
+        results = model.predict(images, samples, rescale=False)
+    assert len(results) == 2 and set(results[0].pred_instances.keys()) >= {
+        "bboxes",
+        "scores",
+        "labels",
+        "masks",
+    }
+
+
+def test_eqlv2_starts_rare_and_reads_normed_logits():
+    head = mask_rcnn("eqlv2", "iterative").roi_head
+    torch.testing.assert_close(head.bbox_head.fc_cls.bias, torch.full((C + 1,), -6.907))
+    assert (
+        0.005 < head.bbox_head.fc_cls.weight.std() < 0.02
+        and head.bbox_head.fc_reg.weight.std() < 0.002
+    )
+    assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm)
+
+
+def test_seesaw_has_normed_predictors():
+    head = mask_rcnn("seesaw", "plain").roi_head
+    assert (
+        type(head.bbox_head.fc_cls).__name__ == "NormedLinear"
+        and type(head.mask_head.conv_logits).__name__ == "NormedConv2d"
+    )
+    assert head.bbox_head.fc_cls.temperature == head.mask_head.conv_logits.temperature == 20
+    assert head.bbox_head.fc_cls.out_features == C + 2
+
+
+def test_deep_supervision_classifies_three_depths():
+    head = roi_head("DeepSupervisionRoIHead")
+    x = torch.randn(4, D, 7, 7)
+    first, second = head.bbox_head.shared_fcs
+    h1 = first(x.flatten(1)).relu()
+    h2 = second(h1).relu()
+    expected = head.aux_cls[0](x.flatten(1)), head.aux_cls[1](h1), head.bbox_head.fc_cls(h2)
+    for (z, b), truth in zip(head.steps(x), expected, strict=True):
+        torch.testing.assert_close(z, truth)
+        torch.testing.assert_close(b, head.bbox_head.fc_reg(h2))
+    torch.testing.assert_close(head.steps(x)[-1], head.bbox_head(x))
+    with pytest.raises(UserError):
+        roi_head("DeepSupervisionRoIHead", regression="each")
+
+
+def test_refinement_joins_predictions_to_the_feature():
+    head = roi_head("RefinementRoIHead")
+    x = torch.randn(4, D, 7, 7)
+    f = x.flatten(1)
+    for fc in head.bbox_head.shared_fcs:
+        f = fc(f).relu()
+    z, b = head.bbox_head(x)
+    for prediction in head.steps(x):
+        torch.testing.assert_close(prediction, (z, b))
+        h = head.refine(torch.cat([f, z.softmax(1)[:, :C], b], 1)).relu()
+        z, b = head.bbox_head.fc_cls(h), head.bbox_head.fc_reg(h)
+    assert len(
+        list(roi_head("RefinementRoIHead", num_steps=1, step_weights=[1.0]).parameters())
+    ) == len(list(head.bbox_head.parameters()))
+
+
+def test_loce_remembers_in_a_ring():
+    memory = FeatureMemory(3, 4, (1, 1, 1))
+    for k in range(3):
+        values = torch.tensor([10.0 * k, 10.0 * k + 1])
+        memory.write(values.view(2, 1, 1, 1), values[:, None].expand(2, 4), torch.tensor([1, 1]))
+    memory.write(torch.full((1, 1, 1, 1), 7.0), torch.full((1, 4), 7.0), torch.tensor([2]))
+    assert memory.features[1].flatten().tolist() == [20, 21, 10, 11] and memory.filled.tolist() == [
+        0,
+        4,
+        1,
+    ]
+    features, targets, labels = memory.draw(torch.ones(3), classes=8, each=4)
+    assert (
+        sorted(labels.unique().tolist()) == [1, 2] and len(labels) == 8
+    )  # never a class that nothing is known of
+    assert (features.flatten()[labels == 2] == 7).all() and torch.equal(
+        features.flatten(), targets[:, 0]
+    )
+    empty = FeatureMemory(3, 4, (1, 1, 1)).draw(torch.ones(3), 8, 4)
+    assert [len(x) for x in empty] == [0, 0, 0]
+
+
+def test_loce_draws_weak_classes_more_often():
+    memory = FeatureMemory(2, 1, (1, 1, 1))
+    memory.write(torch.zeros(2, 1, 1, 1), torch.zeros(2, 4), torch.tensor([0, 1]))
+    drawn = torch.cat(
+        [memory.draw(1 / torch.tensor([0.9, 0.1]), classes=1, each=1)[2] for _ in range(500)]
+    )
+    assert 0.86 < drawn.float().mean() < 0.94
+
+
+def test_loce_scores_are_means_over_each_objects_rois():
+    logits, labels = torch.randn(6, C + 1), torch.tensor([2, 2, 4, 2, C, C])
+    scores, classes = mean_scores(logits, labels, torch.tensor([5, 0, 3, 5, -1, -1]), C)
+    p = logits.softmax(1)
+    assert classes.tolist() == [2, 4, 2]
+    torch.testing.assert_close(scores, torch.stack([p[1, 2], p[2, 4], (p[0, 2] + p[3, 2]) / 2]))
+
+
+def test_loce_is_filled_once_and_resumes_bit_for_bit(tmp_path):
+    runs = []
+    for resumed in (False, True):
+        torch.manual_seed(1)
+        model = mask_rcnn("loce")
+        data = [{"inputs": torch.rand(3, 96, 96), "data_samples": sample()} for _ in range(3)]
+        dataset = type("Data", (list,), {"get_cat_ids": lambda self, i: [0, 4]})(data)
+        runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset))
+        pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
+        head = model.roi_head
+        assert head.memory.written.tolist() == [
+            32,
+            0,
+            0,
+            0,
+            32,
+            0,
+        ]  # two images, 16 boxes around each object
+        assert ((head.bbox_head.loss_cls.scores != 0.01).nonzero().squeeze(1)).tolist() == [
+            0,
+            4,
+        ] and model.training
+        images, values = torch.rand(2, 3, 96, 96), []
+        for iteration in range(3):
+            if resumed and iteration == 2:
+                torch.save(model.state_dict(), tmp_path / "model.pth")
+                model = mask_rcnn("loce")
+                model.load_state_dict(torch.load(tmp_path / "model.pth"))
+                runner.model = model
+                pcb.mmdet.LOCEFillHook().before_train(runner)
+            torch.manual_seed(iteration)
+            losses = model.loss(images, [sample(), sample()])
+            values.append([losses[k].item() for k in ("loss_cls", "loss_bbox")])
+        runs.append((values, model.roi_head.memory.written.tolist()))
+    assert runs[0] == runs[1] and runs[0][1][0] == 32 + 3 * 2 * 16
+
+
+def test_the_matrix_travels_in_the_checkpoint(tmp_path):
+    one, two = mask_rcnn("softmax", "iterative"), mask_rcnn("softmax", "iterative")
+    one.loss(torch.rand(1, 3, 96, 96), [sample()])
+    torch.save(one.state_dict(), tmp_path / "model.pth")
+    two.load_state_dict(torch.load(tmp_path / "model.pth"))
+    bank = one.roi_head.bbox_head.loss_cls.confusion.bank
+    assert bank.any() and torch.equal(bank, two.roi_head.bbox_head.loss_cls.confusion.bank)
+
+
+def test_the_epoch_hook_tells_every_loss():
+    model = mask_rcnn("softmax", "iterative")
+    runner = SimpleNamespace(
+        model=model, epoch=15, iter=7, message_hub=MessageHub("hook"), logger=MMLogger("hook")
+    )
+    hook = pcb.mmdet.PCBEpochHook()
+    gate = model.roi_head.bbox_head.loss_cls.pcb
+    gate.absent = list(range(C))
+    hook.before_train_epoch(runner)
+    hook.after_train_iter(runner, 0)
+    assert gate.epoch == 16 and hook.KEY not in runner.message_hub.runtime_info
+    runner.epoch = 16
+    for runner.iter in (8, 9):
+        hook.before_train_epoch(runner)
+        hook.after_train_iter(runner, 0)
+    assert gate.epoch == 17 and runner.message_hub.get_info(hook.KEY) == 8

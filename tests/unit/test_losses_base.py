@@ -1,0 +1,364 @@
+"""EQL v2 and Seesaw with and without PCB, label smoothing, BAGS and LOCE's loss: against the equations, and at their edges."""
+
+from __future__ import annotations
+
+import method_oracle as oracle
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pcb.losses import (
+    BAGSLoss,
+    EquilibriumLoss,
+    LabelSmoothingLoss,
+    OnlineLabelSmoothingLoss,
+    PCBCrossEntropyLoss,
+    PCBEQLv2Loss,
+    PCBSeesawLoss,
+)
+from pcb.losses.eqlv2 import EQLv2Loss
+from pcb.losses.seesaw import SeesawLoss
+
+C, N, R = 5, 20, 3
+OPEN = {"start_epoch": 1, "absent": range(C), "momentum": 0.9}
+
+
+def check(ours, truth, channels, alpha, after=lambda: None, iterations=3, **of_truth):
+    """Values and gradients over several iterations of three steps, so that state is covered; the truth keeps its own."""
+    matrix = of_truth.get("matrix")
+    for z, label in oracle.batches(iterations, N, C, channels):
+        for step in range(R):
+            if matrix is not None:
+                of_truth["alpha"] = alpha * step / (R - 1)
+            a = oracle.value_and_grad(
+                ours, z.roll(step, 0), label, torch.ones(N), avg_factor=N, step=step
+            )
+            b = oracle.value_and_grad(truth, z.roll(step, 0), label, **of_truth)
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+            after()
+
+
+def test_eqlv2():
+    loss, truth = EQLv2Loss(C).double(), oracle.EQLv2(C)
+
+    def sums():
+        torch.testing.assert_close(loss.pos.tolist(), truth.pos)
+        torch.testing.assert_close(loss.neg.tolist(), truth.neg)
+
+    check(loss, truth, C + 1, 0, sums, iterations=4)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_eqlv2_with_pcb(literal):
+    loss = PCBEQLv2Loss(C, 0.2, literal=literal, **OPEN).double()
+    matrix = oracle.Matrix(C, 0.9, normalise=False)
+    check(loss, oracle.EQLv2(C), C + 1, 0.2, matrix=matrix, literal=literal)
+    torch.testing.assert_close(loss.confusion.matrix, matrix.m)
+
+
+def test_mixing_targets_and_mixing_losses_differ_by_the_weights_alone():
+    """The released EQL v2 + PCB minus Eq. 15 is α Σ (w⁺ - w⁻)(M_iy - y_i) BCE(z_i, t_i)."""
+    first, (z, label) = oracle.batches(2, N, C, C + 1)
+    losses = [PCBEQLv2Loss(C, 0.2, literal=x, num_steps=1, **OPEN).double() for x in (False, True)]
+    losses[0](*first)
+    losses[1].load_state_dict(losses[0].state_dict())
+    plus, minus = losses[0].class_weights()
+    mixed, literal = (loss(z, label) for loss in losses)
+    m = losses[0].confusion.matrix
+    difference = 0
+    for k, y in enumerate(label.tolist()):
+        for i in range(C) if y < C else ():
+            t = 0.2 * m[i, y] + 0.8 * (i == y)
+            bce = F.binary_cross_entropy_with_logits(z[k, i], t)
+            difference += 0.2 * (plus[i] - minus[i]) * (m[i, y] - float(i == y)) * bce / N
+    torch.testing.assert_close(mixed - literal, difference, rtol=1e-6, atol=1e-9)
+
+
+def test_eqlv2_scores_are_sigmoids_times_foreground():
+    z = torch.randn(4, C + 1)
+    scores = EQLv2Loss(C).get_activation(z)
+    torch.testing.assert_close(scores[:, :-1], z[:, :-1].sigmoid() * (1 - z[:, -1:].sigmoid()))
+    torch.testing.assert_close(scores[:, -1], z[:, -1].sigmoid())
+
+
+def test_seesaw():
+    loss, truth = SeesawLoss(C).double(), oracle.Seesaw(C)
+    check(
+        loss,
+        truth,
+        C + 2,
+        0,
+        lambda: torch.testing.assert_close(
+            loss.cum_samples.tolist(), list(map(float, truth.counts))
+        ),
+    )
+
+
+@pytest.mark.parametrize("factors", ["label", "class"])
+def test_seesaw_with_pcb(factors):
+    loss, matrix = PCBSeesawLoss(C, 0.3, factors=factors, **OPEN).double(), oracle.Matrix(C, 0.9)
+    check(loss, oracle.Seesaw(C), C + 2, 0.3, matrix=matrix, factors=factors)
+    torch.testing.assert_close(loss.confusion.matrix, matrix.m)
+
+
+def test_seesaw_equals_mmdets():
+    from mmdet.models.losses import SeesawLoss as Stock
+
+    ours, stock = SeesawLoss(C), Stock(num_classes=C)
+    for z, label in oracle.batches(3, N, C, C + 2):
+        z = z.float()
+        a, b = (
+            ours(z, label, torch.ones(N), avg_factor=N),
+            stock(z, label, torch.ones(N), avg_factor=N),
+        )
+        assert set(a) == set(b)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key])
+        torch.testing.assert_close(ours.get_activation(z), stock.get_activation(z))
+        mine, theirs = ours.get_accuracy(z, label), stock.get_accuracy(z, label)
+        for key in mine:
+            torch.testing.assert_close(mine[key].view(1), theirs[key].view(1))
+
+
+@pytest.mark.parametrize(
+    "base, regularised, channels",
+    [(EQLv2Loss, PCBEQLv2Loss, C + 1), (SeesawLoss, PCBSeesawLoss, C + 2)],
+)
+def test_alpha_zero_is_the_base_loss_to_the_bit(base, regularised, channels):
+    plain, ours = base(C), regularised(C, 0.0, **OPEN)
+    for z, label in oracle.batches(3, N, C, channels):
+        a, b = (
+            oracle.value_and_grad(f, z.float(), label, torch.ones(N), avg_factor=N)
+            for f in (plain, ours)
+        )
+        assert all(map(torch.equal, a, b))
+    assert ours.confusion.matrix.any()
+
+
+def test_label_smoothing():
+    fg, every = (
+        LabelSmoothingLoss(C, start_epoch=1).double(),
+        LabelSmoothingLoss(C, scope="all", start_epoch=1).double(),
+    )
+    later = LabelSmoothingLoss(C)
+    uniform = torch.full((C, C), 1 / C, dtype=torch.float64)
+    check(fg, oracle.smoothed, C + 1, 0, targets=uniform, strength=0.1)
+    (z, label), *_ = oracle.batches(1, N, C, C + 1)
+    onehot = F.one_hot(label, C + 1) * 0.9 + 0.1 / (C + 1)
+    torch.testing.assert_close(every(z, label), -(onehot * z.log_softmax(1)).sum(1).mean())
+    assert torch.equal(later(z, label), F.cross_entropy(z, label, reduction="none").mean())
+
+
+def test_online_label_smoothing_uses_the_right_predictions_of_the_last_epoch():
+    loss = OnlineLabelSmoothingLoss(C, start_epoch=2).double()
+    targets = torch.full((C, C), 1 / C, dtype=torch.float64)
+    for epoch in (1, 2, 3):
+        loss.set_epoch(epoch)
+        right = {c: [] for c in range(C)}
+        for z, label in oracle.batches(3, N, C, C + 1, seed=epoch):
+            z[torch.arange(N), label] += 2  # so that some are right
+            label = label.where(label != 4, 3)  # class 4 never appears
+            a = oracle.value_and_grad(loss, z, label)
+            torch.testing.assert_close(
+                a,
+                oracle.value_and_grad(
+                    oracle.smoothed, z, label, targets, 0.5 if epoch > 1 else 0.0
+                ),
+            )
+            for k, y in enumerate(label.tolist()):
+                if y < C and z[k, :C].argmax() == y:
+                    right[y].append(oracle.softmax(z[k, :C]))
+        targets = torch.stack(
+            [
+                torch.stack(p).mean(0) if p else torch.full((C,), 1 / C, dtype=torch.float64)
+                for p in right.values()
+            ]
+        )
+    loss.set_epoch(4)
+    torch.testing.assert_close(loss.soft_labels.labels, targets)
+    loss.set_epoch(4)  # said twice, as after a resume
+    torch.testing.assert_close(loss.soft_labels.labels, targets)
+
+
+def test_online_label_smoothing_branches_from_a_softmax_trunk():
+    trunk, alone = (
+        PCBCrossEntropyLoss(C, 0.0, soft_labels=True, start_epoch=2),
+        OnlineLabelSmoothingLoss(C, start_epoch=2),
+    )
+    branch = OnlineLabelSmoothingLoss(C, start_epoch=2)
+    for z, label in oracle.batches(3, N, C, C + 1):
+        trunk(z.float(), label)
+        alone(z.float(), label)
+    lacking = branch.load_state_dict(trunk.state_dict(), strict=False)
+    assert not lacking.missing_keys
+    for loss in (branch, alone):
+        loss.set_epoch(2)
+    z, label = oracle.batches(1, N, C, C + 1, seed=5)[0]
+    assert torch.equal(branch(z, label), alone(z, label)) and branch.strength(None) == 0.5
+
+
+COUNTS = [3, 50, 2000, 7, 400, 60]  # groups {0, 3}, {1, 5}, {4}, {2}
+
+
+def bags(**kwargs):
+    return BAGSLoss(6, COUNTS, **kwargs)
+
+
+def test_bags_groups_by_instances():
+    loss = bags()
+    assert [loss.group(g)[0].tolist() for g in range(loss.num_groups)] == [[0, 3], [1, 5], [4], [2]]
+    assert loss.get_cls_channels(6) == 6 + 4 + 2
+    assert BAGSLoss(3, [1, 2, 3]).get_cls_channels(3) == 3 + 1 + 2  # empty groups do not exist
+
+
+def test_bags_is_a_sum_of_group_softmaxes():
+    loss = bags(
+        others_ratio=1e9
+    ).double()  # every other RoI is drawn, so that nothing is left to chance
+    g = torch.Generator().manual_seed(0)
+    z, label = (
+        torch.randn(N, 12, generator=g, dtype=torch.float64),
+        torch.randint(0, 7, (N,), generator=g),
+    )
+    label[label == 4] = 6  # the third group has no positives
+    losses = loss(z, label)
+    assert losses["loss_cls_group2"] == 0
+    expected = F.cross_entropy(z[:, 10:], (label == 6).long())
+    for members, others in (([0, 3], 6), ([1, 5], 7), ([2], 9)):
+        terms = [
+            -oracle.softmax(z[k, [*members, others]])[
+                members.index(y) if y in members else len(members)
+            ].log()
+            for k, y in enumerate(label.tolist())
+        ]
+        expected = expected + sum(terms) / N
+    torch.testing.assert_close(sum(losses.values()), expected)
+
+
+def test_bags_draws_eight_others_for_each_positive():
+    rows = bags().draw(torch.arange(100) < 3)
+    assert rows[:3].tolist() == [0, 1, 2] and len(rows) == 27 and len(set(rows.tolist())) == 27
+
+
+def test_bags_scores():
+    loss, z = bags(), torch.randn(4, 12)
+    scores, objectness = loss.get_activation(z), z[:, 10:].softmax(1)
+    torch.testing.assert_close(scores[:, 6], objectness[:, 1])
+    torch.testing.assert_close(
+        scores[:, [1, 5]], z[:, [1, 5, 7]].softmax(1)[:, :2] * objectness[:, :1]
+    )
+    assert scores.shape == (4, 7) and loss.get_accuracy(z, torch.tensor([0, 1, 2, 6]))["acc"] >= 0
+
+
+def test_equilibrium_loss():
+    loss = EquilibriumLoss(C).double()
+    truth = [0.01] * (C + 1)
+    for z, label in oracle.batches(3, N, C, C + 1):
+        rows = [k for k, y in enumerate(label.tolist()) if y < C]
+        p = torch.stack([oracle.softmax(z[k])[label[k]] for k in rows])
+        loss.observe(p, label[rows])
+        for c in range(C):
+            mine = [float(q) for q, k in zip(p, rows, strict=True) if label[k] == c]
+            if mine:
+                truth[c] = 0.9 ** len(mine) * truth[c] + (1 - 0.9 ** len(mine)) * sum(mine) / len(
+                    mine
+                )
+        torch.testing.assert_close(loss.scores.tolist(), truth)
+        s = torch.tensor(truth, dtype=torch.float64)
+        value = -torch.stack(
+            [
+                (s[y] * z[k, y].exp() / (s * z[k].exp()).sum()).log()
+                for k, y in enumerate(label.tolist())
+            ]
+        ).mean()
+        torch.testing.assert_close(loss(z, label), value)
+
+
+EVERY = {
+    "softmax": (lambda **k: PCBCrossEntropyLoss(C, 0.4, **OPEN | k), C + 1),
+    "softmax-fg": (lambda **k: PCBCrossEntropyLoss(C, 0.4, space="fg", **OPEN | k), C + 1),
+    "eqlv2": (lambda **k: PCBEQLv2Loss(C, 0.2, **OPEN | k), C + 1),
+    "seesaw": (lambda **k: PCBSeesawLoss(C, 0.05, **OPEN | k), C + 2),
+    "ls": (lambda **k: LabelSmoothingLoss(C, start_epoch=1), C + 1),
+    "ols": (lambda **k: OnlineLabelSmoothingLoss(C, start_epoch=1), C + 1),
+    "bags": (lambda **k: BAGSLoss(C, [1, 20, 300, 5, 6]), C + 5),
+    "loce": (lambda **k: EquilibriumLoss(C), C + 1),
+}
+
+
+@pytest.fixture(params=EVERY)
+def case(request):
+    torch.manual_seed(0)
+    build, channels = EVERY[request.param]
+    return build(), build(), channels
+
+
+def total(value):
+    return sum(value.values()) if isinstance(value, dict) else value
+
+
+def test_no_positives(case):
+    loss, _, channels = case
+    value, grad = oracle.value_and_grad(loss, torch.randn(6, channels), torch.full((6,), C))
+    assert value.isfinite() and grad.isfinite().all() and grad.any()
+    empty = total(
+        loss(
+            torch.zeros(0, channels, requires_grad=True),
+            torch.zeros(0, dtype=torch.long),
+            torch.zeros(0),
+            avg_factor=1.0,
+        )
+    )
+    assert empty == 0 and empty.requires_grad
+
+
+def test_huge_logits(case):
+    loss, exact, channels = case
+    exact.double()
+    g = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        z, label = (
+            50 * torch.randn(N, channels, generator=g).sign(),
+            torch.randint(0, C + 1, (N,), generator=g),
+        )
+        state = torch.get_rng_state()
+        value, grad = oracle.value_and_grad(loss, z, label)
+        torch.set_rng_state(state)
+        value64, grad64 = oracle.value_and_grad(exact, z.double(), label)
+        assert value.isfinite() and grad.isfinite().all()
+        torch.testing.assert_close(
+            (value.double(), grad.double()), (value64, grad64), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_autocast_changes_nothing(case):
+    inside, outside, channels = case
+    for z, label in oracle.batches(2, N, C, channels):
+        half = z.to(torch.float16)
+        state = torch.get_rng_state()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            a = total(inside(half, label))
+        torch.set_rng_state(state)
+        assert torch.equal(a, total(outside(half.float(), label)))
+    for a, b in zip(inside.buffers(), outside.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_saved_and_loaded_it_goes_on_bit_for_bit(case, tmp_path):
+    one, two, channels = case
+    first, *rest = oracle.batches(3, N, C, channels)
+    one(*first)
+    torch.save(one.state_dict(), tmp_path / "loss.pth")
+    two.load_state_dict(torch.load(tmp_path / "loss.pth"))
+    for z, label in rest:
+        state = torch.get_rng_state()
+        a = total(one(z, label))
+        torch.set_rng_state(state)
+        assert torch.equal(a, total(two(z, label)))
+
+
+def test_scores_are_probabilities_with_background_last(case):
+    loss, _, channels = case
+    assert loss.get_cls_channels(C) == channels
+    scores = loss.get_activation(5 * torch.randn(7, channels))
+    assert scores.shape == (7, C + 1) and (scores >= 0).all() and (scores <= 1).all()

@@ -1,0 +1,41 @@
+"""The PCB losses at many classes, in float32, are the naive formulation that the benchmarks take for reference (benchmarks/naive.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import method_oracle as oracle
+import pytest
+import torch
+
+from pcb.losses import PCBCrossEntropyLoss, PCBEQLv2Loss, PCBSeesawLoss
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import naive
+
+C, N = 97, 64
+ACTING = {"start_epoch": 1, "absent": range(C)}
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, channels",
+    [
+        (PCBCrossEntropyLoss(C, 0.4, **ACTING), naive.NaiveCrossEntropy(C, 0.4), C + 1),
+        (PCBEQLv2Loss(C, 0.2, **ACTING), naive.NaiveEQLv2(C, 0.2), C + 1),
+        (PCBSeesawLoss(C, 0.05, **ACTING), naive.NaiveSeesaw(C, 0.05), C + 2),
+    ],
+    ids=["softmax", "eqlv2", "seesaw"],
+)
+def test_equal_to_the_naive_formulation(ours, theirs, channels):
+    for z, label in oracle.batches(4, N, C, channels):
+        for step in range(3):
+            a, b = (
+                oracle.value_and_grad(loss, z.float().roll(step, 0), label, step=step)
+                for loss in (ours, theirs)
+            )
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+            torch.testing.assert_close(
+                ours.confusion.matrix, theirs.confusion.matrix, rtol=1e-5, atol=1e-7
+            )
+    assert len(label.unique()) > 20 and ours.confusion.matrix.any()

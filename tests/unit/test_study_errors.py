@@ -1,0 +1,224 @@
+"""A mistake in a YAML file ends in one message that names the file, the key and the reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import fields
+
+import pytest
+
+from pcb.errors import UserError
+from pcb.study import load_study
+from pcb.study.load import ROOT
+from pcb.study.schema import validator
+
+PAPER, MINI = ROOT / "configs/paper.yaml", ROOT / "configs/scale/mini.yaml"
+
+
+def edited(tmp_path, source, pattern, replacement):
+    path = tmp_path / source.name
+    text, count = re.subn(pattern, replacement, source.read_text(), count=1, flags=re.M)
+    assert count == 1, f"{pattern} is not in {source}"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "pattern, replacement, message",
+    [
+        (r"^title:", "titel:", "titel: unknown key; did you mean 'title'?"),
+        (
+            r"^  batch_size: \d+",
+            "  batchsize: 8",
+            "train.batchsize: unknown key; did you mean 'batch_size'?",
+        ),
+        (
+            r"^  batch_size: \d+",
+            "  batch_size: eight",
+            "train.batch_size: 'eight' is not of type 'integer'",
+        ),
+        (
+            r"^  lr_drop: .*",
+            "  lr_drop: 3e-1",
+            "train.lr_drop: '3e-1' is not of type 'number' (YAML reads 3e-1 as text; write it as 0.3",
+        ),
+        (r"^  amp: none", "  amp: fp8", "train.amp: 'fp8' is not one of"),
+        (r"^seeds: .*", "seeds: []", "seeds: [] "),
+        (
+            r"^  rfs_threshold: .*",
+            "  rfs_threshold: -1",
+            "train.rfs_threshold: -1 is less than or equal to the minimum",
+        ),
+        (r"^  rfs_threshold: .*\n", "", "train: 'rfs_threshold' is a required property"),
+        (r"device: cpu", "device: gpu", "hardware.device: 'gpu' is not one of"),
+        (r"^name: mini", "name: mini\nname: mini", "the key 'name' appears twice"),
+        (
+            r"weights: configs[^}]*(.*\n[^\0]*)^pretrain: .*\n",
+            r"weights: pretrain\1",
+            "weights are `pretrain`, but there is no `pretrain` recipe",
+        ),
+    ],
+)
+def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
+    path = edited(tmp_path, MINI, pattern, replacement)
+    with pytest.raises(UserError) as error:
+        load_study(path)
+    assert str(path) in str(error.value) and message in str(error.value) and error.value.fix
+
+
+@pytest.mark.parametrize(
+    "pattern, replacement, message",
+    [
+        (
+            r"^schedule: {epochs",
+            "schedule: {epoch",
+            "schedule.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (
+            r"loss: eqlv2",
+            "loss: eql",
+            "experiments.v05_r50_random_eqlv2_plain.loss: 'eql' is not one of",
+        ),
+        (
+            r"paradigm: dsn\b",
+            "paradigm: dns",
+            "experiments.v05_r50_rfs_softmax_dsn.paradigm: 'dns' is not one of",
+        ),
+        (
+            r"sampler: random, loss: softmax}",
+            "sampler: rfs, loss: softmax}",
+            "is spelled 'v05_r50_rfs_softmax_plain' by its own factors",
+        ),
+        (r"trunk: \*A", "trunk: nowhere", "names the trunk 'nowhere', which is no experiment"),
+        (
+            r"pcb: {alpha: 0.2}, trunk: \*A",
+            "pcb: {alpha: 0.2}, trunk: v05_r50_rfs_softmax_plain",
+            "their first epochs differ",
+        ),
+        (
+            r"run: v05_r50_random_softmax_plain}",
+            "run: v05_r50}",
+            "table01, row 'random' names the run 'v05_r50', which is no experiment",
+        ),
+        (r"- {id: random-ms,", "- {id: random,", "table01, row 'random' appears twice"),
+        (
+            r"\[21.9, 4.6, 21.7, 28.9, 21.9\]",
+            "[21.9, 4.6, 21.7, 28.9]",
+            "table01, row 'random' has 4 numbers for",
+        ),
+        (
+            r"\[21.9, 4.6, 21.7, 28.9, 21.9\]",
+            "[21.9, 4.6, 217, 28.9, 21.9]",
+            "tables.table01.rows.0.paper.2: 217 is greater than the maximum",
+        ),
+        (
+            r"labels: \[Random, MS\]",
+            "labels: [Random]",
+            "table01, row 'random-ms' has 1 labels for",
+        ),
+        (
+            r"variant: ms-val",
+            "variant: ms-vall",
+            "tables.table01.rows.1.variant: 'ms-vall' is not one of",
+        ),
+        (
+            r"higher: table01/random-ms",
+            "higher: table01/nowhere",
+            "claim 'calibration-lifts' names table01/nowhere, AP, which is in no table",
+        ),
+        (
+            r"(metric: AP), higher: table01/random-ms",
+            r"metric: PwB, higher: table01/random-ms",
+            "table01/random-ms, PwB, which is in no table",
+        ),
+        (r"^  table01:", "  tabel01:", "tables.tabel01: unknown key"),
+    ],
+)
+def test_the_paper_s_mistakes(tmp_path, pattern, replacement, message):
+    path = edited(tmp_path, PAPER, pattern, replacement)
+    with pytest.raises(UserError) as error:
+        load_study("mini", paper=path)
+    assert str(path) in str(error.value) and message in str(error.value) and error.value.fix
+
+
+def test_the_schema_allows_the_methods_of_the_paper_and_no_other():
+    study, allowed = load_study("mini"), validator("paper").schema["$defs"]
+    factors = allowed["experiment"]["properties"]
+    for factor in ("loss", "paradigm", "regression"):
+        assert {getattr(e, factor) for e in study.experiments.values()} == set(
+            factors[factor]["enum"]
+        )
+    assert {v for run in study.experiments for v in study.variants(run)} == set(
+        allowed["row"]["properties"]["variant"]["enum"]
+    )
+
+
+def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():
+    from pcb.synthetic.generate import Recipe
+
+    assert set(validator("scale").schema["properties"]["embedded"]["properties"]) == {
+        field.name for field in fields(Recipe)
+    }
+
+
+def test_a_scale_that_does_not_exist():
+    with pytest.raises(UserError, match="choose one of: lvis, midi, mini, smoke"):
+        load_study("huge")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"seed": [1]}, "seed: unknown key; did you mean 'seeds'?"),
+        ({"seeds": "all"}, "seeds: 'all' is not of type 'array'"),
+    ],
+)
+def test_overrides_are_checked_like_the_file(overrides, message):
+    with pytest.raises(UserError, match=f"with {next(iter(overrides))} overridden") as error:
+        load_study("mini", overrides=overrides)
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_named_at_once(tmp_path):
+    path = tmp_path / "mini.yaml"
+    path.write_text(
+        MINI.read_text().replace("title:", "titel:", 1).replace("device: cpu", "device: gpu")
+    )
+    with pytest.raises(UserError) as error:
+        load_study(path)
+    assert all(
+        key in str(error.value)
+        for key in ("titel", "'title' is a required property", "hardware.device")
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("{", "is not valid YAML"), ("- a", "holds list, not a"), ("", "holds NoneType, not a")],
+)
+def test_a_file_that_is_no_mapping(tmp_path, text, message):
+    path = tmp_path / "scale.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_study(path)
+
+
+@pytest.mark.parametrize("text", ["", '{"scale": ', "[]", "{}", '{"scale": {}}'])
+def test_a_torn_study_json(tmp_path, text):
+    path = tmp_path / "study.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_study(path)
+
+
+def test_a_generated_data_set_needs_its_recipe(tmp_path):
+    path = tmp_path / "lvis.yaml"
+    shutil.copy(ROOT / "configs/scale/lvis.yaml", path)
+    path.write_text(
+        path.read_text().replace(
+            "data/lvis_v1/lvis_v1_train.json", '"{results}/data/v1/train.json"'
+        )
+    )
+    with pytest.raises(UserError, match="there is no `embedded` recipe"):
+        load_study(path)
