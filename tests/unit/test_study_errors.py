@@ -54,7 +54,7 @@ def edited(tmp_path, source, pattern, replacement):
         (r"device: cpu", "device: gpu", "hardware.device: 'gpu' is not one of"),
         (r"^name: mini", "name: mini\nname: mini", "the key 'name' appears twice"),
         (
-            r"weights: configs[^}]*(.*\n[^\0]*)^pretrain: .*\n",
+            r"weights: pcb[^}]*(.*\n[^\0]*)^pretrain: .*\n",
             r"weights: pretrain\1",
             "weights are `pretrain`, but there is no `pretrain` recipe",
         ),
