@@ -36,18 +36,18 @@ RUN = "v05_r50_random_softmax_plain"
 def difficulty(weights: Path, seeds: list[int], folder: Path) -> dict[str, float]:
     """Class -> mask AP on balanced data, mean over the flavours that have the class and over seeds."""
     study = load_study("mini", overrides={"results": str(folder)})
-    embedded = {
-        **study.scale["embedded"],
+    synthetic = {
+        **study.scale["synthetic"],
         "head": 15,
         "tail": 15,
         "dev_images": 480,
         "val_images": 13,
     }
-    study.scale["embedded"] = embedded
+    study.scale["synthetic"] = synthetic
     found = defaultdict(list)
     for dataset in ("v05", "v1"):
         home = study.paths.data(dataset)
-        write_dataset(Recipe.read(embedded), dataset, home)
+        write_dataset(Recipe.read(synthetic), dataset, home)
         study.scale["datasets"]["v05"] = {
             "version": {"v05": "v0.5", "v1": "v1.0"}[dataset],
             "images": str(home / "images"),

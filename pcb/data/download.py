@@ -55,7 +55,7 @@ def how_to_get(path: Path) -> str:
 
 def wanted(scale: dict) -> dict[str, list[Path]]:
     """Names of configs/downloads.yaml -> the places where this scale expects them."""
-    entries = [] if scale.get("embedded") else scale["datasets"].values()
+    entries = [] if scale.get("synthetic") else scale["datasets"].values()
     places = [Path(entry[split]) for entry in entries for split in ("train", "val")]
     places += [
         Path(entry["images"]) / folder for entry in entries for folder in ("train2017", "val2017")

@@ -123,7 +123,7 @@ class Costs:
 
     def data_bytes(self) -> float:
         """Of the data sets that are drawn here; LVIS itself lies elsewhere."""
-        recipe = self.study.scale.get("embedded")
+        recipe = self.study.scale.get("synthetic")
         if not recipe:
             return 0.0
         per_set = (

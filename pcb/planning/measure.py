@@ -45,7 +45,7 @@ DETECTION = 200  # bytes of one with its mask, where none was made: a shard of 2
 def measure(study: Study, iterations: int = 10) -> Path:
     """Measure, and write `study.paths.pace`. Returns that path. Raises `UserError` where nothing at all can be measured."""
     why = no_gpu(study) or no_data(study)
-    if why and "embedded" in study.scale:
+    if why and "synthetic" in study.scale:
         raise UserError(why, "measure where there is one, or give `pcb plan` a pace by hand")
     if why:
         say(f"no times, only sizes: {why}")
@@ -108,7 +108,7 @@ def no_gpu(study: Study) -> str | None:
 
 
 def no_data(study: Study) -> str | None:
-    missing = [] if "embedded" in study.scale else undrawn(study)
+    missing = [] if "synthetic" in study.scale else undrawn(study)
     return f"{missing[0]} does not exist" if missing else None
 
 

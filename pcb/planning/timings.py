@@ -177,8 +177,8 @@ def benchmarked(study: Study, stage: str, run: str, seed: int) -> float:
 def images_of(study: Study, dataset: str, split: str) -> int | None:
     """Images of a split: by the check of the data, the recipe that draws them, or the release; None where none of them says."""
     found = report(study, dataset).get("splits", {}).get(split, {}).get("images")
-    if found is None and "embedded" in study.scale:
-        return study.scale["embedded"][f"{split}_images"]
+    if found is None and "synthetic" in study.scale:
+        return study.scale["synthetic"][f"{split}_images"]
     if found is None:
         from pcb.data.lvis.check import RELEASED
 
@@ -210,7 +210,7 @@ def images(study: Study, run: str) -> int | None:
     splits += [
         source
         for source in sorted(sources(variants))
-        if source != "val" or "embedded" not in study.scale
+        if source != "val" or "synthetic" not in study.scale
     ]  # a small val is kept
     counts = {split: images_of(study, experiment.dataset, file_of(split)) for split in set(splits)}
     if None in counts.values():

@@ -169,7 +169,7 @@ def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]
         "scale": {"name": scale["name"], "title": scale["title"]},
         "seeds": list(study.seeds),
         "departures": scale["departures"],
-        "comparable": not scale.get("embedded"),
+        "comparable": not scale.get("synthetic"),
         "datasets": datasets(study, target, found),
         "runs": provenance(study, target, seeds),
     }

@@ -63,7 +63,7 @@ def contents(study: Study) -> str:
         f"# Results on {study.scale['title']}",
         "",
         f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
-        warning({"comparable": not study.scale.get("embedded"), "scale": study.scale}),
+        warning({"comparable": not study.scale.get("synthetic"), "scale": study.scale}),
         "",
         "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.",
         "",

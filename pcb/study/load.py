@@ -205,12 +205,12 @@ def resolve_paths(scale: dict, source: str | Path) -> None:
     """Put the results folder in the place of `{results}`, and make sure that what lies in there can be generated."""
     root = f"{Path(scale['results']) / scale['name']}"
     paths = [value for entry in scale["datasets"].values() for value in entry.values()]
-    if "embedded" not in scale and any(
+    if "synthetic" not in scale and any(
         "{results}" in value or value.startswith(f"{root}/") for value in paths
     ):
         raise UserError(
-            f"{source}: datasets: a path lies in the results folder, but there is no `embedded` recipe to generate it",
-            "add `embedded`, or give the path of files that exist",
+            f"{source}: datasets: a path lies in the results folder, but there is no `synthetic` recipe to generate it",
+            "add `synthetic`, or give the path of files that exist",
         )
     if "pretrain" not in scale and any(
         entry["weights"] == "pretrain" for entry in scale["backbones"].values()

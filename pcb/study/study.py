@@ -190,7 +190,7 @@ class Study:
 
     def data_job(self, dataset: str) -> dict:
         """What determines the files of a data set (`v05`, `v1`, `pretrain`): the recipe if it is generated, else only the files."""
-        return {"dataset": dataset, "embedded": self.scale.get("embedded")}
+        return {"dataset": dataset, "synthetic": self.scale.get("synthetic")}
 
     def pretrain_job(self, backbone: str) -> dict:
         """What determines the weights that runs with this backbone start from: a file, or a pretraining of our own."""

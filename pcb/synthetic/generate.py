@@ -51,7 +51,7 @@ VERSIONS = {"v05": "v0.5", "v1": "v1.0", "pretrain": "v0.5"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """A scale's `embedded` section. `thresholds`: train images up to which a class is rare, and up to which common."""
+    """A scale's `synthetic` section. `thresholds`: train images up to which a class is rare, and up to which common."""
 
     seed: int = 0
     size: int = 96
@@ -77,23 +77,23 @@ class Recipe:
     EMPTY = 32  # one train image in so many has no usable label
 
     @classmethod
-    def read(cls, embedded: dict | None) -> Recipe:
-        """From the scale's `embedded` mapping. Raises `UserError` for a missing section or an unknown key."""
-        if not embedded:
+    def read(cls, synthetic: dict | None) -> Recipe:
+        """From the scale's `synthetic` mapping. Raises `UserError` for a missing section or an unknown key."""
+        if not synthetic:
             raise UserError(
-                "this scale has no `embedded` section, so its data is not generated",
+                "this scale has no `synthetic` section, so its data is not generated",
                 "put the files where `datasets` says",
             )
-        unknown = sorted(set(embedded) - {f.name for f in fields(cls)})
+        unknown = sorted(set(synthetic) - {f.name for f in fields(cls)})
         if unknown:
             raise UserError(
-                f"embedded: unknown keys {unknown}", f"use {sorted(f.name for f in fields(cls))}"
+                f"synthetic: unknown keys {unknown}", f"use {sorted(f.name for f in fields(cls))}"
             )
         return cls(
             **{
-                **embedded,
+                **synthetic,
                 **{
-                    pair: tuple(embedded.get(pair, getattr(cls, pair)))
+                    pair: tuple(synthetic.get(pair, getattr(cls, pair)))
                     for pair in ("thresholds", "sprite")
                 },
             }
@@ -124,7 +124,7 @@ class Thing:
 def generate(study: Study, dataset: str) -> None:
     """Write the data set `dataset` ('v05', 'v1' or 'pretrain') below `study.paths.data(dataset)`, its manifest last."""
     write_dataset(
-        Recipe.read(study.scale.get("embedded")),
+        Recipe.read(study.scale.get("synthetic")),
         dataset,
         study.paths.data(dataset),
         study.paths.data_manifest(dataset),
@@ -134,7 +134,7 @@ def generate(study: Study, dataset: str) -> None:
 def write_dataset(recipe: Recipe, dataset: str, folder: Path, manifest: Path | None = None) -> dict:
     """Draw every split of `dataset` into `folder`; return the manifest (file -> sha256), which is written last."""
     if dataset not in VERSIONS:
-        raise UserError(f"no embedded data set {dataset!r}", f"choose one of {sorted(VERSIONS)}")
+        raise UserError(f"no synthetic data set {dataset!r}", f"choose one of {sorted(VERSIONS)}")
     manifest = manifest or folder / "manifest.json"
     manifest.unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
@@ -263,7 +263,7 @@ def plan_split(
     usable = images - empty
     if max(counts.values()) > usable:
         raise UserError(
-            f"embedded: the most frequent class is to appear in {max(counts.values())} of {usable} {split} images",
+            f"synthetic: the most frequent class is to appear in {max(counts.values())} of {usable} {split} images",
             "lower `head` or raise the number of images",
         )
     scenes: list[list[Thing]] = [[] for _ in range(images)]

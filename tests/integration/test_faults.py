@@ -58,7 +58,7 @@ def scenes(tmp_path_factory):
     """A small data set, drawn once."""
     folder = tmp_path_factory.mktemp("scenes")
     scale = yaml.safe_load((ROOT / "configs/scale/smoke.yaml").read_text())
-    scale["embedded"].update(RECIPE)
+    scale["synthetic"].update(RECIPE)
     (folder / "scale.yaml").write_text(yaml.safe_dump({**scale, "results": str(folder)}))
     result = pcb("make-data", "v05", "--scale", folder / "scale.yaml")
     assert result.returncode == 0, result.stderr

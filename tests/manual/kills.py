@@ -83,7 +83,7 @@ class Project:
     """A results folder with the data, starting weights and study of one trial."""
 
     def __init__(self, folder: Path, data: Path | None = None):
-        scale = {"results": str(folder), "embedded": {"val_images": IMAGES}}
+        scale = {"results": str(folder), "synthetic": {"val_images": IMAGES}}
         self.study: Study = load_study("smoke", overrides=scale)
         self.paths = self.study.paths
         write_json(self.paths.study, self.study.resolved)

@@ -174,13 +174,13 @@ def test_scene_masks_are_disjoint_and_sprites_are_hardly_covered():
 
 
 def test_recipe_mistakes_are_named(tmp_path):
-    with pytest.raises(UserError, match="no `embedded` section"):
+    with pytest.raises(UserError, match="no `synthetic` section"):
         Recipe.read(None)
     with pytest.raises(UserError, match=r"unknown keys.*colour"):
         Recipe.read({"colour": 1})
     with pytest.raises(UserError, match="60 of 39 train images"):
         write_dataset(Recipe(train_images=40), "v05", tmp_path)
-    with pytest.raises(UserError, match="no embedded data set 'coco'"):
+    with pytest.raises(UserError, match="no synthetic data set 'coco'"):
         write_dataset(TINY, "coco", tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_recipe_mistakes_are_named(tmp_path):
 
 @pytest.mark.parametrize("dataset", FLAVOURS)
 def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
-    recipe = Recipe.read(load_study("midi").scale["embedded"])
+    recipe = Recipe.read(load_study("midi").scale["synthetic"])
     counts, cluster = image_counts(recipe, dataset), clusters(180)
     assert len(counts) == 180 == len(set(counts)) and set(classes(dataset)) < set(counts) < set(
         atlas().index["classes"]

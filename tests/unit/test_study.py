@@ -282,7 +282,7 @@ def test_words_published_numbers_and_hardware_change_no_job(study, changed, keys
     [
         (["scale", "train", "lr"], 1.0),
         (["scale", "pcb", "hidden"], 7),
-        (["scale", "embedded", "seed"], 99),
+        (["scale", "synthetic", "seed"], 99),
         (["schedule", "epochs"], 25),
     ],
 )

@@ -157,7 +157,7 @@ def test_the_schema_allows_the_methods_of_the_paper_and_no_other():
 def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():
     from pcb.synthetic.generate import Recipe
 
-    assert set(validator("scale").schema["properties"]["embedded"]["properties"]) == {
+    assert set(validator("scale").schema["properties"]["synthetic"]["properties"]) == {
         field.name for field in fields(Recipe)
     }
 
@@ -220,5 +220,5 @@ def test_a_generated_data_set_needs_its_recipe(tmp_path):
             "data/lvis_v1/lvis_v1_train.json", '"{results}/data/v1/train.json"'
         )
     )
-    with pytest.raises(UserError, match="there is no `embedded` recipe"):
+    with pytest.raises(UserError, match="there is no `synthetic` recipe"):
         load_study(path)

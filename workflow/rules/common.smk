@@ -49,7 +49,7 @@ def numbers(value):
 study = study_of(config)
 paths = study.paths
 HARDWARE = study.scale["hardware"]
-EMBEDDED = bool(study.scale.get("embedded"))
+SYNTHETIC = bool(study.scale.get("synthetic"))
 ROOT = Path(os.path.relpath(workflow.basedir))
 
 TARGETS = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
@@ -118,7 +118,7 @@ def trunk_of(run, seed):
 def data_files(dataset):
     """What a check of a data set depends on: its manifest if it is drawn here, else its annotation files as far as they exist
     (that one is missing is for the check to say, which lists all that is missing)."""
-    if EMBEDDED:
+    if SYNTHETIC:
         return paths.data_manifest(dataset)
     spec = study.scale["datasets"][dataset]
     return [spec[split] for split in ("train", "val") if Path(spec[split]).exists()]
@@ -126,7 +126,7 @@ def data_files(dataset):
 
 def check_job(dataset):
     scale = study.scale
-    about = study.data_job(dataset) if EMBEDDED else scale["datasets"][dataset]
+    about = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
     settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
     return {"data": about, "settings": settings}
 
@@ -144,7 +144,7 @@ def gather_job(target):
     """Everything that a page says apart from the measured numbers."""
     about = {
         key: study.scale.get(key)
-        for key in ("title", "departures", "datasets", "embedded", "seeds")
+        for key in ("title", "departures", "datasets", "synthetic", "seeds")
     }
     claims = [
         claim

@@ -1,6 +1,6 @@
 # Data and pretrained weights, and the check that every training waits for.
 
-if EMBEDDED:
+if SYNTHETIC:
 
     rule data:
         input:
@@ -51,7 +51,7 @@ rule check_data:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000 if EMBEDDED else 4000,
+        mem_mb=1000 if SYNTHETIC else 4000,
     params:
         job=job(lambda w: check_job(w.dataset)),
     message:

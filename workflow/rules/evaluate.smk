@@ -42,7 +42,7 @@ rule score:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1500 if EMBEDDED else 16000,
+        mem_mb=1500 if SYNTHETIC else 16000,
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
         words=words("Score"),

@@ -35,7 +35,7 @@ rule gather_page:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000 if EMBEDDED else 16000,
+        mem_mb=1000 if SYNTHETIC else 16000,
     params:
         job=job(lambda w: gather_page_job(w.page)),
     message:

@@ -39,7 +39,7 @@ def build(study: Study) -> Path:
         .render(
             scale=study.scale,
             warning=captions.warning(
-                {"comparable": not study.scale.get("embedded"), "scale": study.scale}
+                {"comparable": not study.scale.get("synthetic"), "scale": study.scale}
             ),
             seeds=study.seeds,
             progress=progress(entries),
