@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,20 @@ from pcb.confusion import posterior
 from pcb.errors import UserError
 
 Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+class Statistics(NamedTuple):
+    """What a calibration may be built from.
+
+    Attributes:
+        matrix: (C, C) mean predictions (Eq. 3), where the calibration needs them.
+        image_counts: (C,) training images of each class.
+        classifier: How the scores were made: 'softmax', 'seesaw' or 'sigmoid', see `NorCal`.
+    """
+
+    matrix: Tensor | np.ndarray | None
+    image_counts: Tensor | np.ndarray | None
+    classifier: str
 
 
 def transform(calibrate: Callable[[object, Tensor], Tensor]) -> Callable[[object, Array], Array]:
@@ -77,6 +91,14 @@ class ConfusionMatrixCalibration:
         empty = ~matrix.any(dim=0)
         self.posterior[empty, empty] = 1
 
+    @classmethod
+    def from_statistics(
+        cls, statistics: Statistics, gamma: float | None = None
+    ) -> ConfusionMatrixCalibration:
+        """Build it from the confusion matrix; it has no `gamma`."""
+        assert statistics.matrix is not None
+        return cls(statistics.matrix)
+
     @transform
     def __call__(self, scores: Tensor) -> Tensor:
         return with_foreground(scores, scores[..., :-1] @ self.posterior.T.to(scores))
@@ -92,6 +114,14 @@ class MeanScoreCalibration:
         mean_scores = tensor(mean_scores)
         self.num_classes = len(mean_scores)
         self.factors = torch.where(mean_scores > 0, 1 / mean_scores, 1.0)
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: Statistics, gamma: float | None = None
+    ) -> MeanScoreCalibration:
+        """Build it from the diagonal of the confusion matrix; it has no `gamma`."""
+        assert statistics.matrix is not None
+        return cls(statistics.matrix.diagonal())
 
     @transform
     def __call__(self, scores: Tensor) -> Tensor:
@@ -116,6 +146,12 @@ class NorCal:
         self.factors = tensor(image_counts).double().clamp(min=1) ** -gamma
         self.num_classes = len(self.factors)
         self.classifier = classifier
+
+    @classmethod
+    def from_statistics(cls, statistics: Statistics, gamma: float | None = None) -> NorCal:
+        """Build it from the class counts and the kind of classifier, for one value of γ."""
+        assert statistics.image_counts is not None and gamma is not None
+        return cls(statistics.image_counts, gamma, statistics.classifier)
 
     @transform
     def __call__(self, scores: Tensor) -> Tensor:

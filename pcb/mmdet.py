@@ -18,22 +18,36 @@ from mmengine.runner import IterBasedTrainLoop
 
 from pcb import heads, losses
 from pcb.errors import UserError
+from pcb.registry import LOSSES, PARADIGMS, load_class
 
-METHODS = (
-    losses.PCBCrossEntropyLoss,
-    losses.LabelSmoothingLoss,
-    losses.OnlineLabelSmoothingLoss,
-    losses.EquilibriumLoss,
-    losses.BAGSLoss,
-    losses.PCBEQLv2Loss,
-    losses.PCBSeesawLoss,
-    heads.IterativeRoIHead,
-    heads.DeepSupervisionRoIHead,
-    heads.RefinementRoIHead,
-    heads.LOCERoIHead,
-)  # a plain base loss is its PCB class with alpha=0
-for method in METHODS:
-    MODELS.register_module(module=method)
+
+def register(cls: type) -> None:
+    """Make a class known to MMDetection under its name, as `type=` of a config.
+
+    Does nothing where that very class is registered already.
+
+    Raises:
+        UserError: Another class is registered under that name.
+    """
+    registered = MODELS.module_dict.get(cls.__name__, cls)
+    if registered is not cls:
+        raise UserError(
+            f"{cls.__name__} of {cls.__module__}: MMDetection has a class of that name, "
+            f"of {registered.__module__}",
+            "rename the class",
+        )
+    MODELS.register_module(module=cls, force=True)
+
+
+def _classes() -> set[str]:
+    """The classes that the registry names, as `module:Class`."""
+    stages = (loss.second_stage for loss in LOSSES.values())
+    named = {entry.cls for entry in (*LOSSES.values(), *PARADIGMS.values())}
+    return {*named, *(stage.roi_head for stage in stages if stage)} - {""}
+
+
+for spec in sorted(_classes()):
+    register(load_class(spec))
 
 
 @HOOKS.register_module()

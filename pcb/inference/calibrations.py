@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
-from pcb.losses.eqlv2 import EQLv2Loss
-from pcb.losses.seesaw import SeesawLoss
-from pcb.study.variants import gamma_of
+from pcb.calibration import Statistics
+from pcb.registry import CALIBRATIONS
+from pcb.study.variants import NORCAL, gamma_of
 
 Rule = Callable[
     [list[Tensor]], Tensor
@@ -43,7 +42,7 @@ def rules(
     matrices: (C, C) confusion matrices by source, 'val' and 'train', as far as the columns need them.
     image_counts: training images of each class, for NorCal.
     """
-    kind = classifier(model.roi_head.bbox_head.loss_cls)
+    kind = getattr(model.roi_head.bbox_head.loss_cls, "score_kind", "softmax")
     return {column: rule(column, kind, matrices or {}, image_counts) for column in columns}
 
 
@@ -55,29 +54,13 @@ def rule(
     if column.startswith("step"):
         step = int(column.removeprefix("step")) - 1
         return lambda steps: steps[step]
-    if (gamma := gamma_of(column)) is not None:
-        calibrate = NorCal(torch.tensor(image_counts), gamma, kind)
-    else:
-        method, source = column.split("-")
-        matrix = matrices[source]
-        calibrate = (
-            ConfusionMatrixCalibration(matrix)
-            if method == "cm"
-            else MeanScoreCalibration(matrix.diagonal())
-        )
+    gamma = gamma_of(column)
+    entry = CALIBRATIONS[column if gamma is None else NORCAL.rstrip("-")]
+    matrix = matrices[entry.statistics_of] if entry.statistics_of else None
+    statistics = Statistics(matrix, torch.tensor(image_counts), kind)
+    calibrate = entry.load().from_statistics(statistics, gamma)
     return lambda steps: calibrate(steps[-1])
 
 
 def softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1)
-
-
-def classifier(loss: nn.Module) -> str:
-    """How a loss's scores are made, in NorCal's words."""
-    return (
-        "sigmoid"
-        if isinstance(loss, EQLv2Loss)
-        else "seesaw"
-        if isinstance(loss, SeesawLoss)
-        else "softmax"
-    )

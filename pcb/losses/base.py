@@ -1,13 +1,13 @@
 """What every classification loss here shares: the channels and scores that mmdet's box head asks for, and one way to be called.
 
 To add a loss: subclass `ClassifierLoss`, write `compute` (logits in float32, per-RoI values into `reduce`) and, if
-scores are not a softmax over C+1 logits, `get_activation`. Then add a line to pcb/mmdet.py and one to pcb/methods.py.
+scores are not a softmax over C+1 logits, `get_activation`. Then add a line to pcb/registry.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,19 @@ class ClassifierLoss(nn.Module):
 
     Inside autocast the loss still runs in float32: moving averages and small probabilities do not survive float16.
     Values are summed and divided by `avg_factor` (the number of RoIs), as mmdet does.
+
+    Attributes:
+        box_head: Overrides of the box head's config in a training with this loss.
+        mask_head: Overrides of the mask head's config, in every stage of an experiment with this loss.
+        normalise_logits: Whether logits need a LayerNorm before a RoI head feeds them back.
+        score_kind: How test-time scores follow from logits, which NorCal needs to know: 'softmax'
+            over C+1 logits, 'seesaw' (softmax over C classes times P(object)) or 'sigmoid'.
     """
+
+    box_head: ClassVar[dict] = {}
+    mask_head: ClassVar[dict] = {}
+    normalise_logits: ClassVar[bool] = False
+    score_kind: ClassVar[str] = "softmax"
 
     custom_cls_channels = (
         True  # mmdet: ask the loss for the number of logits and for the scores at test time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 from pcb.distributed import all_sum
 from pcb.losses.base import ClassifierLoss, Reduce
 from pcb.losses.regulariser import Regularised, Regulariser
+
+PRIOR_BIAS = -6.907  # every sigmoid starts at 0.001
 
 
 class EQLv2Loss(ClassifierLoss):
@@ -23,8 +26,22 @@ class EQLv2Loss(ClassifierLoss):
 
     Buffers `pos`, `neg` (C,): gradients collected over all RoIs, steps and ranks since the start. (The release of the
     PCB authors keeps them as plain attributes and loses them on a resume.)
-    The classifier must start with bias -6.907 (prior 0.001, on background too): see pcb/methods.py.
+    The classifier must start with bias -6.907 (prior 0.001, on background too): see `box_head`.
     """
+
+    box_head: ClassVar[dict] = {
+        "init_cfg": [
+            {"type": "Normal", "std": 0.01, "bias": PRIOR_BIAS, "override": {"name": "fc_cls"}},
+            {"type": "Normal", "std": 0.001, "override": {"name": "fc_reg"}},
+            {
+                "type": "Xavier",
+                "distribution": "uniform",
+                "override": [{"name": "shared_fcs"}, {"name": "cls_fcs"}, {"name": "reg_fcs"}],
+            },
+        ]
+    }
+    normalise_logits: ClassVar[bool] = True
+    score_kind: ClassVar[str] = "sigmoid"
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,8 @@ class EquilibriumLoss(ClassifierLoss):
     Buffer `scores` (C+1,): s, how sure the model is of each class when it is right: a moving average of softmax_y, background included in
     the softmax, that `observe` learns from. Background's own stays at its start. Test-time scores are the plain softmax.
     """
+
+    mask_head: ClassVar[dict] = {"predictor_cfg": {"type": "NormedConv2d"}}
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ class SeesawLoss(ClassifierLoss):
     a resume is exact; `counts='rank'` counts on each rank alone, as mmdet does.
     """
 
+    box_head: ClassVar[dict] = {"cls_predictor_cfg": {"type": "NormedLinear"}}
+    mask_head: ClassVar[dict] = {"predictor_cfg": {"type": "NormedConv2d"}}
+    score_kind: ClassVar[str] = "seesaw"
     custom_activation = True
     extra_channels = 2
 
