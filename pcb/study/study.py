@@ -182,11 +182,11 @@ class Study:
         return any(self.experiments[member].loss == "ols" for member in self.trunks.get(run, ()))
 
     def scaled_gamma(self, gamma: float) -> float:
-        """The momentum whose memory 1/(1-γ) is the scale's `pcb.memory` times that of `gamma`, or 0 where that is under 1.
+        """Return the γ with `pcb.ema_memory_scale` times the memory 1/(1-γ) of `gamma`; at least 0.
 
         A small data set shows a class less often than LVIS does, so its matrix has to forget faster.
         """
-        return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["memory"]), 9)
+        return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["ema_memory_scale"]), 9)
 
     def data_job(self, dataset: str) -> dict:
         """What determines the files of a data set (`v05`, `v1`, `pretrain`): the recipe if it is generated, else only the files."""

@@ -227,16 +227,13 @@ def test_a_second_stage_counts_in_its_own_training_alone(study):
 # ------------------------------------------------------------------------------------------------------------ jobs
 def test_momenta_scale_the_memory_of_the_matrix(study, changed):
     lvis = load_study("lvis")
-    assert lvis.scale["pcb"]["memory"] == 1 and lvis.momenta("v05_r50_rfs_softmax_iterative") == [
-        0.9,
-        0.99,
-        0.999,
-    ]
+    assert lvis.scale["pcb"]["ema_memory_scale"] == 1
+    assert lvis.momenta("v05_r50_rfs_softmax_iterative") == [0.9, 0.99, 0.999]
     assert lvis.momenta(BEST) == [0.99] and lvis.momenta("v05_r50_random_softmax_plain") == []
-    tenth = changed(["scale", "pcb", "memory"], 0.1)
+    tenth = changed(["scale", "pcb", "ema_memory_scale"], 0.1)
     assert tenth.momenta("v05_r50_rfs_softmax_iterative") == [0.0, 0.9, 0.99]
     assert 1 / (1 - tenth.scaled_gamma(0.999)) == pytest.approx(0.1 / (1 - 0.999))
-    assert changed(["scale", "pcb", "memory"], 0.01).scaled_gamma(0.9) == 0.0
+    assert changed(["scale", "pcb", "ema_memory_scale"], 0.01).scaled_gamma(0.9) == 0.0
 
 
 def test_variants_come_from_rows_plain_first(study):
