@@ -1,12 +1,12 @@
-"""How lengths of time, sizes and tables are worded for a person."""
+"""Durations, sizes, device hours, commits and names of targets, as text for a person."""
 
 from __future__ import annotations
 
-UNITS = {"s": 1 / 3600, "min": 1 / 60, "m": 1 / 60, "h": 1, "d": 24}
+import re
 
 
 def duration(seconds: float) -> str:
-    """`43 s`, `12 min`, `3 h 20 min`, `4 days 6 h`."""
+    """A length of time: `43 s`, `12 min`, `3 h 20 min`, `4 days 6 h`."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -16,15 +16,17 @@ def duration(seconds: float) -> str:
     return f"{days} days {hours} h" if hours else f"{days} days"
 
 
-def hours(value: float | None) -> str:
-    """`0.04`, `3.2`, `1,234`; `?` where it is not known."""
+def device_hours(value: float | None) -> str:
+    """Hours of a device: `0.04`, `3.2`, `1,234`; `?` where they are not known."""
     if value is None:
         return "?"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+    if value >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
 def size(count: float | None) -> str:
-    """Bytes as `812 MB`, `2.4 GB`; `?` where they are not known."""
+    """Bytes, in decimal units: `812 MB`, `2.4 GB`; `?` where they are not known."""
     if count is None:
         return "?"
     if not count:
@@ -36,10 +38,25 @@ def size(count: float | None) -> str:
     return f"{count / 1000:.1f} TB"
 
 
+def commit(git: dict) -> str:
+    """The first seven digits of a record's commit, with a `+` where files had been changed."""
+    return git["commit"][:7] + ("+" if git.get("changed") else "")
+
+
+def number(target: str) -> str:
+    """The name of a table, figure or page: `Table 6`, `Figure 1`, `Gallery`."""
+    kind, digits = _split(target)
+    return f"{kind.capitalize()} {digits}".strip()
+
+
 def short(target: str) -> str:
-    """`table05` -> `5`, `figure1` -> `F1`."""
-    return (
-        target.removeprefix("table").lstrip("0")
-        if target.startswith("table")
-        else target.replace("figure", "F")
-    )
+    """The shortest name of a table, figure or page: `6`, `F1`, `gallery`."""
+    kind, digits = _split(target)
+    return {"table": digits, "figure": f"F{digits}"}.get(kind, target)
+
+
+def _split(target: str) -> tuple[str, str]:
+    """`table06` -> (`table`, `6`)."""
+    found = re.fullmatch(r"(.*?)0*(\d*)", target)
+    assert found
+    return found[1], found[2]

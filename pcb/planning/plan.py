@@ -14,11 +14,12 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from pcb.errors import UserError
-from pcb.formatting import UNITS, duration, hours, short, size
+from pcb.formatting import device_hours, duration, short, size
 from pcb.methods import stages
 from pcb.planning.costs import Costs, Key, total
 from pcb.planning.jobs import Job
 
+HOURS_IN = {"s": 1 / 3600, "min": 1 / 60, "m": 1 / 60, "h": 1, "d": 24}
 WIDTH = 100
 UNKNOWN = "not known yet: `pcb plan --measure{scale}` measures it on this machine"
 BY_HAND = ", or give --seconds-per-iteration and --images-per-second"
@@ -46,7 +47,7 @@ def trainings(costs: Costs) -> str:
                 name,
                 str(job.seed),
                 str(job.epochs),
-                hours(costs.items[key_of(job)].hours),
+                device_hours(costs.items[key_of(job)].hours),
                 job.state,
                 shown,
             )
@@ -101,13 +102,13 @@ def tables(costs: Costs) -> str:
         adds = row["adds"]
         lines.append(
             f"{row['table']:<9}{row['trainings'] - row['shared']:>7}{row['shared']:>9}"
-            f"{row['alone']['epochs']:>11,}{hours(row['alone']['hours']):>8}"
-            f"{adds['trainings']:>19}{adds['epochs']:>9,}{hours(adds['hours']):>10}{size(adds['bytes']):>12}"
+            f"{row['alone']['epochs']:>11,}{device_hours(row['alone']['hours']):>8}"
+            f"{adds['trainings']:>19}{adds['epochs']:>9,}{device_hours(adds['hours']):>10}{size(adds['bytes']):>12}"
         )
     every = costs.left(costs.items)
     lines.append(
         f"{'all':<9}{count(costs.items):>7}{'':>28}{count(every):>19}{costs.epochs(every):>9,}"
-        f"{hours(costs.hours(every)):>10}{size(costs.bytes(every)):>12}"
+        f"{device_hours(costs.hours(every)):>10}{size(costs.bytes(every)):>12}"
     )
     return "\n".join(lines)
 
@@ -164,7 +165,7 @@ def clock(costs: Costs, gpus: int | None = None) -> str:
     spread = f"{devices} {costs.device}{'s' * (devices > 1)}"
     least = max((costs.items[key].seconds for key in left), default=0)
     return (
-        f"{hours(whole)} {costs.device} hours ({hours(train)} to train, {hours(whole - train)} to detect"
+        f"{device_hours(whole)} {costs.device} hours ({device_hours(train)} to train, {device_hours(whole - train)} to detect"
         f"{'' if costs.gpu else ' and score'}): about {duration(max(least, whole * 3600 / devices))} on {spread}"
     )
 
@@ -208,16 +209,16 @@ def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
     spent = sum(value for _, value in taken)
     order = "the cheapest next" if cheapest else "in the paper's order"
     lines = [
-        f"budget  {hours(budget)} {costs.device} hours pay for {len(taken)} of {len(costs.targets)} tables and figures, "
-        f"{hours(spent)} of them;",
+        f"budget  {device_hours(budget)} {costs.device} hours pay for {len(taken)} of {len(costs.targets)} tables and figures, "
+        f"{device_hours(spent)} of them;",
         f"        taken {order}, each if what it adds still fits",
     ]
     lines += [
-        f"          {target:<9}{'+' + hours(value) if value else 'no more':>8}"
+        f"          {target:<9}{'+' + device_hours(value) if value else 'no more':>8}"
         for target, value in taken
     ]
     lines += [
-        f"          {target:<9}{'+' + hours(value):>8}  does not fit" for target, value in rest
+        f"          {target:<9}{'+' + device_hours(value):>8}  does not fit" for target, value in rest
     ]
     if rest and spent:
         names = " ".join(target for target, _ in taken if costs.left(costs.needs(target)))
@@ -265,9 +266,9 @@ def as_data(costs: Costs, budget: float | None = None, cheapest: bool = False) -
 
 def budget_hours(text: str) -> float:
     """`100h`, `3d`, `90min` or a plain number of hours. Raises `UserError`."""
-    for unit in sorted(UNITS, key=len, reverse=True):
+    for unit in sorted(HOURS_IN, key=len, reverse=True):
         if text.endswith(unit):
-            number, factor = text.removesuffix(unit), UNITS[unit]
+            number, factor = text.removesuffix(unit), HOURS_IN[unit]
             break
     else:
         number, factor = text, 1

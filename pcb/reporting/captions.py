@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from pcb.formatting import commit, duration, number
 
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
-
-
-def number(target: str) -> str:
-    """`table06` -> `Table 6`, `figure1` -> `Figure 1`, `gallery` -> `Gallery`."""
-    kind, digits = re.fullmatch(r"([a-z]+)0*(\d*)", target).groups()
-    return f"{kind.capitalize()} {digits}".strip()
 
 
 def heading(about: dict) -> str:
@@ -90,18 +84,3 @@ def dataset(about: dict, entry: dict) -> str:
         f"{name}: {entry['val_images']} val images, {sum(groups.values())} classes "
         f"({groups['r']} rare, {groups['c']} common, {groups['f']} frequent)"
     )
-
-
-def duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 3600
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
-
-
-def commit(git: dict) -> str:
-    """A commit as seven digits, with a + when files had been changed since."""
-    return git["commit"][:7] + ("+" if git.get("changed") else "")

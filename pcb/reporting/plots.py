@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from PIL import Image
 
+from pcb import formatting
 from pcb.reporting import captions, pairs, style
 from pcb.reporting.album import Album
 from pcb.reporting.pairs import GROUPS, Confusion
@@ -61,7 +62,7 @@ class Plot:
 def plot(figure: Figure, table: Gathered, text: str) -> Plot:
     return Plot(
         figure,
-        f"{captions.number(table.about['target'])}: {text}; ours and the paper's in separate panels",
+        f"{formatting.number(table.about['target'])}: {text}; ours and the paper's in separate panels",
     )
 
 

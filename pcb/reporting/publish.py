@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.reporting.captions import number, warning
+from pcb.formatting import number
+from pcb.reporting.captions import warning
 from pcb.reporting.gather import read_metrics
 from pcb.reporting.site.build import build, existing, progress
 from pcb.reporting.site.data import runs

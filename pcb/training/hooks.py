@@ -13,6 +13,7 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 
 from pcb.errors import UserError
+from pcb.formatting import duration
 from pcb.synthetic.frozen_backbone import TRAINING, FrozenTrunkMaskRCNN
 
 
@@ -141,7 +142,7 @@ class SaveHook(Hook):
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """One line an epoch: `RUN  epoch 17/24  loss 1.234  lr 0.0060  0.05 s/it  ETA 0:12`; and the seconds of the training so far."""
+    """One line an epoch: `RUN  epoch 17/24  loss 1.234  lr 0.0060  0.05 s/it  ETA 12 s`; and the seconds of the training so far."""
 
     priority = "LOW"
 
@@ -167,13 +168,6 @@ class ProgressHook(Hook):
             say(
                 f"{runner.cfg.meta.run}  epoch {-(-loop.iter // per_epoch)}/{-(-loop.max_iters // per_epoch)}  "
                 f"loss {float(self.loss) / self.count:.3f}  lr {runner.optim_wrapper.get_lr()['lr'][0]:.4f}  {pace:.2g} s/it  "
-                f"ETA {clock(pace * (loop.max_iters - loop.iter))}"
+                f"ETA {duration(pace * (loop.max_iters - loop.iter))}"
             )
             self.reset()
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:30, 3:04:00."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

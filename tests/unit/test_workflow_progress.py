@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from pcb.formatting import duration
 from pcb.planning.status import status
 from pcb.study import load_study
 from workflow.progress import COSTS, Lines, describe, says_more
@@ -187,14 +186,6 @@ def test_a_run_is_described_by_its_place_and_its_tables():
     assert "v05_r50_rfs_softmax_plain seed 1 (" in describe(
         several, "Train", "v05_r50_rfs_softmax_plain", "1"
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (3600 * 3 + 1200, "3 h 20 min")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_path):

@@ -12,7 +12,7 @@ from pcb.errors import UserError
 from pcb.files import only_one, write_json
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
-from pcb.reporting.captions import number
+from pcb.formatting import number
 from pcb.study import canonical, load_study
 from pcb.study.load import checked
 

@@ -12,9 +12,10 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, write_text
-from pcb.reporting import album, captions, style, tables
+from pcb.reporting import album, style, tables
 from pcb.study import Study
 
 FORMS = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
@@ -143,13 +144,13 @@ def links(study: Study, target: str) -> dict:
     order = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
     at = order.index(target)
     near = {
-        side: {"href": f"{to(paths.index)}#{order[i]}", "name": captions.number(order[i])}
+        side: {"href": f"{to(paths.index)}#{order[i]}", "name": formatting.number(order[i])}
         if 0 <= i < len(order)
         else None
         for side, i in (("before", at - 1), ("after", at + 1))
     }
     return {
-        "title": f"{captions.number(target)} · {study.scale['name']}",
+        "title": f"{formatting.number(target)} · {study.scale['name']}",
         "index": f"{to(paths.index)}#{target}",
         **near,
         "files": [

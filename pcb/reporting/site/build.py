@@ -12,6 +12,7 @@ import os
 import struct
 from pathlib import Path
 
+from pcb import formatting
 from pcb.files import write_text
 from pcb.reporting import captions, style
 from pcb.reporting.claims import verdicts
@@ -30,7 +31,7 @@ def build(study: Study) -> Path:
     }
     claims = verdicts(study, found)
     for claim in claims:
-        claim["links"] = [{"name": captions.number(t), "href": f"#{t}"} for t in claim["tables"]]
+        claim["links"] = [{"name": formatting.number(t), "href": f"#{t}"} for t in claim["tables"]]
     entries = data.runs(study, found)
     views = [tables.view(study, target, found) for target in study.tables]
     page = (
@@ -69,7 +70,7 @@ def about(study: Study, view: dict, claims: list[dict]) -> dict:
     mine = [claim for claim in claims if target in claim["tables"]]
     return {
         **view,
-        "name": captions.number(target),
+        "name": formatting.number(target),
         "title": table.title,
         "claim": table.claim,
         "size": len(view["rows"]),
@@ -89,7 +90,7 @@ def picture_page(study: Study, key: str) -> dict:
     page = study.pages[key]
     return {
         "key": key,
-        "name": captions.number(key),
+        "name": formatting.number(key),
         "title": page.title,
         "shows": page.shows,
         "compare": page.compare,
@@ -134,7 +135,7 @@ def trainings(study: Study, entries: list[dict]) -> list[dict]:
                 "seed": entry["seed"],
                 "state": entry["state"],
                 "seconds": seconds,
-                "took": None if seconds is None else captions.duration(seconds),
+                "took": None if seconds is None else formatting.duration(seconds),
             }
         )
     return [
@@ -150,7 +151,7 @@ def trainings(study: Study, entries: list[dict]) -> list[dict]:
 
 def short(target) -> dict:
     """A link to a target in the least space: `5`, `F1`, `gallery`."""
-    name = captions.number(target.id)
+    name = formatting.number(target.id)
     label = (
         name.replace("Table ", "").replace("Figure ", "F").lower()
         if isinstance(target, Table)
@@ -172,8 +173,8 @@ def progress(entries: list[dict]) -> dict:
         "measured": len(measured),
         "all": len(entries),
         "dates": list(dict.fromkeys([*dates[:1], *dates[-1:]])),
-        "time": captions.duration(sum(r.get("seconds") or 0 for r in records)),
-        "code": sorted({captions.commit(r["git"]) for r in records if r.get("git")}),
+        "time": formatting.duration(sum(r.get("seconds") or 0 for r in records)),
+        "code": sorted({formatting.commit(r["git"]) for r in records if r.get("git")}),
     }
 
 

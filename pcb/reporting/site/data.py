@@ -13,8 +13,9 @@ import csv
 import io
 from collections.abc import Iterator
 
+from pcb import formatting
 from pcb.files import write_json, write_text
-from pcb.reporting import captions, style
+from pcb.reporting import style
 from pcb.reporting.gather import read_record
 from pcb.study import METRICS, Study
 
@@ -110,7 +111,7 @@ def embedded(study: Study, found: dict, entries: list[dict], views: list[dict]) 
     for view in views:
         table = study.tables[view["target"]]
         targets[table.id] = {
-            "name": captions.number(table.id),
+            "name": formatting.number(table.id),
             "columns": [
                 {key: c[key] for key in ("block", "metric", "html")} for c in view["columns"]
             ],
@@ -168,7 +169,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         out.append(
             (
                 "took",
-                f"{captions.duration(record['seconds'])}"
+                f"{formatting.duration(record['seconds'])}"
                 + (f" for {record['iterations']} iterations" if record.get("iterations") else ""),
             )
         )
