@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import ROOT, only_one, unwritable
+from pcb.files import ROOT, locked, unwritable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def reproduce(arguments):
     known_targets(loaded, set(arguments.targets) - {"all", "train_all"})
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
     command += ["--config", f"scale={arguments.scale}"]
-    with only_one(loaded.paths.lock, "these results"):
+    with locked(loaded.paths.lock, "these results"):
         pass
     if left_locked(loaded.paths.root.parent):
         print(
@@ -297,7 +297,7 @@ def left_locked(results):
     try:
         with ExitStack() as each:
             for lock in results.glob("*/.lock"):
-                each.enter_context(only_one(lock, "these results"))
+                each.enter_context(locked(lock, "these results"))
     except UserError:
         return False
     return True

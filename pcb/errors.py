@@ -1,10 +1,15 @@
-"""The one exception for mistakes that a user can mend: what is wrong, where, and what to do about it."""
+"""The one exception for mistakes that a user can fix."""
 
 
 class UserError(Exception):
-    """A mistake outside the program: `what` names the file and the reason, `fix` says how to mend it.
+    """A mistake outside the program.
 
-    `pcb.cli` prints both without a traceback and exits with status 2.
+    `pcb.cli` prints it as two lines, `error:` and `fix:`, without a traceback, and exits with
+    status 2.
+
+    Args:
+        what: What is wrong, with the file and the value.
+        fix: What the user can do about it.
     """
 
     def __init__(self, what: str, fix: str = ""):
@@ -12,5 +17,5 @@ class UserError(Exception):
         self.what, self.fix = what, fix
 
     def _render_traceback_(self) -> list[str]:
-        """What Jupyter shows in the place of a traceback."""
+        """Return what Jupyter shows instead of a traceback."""
         return [f"error: {self.what}", *([f"fix: {self.fix}"] if self.fix else [])]

@@ -1,4 +1,4 @@
-"""Files that several processes share: a result is there whole or not at all, and a folder has one writer at a time."""
+"""Files shared by several processes: atomic writes and locks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +16,18 @@ from pathlib import Path
 
 from pcb.errors import UserError
 
-ROOT = (
-    Path(__file__).resolve().parents[1]
-)  # the repository; of an installed wheel, the folder that holds the package
+# The repository or, of an installed wheel, the folder that holds the package.
+ROOT = Path(__file__).resolve().parents[1]
 FULL = {errno.ENOSPC, errno.EDQUOT}
 UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, *FULL}
 
 
 def unwritable(error: OSError, path: str | Path | None = None) -> UserError | None:
-    """What a user is told of a full disk or a folder without the right to write; None of any other error."""
+    """Translate a full disk or a missing write permission for the user; None for other errors."""
     if error.errno not in UNWRITABLE:
         return None
     fix = (
-        "free disk space; the same command goes on from what is there"
+        "free disk space; the same command resumes from what is there"
         if error.errno in FULL
         else "make the folder writable, or choose another: --config results=FOLDER"
     )
@@ -41,7 +41,8 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place on success, remove it on failure.
 
-    Raises `UserError` where the folder cannot be written or the disk is full.
+    Raises:
+        UserError: The folder cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -56,8 +57,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if told := unwritable(error, path):
-            raise told from error
+        if for_user := unwritable(error, path):
+            raise for_user from error
         raise
     finally:
         if temporary is not None:
@@ -65,27 +66,64 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file, which the kernel gives back however the process ends. Raises `UserError` that names who has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{path.parent}: another process is working on {what}: {lock.read() or 'it does not say who'}",
-                "wait for it, end it, or work in another results folder: --config results=FOLDER",
-            ) from None
-        lock.truncate(0)
-        lock.write(
-            f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC).isoformat(timespec='seconds')}"
-        )
-        lock.flush()
+def locked(
+    path: Path,
+    what: str,
+    wait: bool = False,
+    fix: str = "wait for it, end it, or use another results folder: --config results=FOLDER",
+    record_holder: bool = True,
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which the kernel releases however the process ends.
+
+    Args:
+        path: The lock file. It and its folder are created where they are missing.
+        what: What is locked, for messages.
+        wait: Wait for the holder, after one line on stderr, instead of raising.
+        fix: What the user can do about a lock that is taken.
+        record_holder: Write the holder's process and host into the file, for those who meet the
+            lock. False if the file has content of its own.
+
+    Raises:
+        UserError: Another process holds the lock, or the file cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        if for_user := unwritable(error, path):
+            raise for_user from error
+        raise
+    with file:
+        if not try_lock(file.fileno()):
+            file.seek(0)
+            holder = (file.read() if record_holder else "") or "it left no name"
+            busy = f"{path.parent}: another process is working on {what}: {holder}"
+            if not wait:
+                raise UserError(busy, fix)
+            print(f"waiting: {busy}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if record_holder:
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}, since {since}")
+            file.flush()
         yield
 
 
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file exclusively, without waiting; return whether it was free.
+
+    The lock lasts until the descriptor and its inherited copies are closed.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def write_text(path: str | Path, text: str) -> None:
+    """Write a whole text file or none."""
     with atomic(path) as temporary:
         temporary.write_text(text)
 

@@ -10,7 +10,6 @@ job with several devices into torchrun.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.files import try_lock
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -98,9 +98,7 @@ def lock(path: Path, held: ExitStack) -> bool:
         )  # to read is enough to lock, and allowed where another user made the file
     except FileNotFoundError:
         file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(file):
         os.close(file)
         return False
     os.set_inheritable(file, True)

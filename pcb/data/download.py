@@ -9,21 +9,18 @@ where it stopped; the part is named by the server's own mark of the version, so 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
 from pcb.errors import UserError
-from pcb.files import ROOT, atomic
+from pcb.files import ROOT, atomic, locked
 from pcb.study import Study
 
 ADDRESSES = "configs/downloads.yaml"
@@ -150,7 +147,9 @@ def fetch(
             f"{url} {answer.headers.get('ETag', '')} {answer.headers.get('Last-Modified', '')} {size}".encode()
         )
         part = path.with_name(f".{path.name}-{mark.hexdigest()[:8]}.part")
-        with loading(part):
+        with locked(
+            part, f"the download of {path.name}", fix="wait for it, or end it", record_holder=False
+        ):
             there = part.stat().st_size
             check_space(path, size, there, more_space)
             attempt = 0
@@ -299,23 +298,3 @@ def unpack_folder(content: zipfile.ZipFile, members: list[zipfile.ZipInfo], path
             content.extract(member, aside)
     (aside / path.name).replace(path)
     shutil.rmtree(aside)
-
-
-@contextmanager
-def loading(part: Path) -> Iterator[None]:
-    """Hold the lock of a part, which exists from now on. Raises `UserError` where another process loads it."""
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        file = open(part, "ab")
-    except OSError as error:
-        raise UserError(
-            f"{part} could not be written: {error.strerror}", "make the folder writable"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{part}: another process is loading it", "wait for it, or end it"
-            ) from None
-        yield

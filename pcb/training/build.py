@@ -19,6 +19,12 @@ from pcb.training.import_stubs import lean
 with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional package that it lacks
     from mmdet.registry import MODELS
 
+    # Imported for what they register with mmdet:
+    import pcb.data.lvis.dataset
+    import pcb.mmdet
+    import pcb.synthetic.frozen_backbone
+    import pcb.training.hooks
+    import pcb.training.sampler  # noqa: F401
     from pcb.training.loop import lay_out
 from mmengine.config import Config
 from mmengine.dist import get_world_size

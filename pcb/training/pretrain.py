@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pcb.cluster import provenance
-from pcb.files import only_one
+from pcb.files import locked
 from pcb.study import Study
 from pcb.study.study import fingerprint
 from pcb.training import build
@@ -29,7 +29,7 @@ def pretrain(study: Study, backbone: str) -> Path:
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)
-        with only_one(work / ".lock", f"the pretraining of {backbone}"):
+        with locked(work / ".lock", f"the pretraining of {backbone}"):
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)
             record = {
                 "kind": "detector",

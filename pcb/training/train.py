@@ -19,7 +19,7 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 
 from pcb.cluster import provenance
 from pcb.errors import UserError
-from pcb.files import only_one, write_json
+from pcb.files import locked, write_json
 from pcb.methods import stages
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
@@ -43,7 +43,7 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     """
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
-    with only_one(work / ".lock", run) if is_main_process() else nullcontext():
+    with locked(work / ".lock", run) if is_main_process() else nullcontext():
         path, state = Checkpoints(work).kept(stem, say) or train_to_end(
             study, run, seed, work, trunk
         )

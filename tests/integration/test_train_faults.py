@@ -12,7 +12,7 @@ import training
 from training import BRANCH, PLAIN, TRUNK, assert_same_bits, final_state, interrupted, tiny_study
 
 from pcb.errors import UserError
-from pcb.files import only_one
+from pcb.files import locked
 from pcb.study import load_study
 from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
 from pcb.training import build, checkpoint
@@ -219,5 +219,5 @@ def test_repeat_factor_sampling_that_repeats_nothing_is_an_error(study):
 
 def test_two_processes_do_not_train_in_one_folder(study):
     held = f"another process is working on {PLAIN}: process {os.getpid()} on "
-    with only_one(work(study) / ".lock", PLAIN), pytest.raises(UserError, match=held):
+    with locked(work(study) / ".lock", PLAIN), pytest.raises(UserError, match=held):
         train(study, PLAIN, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pcb.cli import left_locked
-from pcb.files import only_one
+from pcb.files import locked
 from pcb.study import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,7 +261,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, mes
 
 def test_two_runs_do_not_share_a_results_folder(tmp_path):
     folder = copy_project(tmp_path / "project")
-    with only_one(folder / "results/smoke/.lock", "these results"):
+    with locked(folder / "results/smoke/.lock", "these results"):
         command = [sys.executable, "-m", "pcb", "reproduce", "--scale", "smoke"]
         reproduce = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         plain = snakemake(folder, "--cores", "1", "--config", "scale=smoke")
@@ -279,7 +279,7 @@ def test_locks_that_a_killed_run_left_are_told_from_those_of_a_living_one(tmp_pa
     assert not left_locked(Path("results"))
     Path(".snakemake/locks").mkdir(parents=True)
     Path(".snakemake/locks/0.input.lock").touch()
-    with only_one(Path("results/lvis/.lock"), "these results"):
+    with locked(Path("results/lvis/.lock"), "these results"):
         assert not left_locked(Path("results"))
     assert left_locked(Path("results"))
 

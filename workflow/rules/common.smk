@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import only_one, write_json
+from pcb.files import locked, write_json
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
 from pcb.formatting import number
@@ -80,7 +80,7 @@ def begin():
     every job reads, when its content changed, and speak in single lines from here on.
     """
     try:
-        running.enter_context(only_one(paths.lock, "these results"))
+        running.enter_context(locked(paths.lock, "these results"))
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)

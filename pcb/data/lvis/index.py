@@ -10,12 +10,10 @@ Class `k` (0..C-1) is the category with id `k + 1` everywhere in this package. N
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +25,7 @@ from tqdm import tqdm
 
 from pcb.data.lvis.annotations import ROWS, SCHEMA, Content, batches, read
 from pcb.errors import UserError
-from pcb.files import atomic
+from pcb.files import atomic, locked
 from pcb.frequency import THRESHOLDS, group
 
 OFFICIAL = {1230: "v0.5", 1203: "v1.0"}  # class counts that only an LVIS release has
@@ -326,7 +324,7 @@ def mapped(path: Path, folder: Path) -> tuple[dict, list[pa.RecordBatch]]:
     )
     source = identity(path)
     if (found := load(cached, source)) is None:
-        with lock(folder / f".{cached.stem}.lock"):
+        with locked(folder / f".{cached.stem}.lock", f"the index of {path.name}", wait=True):
             if (found := load(cached, source)) is None:
                 write(path, cached, source)
                 found = load(cached, source)
@@ -398,18 +396,3 @@ def describe(content: Content) -> dict:
         "sha256": content.sha256,
         **counts,
     }
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error.strerror}",
-            "make the folder writable, or free disk space",
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
