@@ -24,7 +24,6 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pcb.data.lvis.annotations import ROWS, SCHEMA, Content, batches, read
-from pcb.errors import UserError
 from pcb.files import atomic, locked
 from pcb.frequency import THRESHOLDS, group
 
