@@ -96,7 +96,7 @@ class PCBEpochHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.KEY not in runner.message_hub.runtime_info and any(
-            gate.open for gate in self.gates
+            gate.is_active for gate in self.gates
         ):
             runner.message_hub.update_info(self.KEY, runner.iter)
             runner.logger.info(
@@ -112,7 +112,11 @@ class PCBEpochHook(Hook):
     def warn(self, runner) -> None:
         """At the end of an epoch: which classes PCB still waits for."""
         for gate in self.gates:
-            waiting = gate.waiting_for() if gate.epoch >= gate.start_epoch and not gate.open else []
+            waiting = (
+                gate.unseen_classes()
+                if gate.epoch >= gate.start_epoch and not gate.is_active
+                else []
+            )
             if waiting:
                 runner.logger.warning(
                     f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "

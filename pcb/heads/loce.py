@@ -114,7 +114,9 @@ class LOCERoIHead(StandardRoIHead):
         groups = torch.cat(
             [objects, len(objects) + drawn_labels]
         )  # one score for each object, and for each class drawn
-        head.loss_cls.observe(*mean_scores(cls_score.detach(), labels, groups, head.num_classes))
+        head.loss_cls.update_scores(
+            *mean_scores(cls_score.detach(), labels, groups, head.num_classes)
+        )
         losses = head.loss(
             cls_score,
             bbox_pred,
@@ -157,9 +159,9 @@ def mean_scores(
     """Mean softmax score of the true class within each group of foreground RoIs: (k,), and the groups' classes (k,)."""
     fg = labels < num_classes
     scores = logits[fg].float().softmax(dim=1).gather(1, labels[fg, None]).squeeze(1)
-    distinct, place, counts = groups[fg].unique(return_inverse=True, return_counts=True)
-    means = scores.new_zeros(len(distinct)).index_add_(0, place, scores) / counts
-    return means, torch.empty_like(distinct).scatter_(0, place, labels[fg])
+    distinct, index, counts = groups[fg].unique(return_inverse=True, return_counts=True)
+    means = scores.new_zeros(len(distinct)).index_add_(0, index, scores) / counts
+    return means, torch.empty_like(distinct).scatter_(0, index, labels[fg])
 
 
 @torch.no_grad()
@@ -187,7 +189,7 @@ def prefill(
         scores.append(logits.float().softmax(dim=1).gather(1, truth.labels[:, None]).squeeze(1))
         classes.append(truth.labels)
     empty = head.bbox_head.loss_cls.scores[:0]
-    head.bbox_head.loss_cls.observe(
+    head.bbox_head.loss_cls.update_scores(
         torch.cat([empty, *scores]), torch.cat([empty.long(), *classes])
     )
     model.train(training)

@@ -82,9 +82,9 @@ class BAGSLoss(ClassifierLoss):
         }
         for g in range(self.num_groups):
             members, columns = self.group(g)
-            place = torch.full((self.num_classes + 1,), len(members), device=label.device)
-            place[members] = torch.arange(len(members), device=label.device)
-            target = place[label]
+            index = torch.full((self.num_classes + 1,), len(members), device=label.device)
+            index[members] = torch.arange(len(members), device=label.device)
+            target = index[label]
             rows = self.draw(target < len(members))
             loss = F.cross_entropy(logits[rows][:, columns], target[rows], reduction="sum")
             losses[f"loss_cls_group{g}"] = self.loss_weight * loss / max(len(rows), 1)

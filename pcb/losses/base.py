@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pcb.confusion import fixed_shapes
+from pcb.confusion import needs_static_shapes
 from pcb.errors import UserError
 
 Reduce = Callable[[Tensor], Tensor]
@@ -117,7 +117,7 @@ class ClassifierLoss(nn.Module):
     def positives(self, label: Tensor) -> Positives:
         """The foreground RoIs among labels (N,)."""
         fg = (label >= 0) & (label < self.num_classes)
-        if fixed_shapes(label):
+        if needs_static_shapes(label):
             return Positives(
                 torch.arange(len(label), device=label.device), label.where(fg, self.num_classes), fg
             )
@@ -126,14 +126,14 @@ class ClassifierLoss(nn.Module):
 
 
 class Positives(NamedTuple):
-    """Foreground RoIs: their `rows` (n,) and `classes` (n,). With `fixed_shapes` all RoIs, and `among` (n,) bool says which of them are."""
+    """Foreground RoIs: their `rows` (n,) and `classes` (n,). With `needs_static_shapes` all RoIs, and `is_positive` (n,) bool says which of them are."""
 
     rows: Tensor
     classes: Tensor
-    among: Tensor | None
+    is_positive: Tensor | None
 
-    def only(self, values: Tensor, other: Tensor | float = 0.0) -> Tensor:
+    def where(self, values: Tensor, other: Tensor | float = 0.0) -> Tensor:
         """(n, ...) values of the positives, and `other` of what is not one."""
-        if self.among is None:
+        if self.is_positive is None:
             return values
-        return torch.where(self.among.view(-1, *[1] * (values.dim() - 1)), values, other)
+        return torch.where(self.is_positive.view(-1, *[1] * (values.dim() - 1)), values, other)

@@ -147,11 +147,13 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         positives = self.positives(label)
         rows, classes, _ = positives
-        self.pcb.observe(self.foreground(logits.detach().index_select(0, rows)), classes, step)
-        alpha, target = self.pcb.strength(step), self.one_hot(logits, label)
+        self.pcb.update_confusion(
+            self.foreground(logits.detach().index_select(0, rows)), classes, step
+        )
+        alpha, target = self.pcb.alpha_at(step), self.one_hot(logits, label)
         positive = target.clone() if alpha and self.literal else target
         if alpha:
-            soft = F.pad(self.pcb.targets(classes), (0, 1)).to(target.dtype)
+            soft = F.pad(self.pcb.soft_targets(classes), (0, 1)).to(target.dtype)
             onehot = target.index_select(0, rows)
-            target.index_copy_(0, rows, positives.only(torch.lerp(onehot, soft, alpha), onehot))
+            target.index_copy_(0, rows, positives.where(torch.lerp(onehot, soft, alpha), onehot))
         return reduce(self.equalised(logits, target, positive, rows))

@@ -34,10 +34,10 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def strength(self, step: int | None) -> float:
+    def alpha_at(self, step: int | None) -> float:
         return self.epsilon if self.epoch >= self.start_epoch else 0.0
 
-    def targets(self, classes: Tensor) -> Tensor:
+    def soft_targets(self, classes: Tensor) -> Tensor:
         return torch.full(
             (len(classes), self.num_classes), 1 / self.num_classes, device=classes.device
         )
@@ -46,7 +46,7 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         if self.scope == "fg":
             return super().compute(logits, label, reduce, step)
         return reduce(
-            F.cross_entropy(logits, label, reduction="none", label_smoothing=self.strength(step))
+            F.cross_entropy(logits, label, reduction="none", label_smoothing=self.alpha_at(step))
         )
 
 
@@ -61,11 +61,11 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
     def set_epoch(self, epoch: int) -> None:
         self.soft_labels.set_epoch(epoch)
 
-    def observe(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
-        self.soft_labels.observe(probs, classes)
+    def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
+        self.soft_labels.update(probs, classes)
 
-    def strength(self, step: int | None) -> float:
-        return self.alpha if self.soft_labels.now >= self.soft_labels.start_epoch else 0.0
+    def alpha_at(self, step: int | None) -> float:
+        return self.alpha if self.soft_labels.current_epoch >= self.soft_labels.start_epoch else 0.0
 
-    def targets(self, classes: Tensor) -> Tensor:
+    def soft_targets(self, classes: Tensor) -> Tensor:
         return self.soft_labels.labels.index_select(0, classes.clamp(max=self.num_classes - 1))

@@ -16,7 +16,7 @@ class EquilibriumLoss(ClassifierLoss):
     """L = -log(s_y e^{z_y} / Σ_j s_j e^{z_j}): cross entropy with logits raised by log s, so that weak classes are given a lead to make up.
 
     Buffer `scores` (C+1,): s, how sure the model is of each class when it is right: a moving average of softmax_y, background included in
-    the softmax, that `observe` learns from. Background's own stays at its start. Test-time scores are the plain softmax.
+    the softmax, that `update_scores` learns from. Background's own stays at its start. Test-time scores are the plain softmax.
     """
 
     mask_head: ClassVar[dict] = {"predictor_cfg": {"type": "NormedConv2d"}}
@@ -34,7 +34,7 @@ class EquilibriumLoss(ClassifierLoss):
         self.register_buffer("scores", torch.full((num_classes + 1,), start))
 
     @torch.no_grad()
-    def observe(self, scores: Tensor, classes: Tensor) -> None:
+    def update_scores(self, scores: Tensor, classes: Tensor) -> None:
         """Learn from k mean scores (k,), one for each ground-truth object, and their classes (k,), over all ranks; before the loss.
 
         A class with k of them moves by 1 - momentum^k towards their mean. A collective: all ranks must call it.

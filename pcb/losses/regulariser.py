@@ -1,12 +1,13 @@
 """The regulariser that the three PCB classifiers share: the matrix, when it may act, and how strongly at which step.
 
-A loss calls `observe` with its foreground probabilities, asks `strength` for α_r, and if that is not zero, mixes in the soft
-targets of `targets`. What "mix" means is all that differs between softmax, EQL v2 and Seesaw.
+A loss calls `update_confusion` with its foreground probabilities, asks `alpha_at` for α_r, and if that is not zero, mixes in the soft
+targets of `soft_targets`. What "mix" means is all that differs between softmax, EQL v2 and Seesaw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,16 @@ class Regulariser(nn.Module):
         self.absent = sorted(set(absent))
         self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise=posterior)
         self.epoch = 1
-        self.told = False  # whether anybody ever called `set_epoch`
+        self.epoch_is_set = False  # whether anybody ever called `set_epoch`
         self.iteration: int | None = None  # of mmengine's runner, as long as nobody did
         self.all_seen = False  # cache of a fact in `seen`, which only ever turns true
-        self.held: dict[int | None, list[tuple[Tensor, Tensor]]] | None = (
-            None  # by step: what was observed since `hold`
+        self.pending: dict[int | None, list[tuple[Tensor, Tensor]]] | None = (
+            None  # by step, while updates are deferred
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the 1-based epoch; `PCBEpochHook` does so at the start of each."""
-        self.epoch, self.told = epoch, True
+        self.epoch, self.epoch_is_set = epoch, True
 
     def require_epoch(self) -> None:
         """Raises `UserError` where mmengine's runner trains and nobody tells the epoch: PCB would stay shut, and nothing would say so.
@@ -84,61 +85,66 @@ class Regulariser(nn.Module):
                 "add dict(type='PCBEpochHook') to custom_hooks in the config",
             )
 
-    def waiting_for(self) -> list[int]:
+    def unseen_classes(self) -> list[int]:
         """Classes, other than `absent`, that have had no positive yet."""
         unseen = self.confusion.unseen()
         unseen[self.absent] = False
         return unseen.nonzero().squeeze(1).tolist()
 
     @property
-    def open(self) -> bool:
+    def is_active(self) -> bool:
         """Whether regularisation may act now: the epoch has come, and every class has been seen (released code, not in the paper).
 
         The one question here for which a GPU is waited for; once the answer is yes it is not asked again.
         """
         if self.epoch < self.start_epoch:
-            if not self.told:
+            if not self.epoch_is_set:
                 self.require_epoch()
             return False
-        self.all_seen = self.all_seen or not self.waiting_for()
+        self.all_seen = self.all_seen or not self.unseen_classes()
         return self.all_seen
 
     def is_last(self, step: int | None) -> bool:
         return step is None or step == self.num_steps - 1
 
-    def observe(
-        self, probs: Tensor, labels: Tensor, step: int | None = None, also: Tensor | None = None
+    def update_confusion(
+        self, probs: Tensor, labels: Tensor, step: int | None = None, extra: Tensor | None = None
     ) -> None:
-        """Update the matrix with (n, C) probabilities of positives, before the loss of this step; sum `also` over the ranks.
+        """Update the matrix with (n, C) probabilities of positives, before the loss of this step; sum `extra` over the ranks.
 
         A collective: all ranks must call it.
         """
         learns = self.update == "each" or self.is_last(step)
-        if learns and self.held is None:
-            self.confusion.update(probs, labels, also)
+        if learns and self.pending is None:
+            self.confusion.update(probs, labels, extra)
             return
         if learns:
-            self.held.setdefault(step, []).append((probs, labels))
-        if also is not None:
-            all_sum(also)
+            self.pending.setdefault(step, []).append((probs, labels))
+        if extra is not None:
+            all_sum(extra)
 
-    def hold(self) -> None:
-        """From here on only remember what is observed: a batch comes in parts, but is one batch to Eq. 9."""
-        self.held = {}
+    @contextmanager
+    def deferred_updates(self) -> Iterator[None]:
+        """Collect the updates of one iteration and apply them when the block ends.
 
-    def release(self) -> None:
-        """Learn what was held, each step's parts together, in the order of the steps. A collective: all ranks must call it."""
-        held, self.held = self.held, None
-        for parts in held.values():
-            self.confusion.update(*map(torch.cat, zip(*parts, strict=True)))
+        For gradient accumulation: Eq. 9 counts an iteration as one batch. The micro-batches of each step are concatenated, and
+        the steps are applied in order. The end of the block is a collective.
+        """
+        self.pending = pending = {}
+        try:
+            yield
+        finally:
+            self.pending = None
+        for micro_batches in pending.values():
+            self.confusion.update(*map(torch.cat, zip(*micro_batches, strict=True)))
 
-    def strength(self, step: int | None = None) -> float:
+    def alpha_at(self, step: int | None = None) -> float:
         """α_r of the 0-based `step` (None: the last), 0 while regularisation is shut."""
-        if not self.alpha or not self.open:
+        if not self.alpha or not self.is_active:
             return 0.0
         return self.alpha if self.is_last(step) else self.alpha * step / (self.num_steps - 1)
 
-    def targets(self, labels: Tensor) -> Tensor:
+    def soft_targets(self, labels: Tensor) -> Tensor:
         """Soft targets of positives: (n,) -> (n, C), column y of M̂, or of M."""
         return self.confusion.columns(labels, self.posterior)
 

@@ -77,14 +77,14 @@ class SeesawLoss(ClassifierLoss):
         }
         z = z.index_select(0, positives.rows)
         log_score = z.detach().log_softmax(dim=1)
-        self.observe(log_score, positives.classes, self.counts_of(label), step)
+        self.update(log_score, positives.classes, self.counts_of(label), step)
         classes = (
             positives.classes
-            if positives.among is None
+            if positives.is_positive is None
             else positives.classes.clamp(max=self.num_classes - 1)
         )
         return losses | self.classes_loss(
-            z, log_score, classes, lambda loss: reduce(positives.only(loss), positives.rows), step
+            z, log_score, classes, lambda loss: reduce(positives.where(loss), positives.rows), step
         )
 
     def classes_loss(
@@ -104,7 +104,7 @@ class SeesawLoss(ClassifierLoss):
             0, label, self.cum_samples.new_ones(len(label))
         )
 
-    def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+    def update(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Count the RoIs, before the loss is taken. A collective: all ranks must call it."""
         self.cum_samples += all_sum(counts) if self.counts == "all" else counts
 
@@ -150,20 +150,20 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         self.factors = factors
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
 
-    def observe(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+    def update(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Counts and matrix, with one collective for both."""
-        self.pcb.observe(
-            log_score.exp(), classes, step, also=counts if self.counts == "all" else None
+        self.pcb.update_confusion(
+            log_score.exp(), classes, step, extra=counts if self.counts == "all" else None
         )
         self.cum_samples += counts
 
     def classes_loss(
         self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None
     ) -> dict[str, Tensor]:
-        alpha = self.pcb.strength(step)
+        alpha = self.pcb.alpha_at(step)
         if not alpha:
             return super().classes_loss(z, log_score, classes, reduce, step)
-        factors, target = self.log_factors(log_score, classes), self.pcb.targets(classes)
+        factors, target = self.log_factors(log_score, classes), self.pcb.soft_targets(classes)
         if self.factors == "label":
             seesaw, soft = HardAndSoft.apply(z, factors, classes, target)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pcb.confusion import class_sums, fixed_shapes
+from pcb.confusion import class_sums, needs_static_shapes
 
 
 class SoftLabels(nn.Module):
@@ -22,11 +22,11 @@ class SoftLabels(nn.Module):
         self.register_buffer("sums", torch.zeros(num_classes, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("epoch", torch.tensor(1))
-        self.now = 1  # the epoch without a look at the device
+        self.current_epoch = 1  # the epoch without a look at the device
 
     def set_epoch(self, epoch: int) -> None:
         """At a new epoch take over what the last one collected. Saying the same epoch twice, as after a resume, changes nothing."""
-        self.now = epoch
+        self.current_epoch = epoch
         if epoch > self.epoch:
             rows = self.sums / self.counts.clamp(min=1)[:, None]
             self.labels.copy_(torch.where(self.counts[:, None] > 0, rows, 1 / self.num_classes))
@@ -35,12 +35,12 @@ class SoftLabels(nn.Module):
             self.epoch.fill_(epoch)
 
     @torch.no_grad()
-    def observe(self, probs: Tensor, classes: Tensor) -> None:
+    def update(self, probs: Tensor, classes: Tensor) -> None:
         """(n, C) probabilities of positives and their classes (n,). A collective: all ranks must call it."""
-        if self.now < self.start_epoch - 1:
+        if self.current_epoch < self.start_epoch - 1:
             return
         right = probs.argmax(dim=1) == classes
-        if fixed_shapes(classes):
+        if needs_static_shapes(classes):
             classes = classes.where(right, self.num_classes)  # C: none
         else:
             probs, classes = probs[right], classes[right]

@@ -17,8 +17,8 @@ from pcb.losses.soft_labels import SoftLabels
 class SoftTargetCrossEntropy(ClassifierLoss):
     """(1 - a) L_CE + a Σ_i t_i (-log p_i) on positives, L_CE on background (Eq. 11), over C+1 logits.
 
-    Subclasses say what they learn from a batch (`observe`), how large a is now (`strength`; 0: plain cross entropy, to
-    the bit) and which targets t a class has (`targets`). Label smoothing, online label smoothing and PCB differ in nothing else.
+    Subclasses say what they learn from a batch (`update`), how large a is now (`alpha_at`; 0: plain cross entropy, to
+    the bit) and which targets t a class has (`soft_targets`). Label smoothing, online label smoothing and PCB differ in nothing else.
 
     `space` is where p lives. 'full' (released code): softmax over all C+1 logits, so that the regularised part still
     pulls a positive away from background. 'fg' (Eq. 10 as printed): softmax over the C foreground logits; a positive
@@ -38,29 +38,29 @@ class SoftTargetCrossEntropy(ClassifierLoss):
             raise ValueError(f"space={space!r}: 'full' or 'fg'")
         self.space = space
 
-    def observe(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
+    def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
         """Foreground probabilities (n, C) of the positives (Eq. 1) and their classes (n,), before the loss is taken."""
 
-    def strength(self, step: int | None) -> float:
+    def alpha_at(self, step: int | None) -> float:
         raise NotImplementedError
 
-    def targets(self, classes: Tensor) -> Tensor:
-        """Classes (n,) -> soft targets (n, C), rows summing to one; whatever for class C, "none" (see `fixed_shapes`)."""
+    def soft_targets(self, classes: Tensor) -> Tensor:
+        """Classes (n,) -> soft targets (n, C), rows summing to one; whatever for class C, "none" (see `needs_static_shapes`)."""
         raise NotImplementedError
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         positives = self.positives(label)
         rows, classes, _ = positives
-        self.observe(self.foreground(logits.detach().index_select(0, rows)), classes, step)
-        strength = self.strength(step)
-        if not strength:
+        self.update(self.foreground(logits.detach().index_select(0, rows)), classes, step)
+        alpha = self.alpha_at(step)
+        if not alpha:
             return reduce(F.cross_entropy(logits, label, reduction="none"))
-        target = self.targets(classes).to(logits.dtype)
+        target = self.soft_targets(classes).to(logits.dtype)
         if self.space == "full":
-            return reduce(SoftCrossEntropy.apply(logits, label, positives, target, strength))
+            return reduce(SoftCrossEntropy.apply(logits, label, positives, target, alpha))
         ce, z = F.cross_entropy(logits, label, reduction="none"), logits[rows, : self.num_classes]
         soft = z.logsumexp(dim=1) - (z * target).sum(dim=1)  # targets sum to one
-        return reduce(ce.index_add(0, rows, positives.only(soft - ce[rows]), alpha=strength))
+        return reduce(ce.index_add(0, rows, positives.where(soft - ce[rows]), alpha=alpha))
 
 
 class SoftCrossEntropy(torch.autograd.Function):
@@ -71,27 +71,27 @@ class SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, strength: float
+        ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, alpha: float
     ) -> Tensor:
         rows = positives.rows
         log_p = logits.log_softmax(dim=1)
         loss = -log_p.gather(1, label[:, None]).squeeze(1)
-        soft = positives.only(
+        soft = positives.where(
             -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1), loss[rows]
         )
         ctx.save_for_backward(log_p, label, target)
-        ctx.strength, ctx.positives = strength, positives
-        return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, strength))
+        ctx.alpha, ctx.positives = alpha, positives
+        return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, alpha))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (log_p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
-        of_soft = ctx.positives.only(grad[rows])
-        onehot = grad.index_add(0, rows, of_soft, alpha=-ctx.strength)
+        of_soft = ctx.positives.where(grad[rows])
+        onehot = grad.index_add(0, rows, of_soft, alpha=-ctx.alpha)
         out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -onehot[:, None])
         out[:, :-1].index_add_(
-            0, rows, target * of_soft[:, None], alpha=-ctx.strength
+            0, rows, target * of_soft[:, None], alpha=-ctx.alpha
         )  # rows are distinct: no race
         return out, None, None, None, None
 
@@ -126,13 +126,13 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
         if self.soft_labels is not None:
             self.soft_labels.set_epoch(epoch)
 
-    def observe(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
-        self.pcb.observe(probs, classes, step)
+    def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
+        self.pcb.update_confusion(probs, classes, step)
         if self.soft_labels is not None:
-            self.soft_labels.observe(probs, classes)
+            self.soft_labels.update(probs, classes)
 
-    def strength(self, step: int | None) -> float:
-        return self.pcb.strength(step)
+    def alpha_at(self, step: int | None) -> float:
+        return self.pcb.alpha_at(step)
 
-    def targets(self, classes: Tensor) -> Tensor:
-        return self.pcb.targets(classes)
+    def soft_targets(self, classes: Tensor) -> Tensor:
+        return self.pcb.soft_targets(classes)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,24 +105,21 @@ class ResumableLoop(EpochBasedTrainLoop):
         """One iteration: number `index` of its epoch, on the parts of this process's share of the batch."""
         seed_everything(self.seed, self._iter, get_rank())
         self.runner.call_hook("before_train_iter", batch_idx=index)
-        matrices = (
-            [m for m in self.runner.model.modules() if isinstance(m, Regulariser)]
-            if self.parts > 1
-            else []
-        )
-        for regulariser in matrices:
-            regulariser.hold()
-        told: dict[str, torch.Tensor] = {}
-        for place, part in enumerate(parts):
-            if place:
-                seed_everything(self.seed, self._iter, place * get_world_size() + get_rank())
-            for key, value in self.runner.model.train_step(
-                part, optim_wrapper=self.runner.optim_wrapper
-            ).items():
-                told[key] = told[key] + value / self.parts if place else value / self.parts
-        for regulariser in matrices:
-            regulariser.release()
-        self.runner.call_hook("after_train_iter", batch_idx=index, outputs=told)
+        losses: dict[str, torch.Tensor] = {}
+        with ExitStack() as deferred:
+            if self.parts > 1:
+                for module in self.runner.model.modules():
+                    if isinstance(module, Regulariser):
+                        deferred.enter_context(module.deferred_updates())
+            for place, part in enumerate(parts):
+                if place:
+                    seed_everything(self.seed, self._iter, place * get_world_size() + get_rank())
+                outputs = self.runner.model.train_step(
+                    part, optim_wrapper=self.runner.optim_wrapper
+                )
+                for key, value in outputs.items():
+                    losses[key] = losses.get(key, 0) + value / self.parts
+        self.runner.call_hook("after_train_iter", batch_idx=index, outputs=losses)
         self._iter += 1
 
 

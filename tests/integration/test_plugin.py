@@ -153,7 +153,7 @@ def test_a_config_trains_and_detects(config, name):
     matrices = [gate.confusion.matrix for gate in gates(model)]
     assert len(matrices) == CONFIGS[name]
     for gate, matrix in zip(gates(model), matrices, strict=True):
-        assert gate.epoch == 2 and gate.open and gate.strength() == gate.alpha > 0
+        assert gate.epoch == 2 and gate.is_active and gate.alpha_at() == gate.alpha > 0
         torch.testing.assert_close(matrix.sum(dim=1), torch.ones(3))
     assert len({matrix.numpy().tobytes() for matrix in matrices}) == len(
         matrices
@@ -176,7 +176,7 @@ def test_a_resumed_training_keeps_its_matrix(config, tmp_path):
     (gate,) = gates(runner.model)
     assert saved.any() and torch.equal(gate.confusion.bank, saved)
     runner.train()
-    assert gate.open and not torch.equal(gate.confusion.bank, saved)
+    assert gate.is_active and not torch.equal(gate.confusion.bank, saved)
 
 
 def test_a_plain_detector_is_a_start(config):
@@ -228,7 +228,7 @@ def test_without_a_runner_the_epoch_may_stay_untold():
     loss = PCBCrossEntropyLoss(3)
     for _ in range(3):
         loss(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))
-    assert not loss.pcb.open
+    assert not loss.pcb.is_active
 
 
 def test_half_precision_learns_the_same_matrix():
@@ -277,12 +277,12 @@ def test_an_absent_class_shuts_pcb_until_it_is_named():
     runner = type(
         "R", (), {"logger": type("L", (), {"warning": lambda self, text: lines.append(text)})()}
     )
-    gate.observe(torch.eye(3)[:2], torch.tensor([0, 1]))
+    gate.update_confusion(torch.eye(3)[:2], torch.tensor([0, 1]))
     hook.warn(runner)
-    assert not gate.open and "[2]" in lines[0] and "absent" in lines[0]
+    assert not gate.is_active and "[2]" in lines[0] and "absent" in lines[0]
     gate.absent = [2]
     hook.warn(runner)
-    assert gate.open and len(lines) == 1
+    assert gate.is_active and len(lines) == 1
 
 
 def test_widths_that_do_not_fit_are_refused(config):

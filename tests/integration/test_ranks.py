@@ -41,7 +41,7 @@ def train(name: str, share) -> dict:
             mine, classes = share(i, z.roll(step, 0)), share(i, label.roll(step, 0))
             if name == "loce":
                 fg = classes < C
-                loss.observe(
+                loss.update_scores(
                     mine.softmax(1)[fg].gather(1, classes[fg, None]).squeeze(1), classes[fg]
                 )
             value, grad = oracle.value_and_grad(

@@ -42,14 +42,13 @@ def test_the_matrix_learns_from_the_parts_of_a_batch_as_from_the_batch():
             torch.randint(5, (12,), generator=g),
         )
         for step in range(3):
-            whole.observe(probs[step], labels, step)
-        parts.hold()
+            whole.update_confusion(probs[step], labels, step)
         before = parts.confusion.matrix.clone()
-        for part in (slice(0, 7), slice(7, 7), slice(7, 12)):
-            for step in range(3):
-                parts.observe(probs[step, part], labels[part], step)
-        assert torch.equal(parts.confusion.matrix, before)
-        parts.release()
+        with parts.deferred_updates():
+            for part in (slice(0, 7), slice(7, 7), slice(7, 12)):
+                for step in range(3):
+                    parts.update_confusion(probs[step, part], labels[part], step)
+            assert torch.equal(parts.confusion.matrix, before)
         assert torch.equal(parts.confusion.bank, whole.confusion.bank) and torch.equal(
             parts.confusion.seen, whole.confusion.seen
         )

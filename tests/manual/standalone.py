@@ -46,7 +46,7 @@ import mmdet, mmdet.version, pcb
 from pcb.losses import Regulariser
 gates = [m for m in model.modules() if isinstance(m, Regulariser)]
 assert pcb.__file__.startswith(os.environ["SITE"]), pcb.__file__
-assert gates and all(g.open and torch.allclose(g.confusion.matrix.sum(1), torch.ones(3)) for g in gates)
+assert gates and all(g.is_active and torch.allclose(g.confusion.matrix.sum(1), torch.ones(3)) for g in gates)
 banks = torch.stack([g.confusion.bank for g in gates])
 if torch.distributed.is_initialized():
     both = [torch.empty_like(banks) for _ in range(torch.distributed.get_world_size())]

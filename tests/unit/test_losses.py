@@ -90,15 +90,15 @@ def test_the_gate_opens_in_epoch_17_once_every_class_has_been_seen():
         return torch.equal(loss(z, label), F.cross_entropy(z, label, reduction="none").mean())
 
     loss.set_epoch(16)
-    assert plain(torch.tensor([0, 1, 2, 3, 0])) and not loss.pcb.open
+    assert plain(torch.tensor([0, 1, 2, 3, 0])) and not loss.pcb.is_active
     loss.set_epoch(17)
-    assert plain(torch.tensor([0, 1, 2, 3, 0])) and loss.pcb.waiting_for() == [4]
-    assert not plain(torch.tensor([0, 1, 2, 3, 4])) and loss.pcb.open
+    assert plain(torch.tensor([0, 1, 2, 3, 0])) and loss.pcb.unseen_classes() == [4]
+    assert not plain(torch.tensor([0, 1, 2, 3, 4])) and loss.pcb.is_active
 
     fewer = build(start_epoch=17, absent=(4,))
     fewer.set_epoch(17)
     fewer(z, torch.tensor([0, 1, 2, 3, 5]))
-    assert fewer.pcb.open
+    assert fewer.pcb.is_active
 
 
 def test_update_last_learns_once_an_iteration():

@@ -194,7 +194,7 @@ def test_online_label_smoothing_branches_from_a_softmax_trunk():
     for loss in (branch, alone):
         loss.set_epoch(2)
     z, label = oracle.batches(1, N, C, C + 1, seed=5)[0]
-    assert torch.equal(branch(z, label), alone(z, label)) and branch.strength(None) == 0.5
+    assert torch.equal(branch(z, label), alone(z, label)) and branch.alpha_at(None) == 0.5
 
 
 COUNTS = [3, 50, 2000, 7, 400, 60]  # groups {0, 3}, {1, 5}, {4}, {2}
@@ -256,7 +256,7 @@ def test_equilibrium_loss():
     for z, label in oracle.batches(3, N, C, C + 1):
         rows = [k for k, y in enumerate(label.tolist()) if y < C]
         p = torch.stack([oracle.softmax(z[k])[label[k]] for k in rows])
-        loss.observe(p, label[rows])
+        loss.update_scores(p, label[rows])
         for c in range(C):
             mine = [float(q) for q, k in zip(p, rows, strict=True) if label[k] == c]
             if mine:

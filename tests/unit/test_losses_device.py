@@ -46,9 +46,9 @@ def inputs(channels: int) -> list:
 
 
 @pytest.mark.parametrize("name", PCB)
-def test_fixed_shapes_change_no_result(name, monkeypatch):
+def test_static_shapes_change_no_result(name, monkeypatch):
     compact = train(name, inputs(PCB[name][1]))
-    monkeypatch.setattr(pcb.confusion, "AT_HAND", set())
+    monkeypatch.setattr(pcb.confusion, "SYNC_FREE_DEVICES", set())
     torch.testing.assert_close(train(name, inputs(PCB[name][1])), compact, rtol=1e-12, atol=1e-12)
 
 
