@@ -23,6 +23,7 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
+from pcb.evaluation.confusion_metrics import bias_metrics, pairwise_bias, read_confusion
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import write_json
 from pcb.study import Study
@@ -242,8 +243,10 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             }
             for c, count in zip(gt.categories, train.image_count, strict=True)
         ]
-    out["variants"]["plain"] |= pairwise_bias(of_split(study.paths.confusion(run, seed), split))
-    write_json(of_split(study.paths.metrics(run, seed), split), out)
+    confusion = study.paths.confusion(run, seed, split)
+    out["variants"]["plain"] |= pairwise_bias(confusion)
+    out["variants"]["plain"] |= bias_metrics(read_confusion(confusion, out["classes"]["plain"]))
+    write_json(study.paths.metrics(run, seed, split), out)
     return out
 
 
@@ -251,7 +254,7 @@ class Detections:
     """What `infer` left of a run on one split, with its ground truth; every column is scored once."""
 
     def __init__(self, study: Study, run: str, seed: int, split: str):
-        self.path = of_split(study.paths.detections(run, seed), split)
+        self.path = study.paths.detections(run, seed, split)
         self.command = f"pcb infer {run} --seed {seed} --split {split}"
         self.annotations = study.scale["datasets"][study.experiments[run].dataset].get(
             file_of(split)
@@ -302,16 +305,3 @@ class Detections:
         }
 
 
-def of_split(path: Path, split: str) -> Path:
-    """`val` has the names that the study gives; another split's files lie beside, marked with its name."""
-    return path if split == "val" else path.with_name(f"{path.stem}-{split}{path.suffix}")
-
-
-def pairwise_bias(path: Path) -> dict[str, float]:
-    """PwB as `infer` left it beside the matrix: over all classes, over those alone that the split shows, without normalised rows."""
-    with np.load(path) as found:
-        return {
-            "PwB": float(found["pwb"]),
-            "PwB_seen": float(found["pwb_seen"]),
-            "PwB_raw": float(found["pwb_raw"]),
-        }

@@ -22,14 +22,13 @@ from mmdet.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pcb.errors import UserError
-from pcb.evaluation.score import of_split
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan
 from pcb.files import write_json
 from pcb.inference.calibrations import Rule, rules
 from pcb.inference.forward import Image, by_shape, detect, forward, segment
 from pcb.inference.proposal_confusion import Sums, Tally, foreground, match, write_confusion
 from pcb.study import Study
-from pcb.study.load import read_json
+from pcb.study.records import require_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import TRAIN_PART, choice, columns, file_of, sources, train_part
 from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
@@ -69,9 +68,9 @@ def infer(
 
     network = Network(study, run, split, record)
     parts = plan(network.places, images_per_shard)
-    manifest_path = of_split(study.paths.detections(run, seed), split)
+    manifest_path = study.paths.detections(run, seed, split)
     writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), columns(names))
-    matrix_path = of_split(study.paths.confusion(run, seed), split)
+    matrix_path = study.paths.confusion(run, seed, split)
     tally = network.tally(matrix_path.with_suffix(""))
     missing = [part for part in parts if not (writer.has(part) and tally.has(part))]
     if missing:
@@ -79,7 +78,7 @@ def infer(
         if "val" in sources(names):
             matrices["val"] = torch.from_numpy(network.counted(tally, parts, keep=True).matrix)
         if "train" in sources(names):
-            path = of_split(study.paths.confusion(run, seed), "train")
+            path = study.paths.confusion(run, seed, "train")
             training = Network(study, run, "train", record, network.model)
             total = training.counted(
                 training.tally(path.with_suffix("")), plan(training.places, images_per_shard)
@@ -208,21 +207,18 @@ class Network:
 
 
 def trained(study: Study, run: str, seed: int) -> dict:
-    """The record of a finished training, its checkpoint verified. Raises `UserError` where it is missing, of another study, or damaged."""
-    path = study.paths.train(run, seed)
-    again = f"pcb train {run} --seed {seed}"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: this run is not trained", f"train it: {again}")
-    record = read_json(path)
-    if record["fingerprint"] != study.fingerprint(run, seed):
-        raise UserError(
-            f"{path} is of another study: fingerprint {record['fingerprint']}, not {study.fingerprint(run, seed)}",
-            f"train it again: {again}",
-        )
+    """The record of a finished training, its checkpoint verified.
+
+    Raises:
+        UserError: The record is missing or of another configuration, or its checkpoint is missing
+            or damaged.
+    """
+    path, command = study.paths.train(run, seed), f"pcb train {run} --seed {seed}"
+    record = require_record(path, study.fingerprint(run, seed), command)
     if not Path(record["checkpoint"]).exists():
         raise UserError(
             f"{record['checkpoint']}, the checkpoint that {path} names, does not exist",
-            f"delete {path}, then {again}",
+            f"delete {path}, then run `{command}`",
         )
     if checkpoint.sha256(record["checkpoint"]) != record["sha256"]:
         raise checkpoint.damaged(record["checkpoint"])

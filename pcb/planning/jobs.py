@@ -5,11 +5,10 @@ for job in jobs(study, "table06"): job.run, job.state, job.epochs, job.epochs_le
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from pcb.methods import stages
+from pcb.study.records import current_record
 from pcb.study.study import Study
 
 DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
@@ -82,24 +81,16 @@ def epochs_to_train(study: Study, run: str) -> int:
 def state(study: Study, run: str, seed: int, trunk: bool = False) -> str:
     """How far a training is, by its records and its work folder."""
     paths, fingerprint = study.paths, study.fingerprint(run, seed)
-    if is_current(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
-        return DONE if trunk or is_current(paths.metrics(run, seed), fingerprint) else TRAINED
+    if current_record(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
+        return DONE if trunk or current_record(paths.metrics(run, seed), fingerprint) else TRAINED
     waits = (
         not trunk
         and study.experiments[run].trunk == run
-        and not is_current(paths.trunk(run, seed), fingerprint)
+        and not current_record(paths.trunk(run, seed), fingerprint)
     )
     return (
         PARTIAL if not waits and any(paths.work(fingerprint).glob("iter*.pth")) else TO_RUN
     )  # trunk and its run share the folder
-
-
-def is_current(record: Path, fingerprint: str) -> bool:
-    """Whether a job's record is there and was made by the study as it is now."""
-    try:
-        return json.loads(record.read_text()).get("fingerprint") == fingerprint
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def tables_of(study: Study, run: str) -> tuple[str, ...]:

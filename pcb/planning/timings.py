@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import fmean
 
 from pcb.methods import stages
-from pcb.planning.jobs import epochs_to_train, is_current
+from pcb.planning.jobs import epochs_to_train
 from pcb.study.experiment import Experiment
+from pcb.study.records import current_record
 from pcb.study.study import Study
 from pcb.study.variants import PART, TRAIN_PART, choice, file_of, sources
 
@@ -114,7 +115,8 @@ def from_finished(study: Study) -> tuple[dict, int]:
     count = 0
     for seed in study.seeds:
         for run, experiment in study.experiments.items():
-            record = current_record(study, study.paths.train(run, seed), run, seed)
+            fingerprint = study.fingerprint(run, seed)
+            record = current_record(study.paths.train(run, seed), fingerprint)
             if not record:
                 continue
             count += 1
@@ -122,14 +124,15 @@ def from_finished(study: Study) -> tuple[dict, int]:
             add_size(found["final"], record.get("checkpoint"))
             if experiment.trunk:
                 trunk = current_record(
-                    study, study.paths.trunk(experiment.trunk, seed), experiment.trunk, seed
+                    study.paths.trunk(experiment.trunk, seed),
+                    study.fingerprint(experiment.trunk, seed),
                 )
-                add_size(found["state"], trunk.get("checkpoint"))
+                add_size(found["state"], (trunk or {}).get("checkpoint"))
             if len(stages(experiment)) == 1 and record.get("iterations") and record.get("seconds"):
                 own = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
                 found["iteration"].append(record["seconds"] / own)
-            manifest = current_record(study, study.paths.detections(run, seed), run, seed)
-            if manifest.get("images"):
+            manifest = current_record(study.paths.detections(run, seed), fingerprint)
+            if manifest and manifest.get("images"):
                 scoring = (
                     benchmarked(study, "score", run, seed)
                     if study.scale["hardware"]["device"] == "cpu"
@@ -149,10 +152,6 @@ def from_finished(study: Study) -> tuple[dict, int]:
         }
         for where, methods in lists.items()
     }, count
-
-
-def current_record(study: Study, path: Path, run: str, seed: int) -> dict:
-    return json.loads(path.read_text()) if is_current(path, study.fingerprint(run, seed)) else {}
 
 
 def add_size(sizes: list[int], checkpoint: str | None) -> None:

@@ -10,16 +10,15 @@ Together they are all that a notebook reads.
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import atomic, write_json
-from pcb.reporting import pairs
 from pcb.reporting.claims import verdicts
 from pcb.study import Page, Study, Table
+from pcb.study.records import current_record
 
 FIELDS_BEFORE = ("row", "id")
 FIELDS_AFTER = ("run", "variant", "seed", "metric", "ours", "paper", "copied", "status")
@@ -107,25 +106,8 @@ def number(value: float | None) -> str:
 
 
 def read_metrics(study: Study, run: str, seed: int) -> dict | None:
-    """The metrics of one run, those of its confusion matrix among them; None when it was not run in the study's present configuration."""
-    metrics = read_record(study.paths.metrics(run, seed))
-    if not metrics or metrics.get("fingerprint") != study.fingerprint(run, seed):
-        return None
-    if matrix := pairs.of_run(study, run, seed, metrics):
-        metrics["variants"]["plain"] |= pairs.bias(matrix)
-    return metrics
-
-
-def read_record(path: Path) -> dict | None:
-    """A JSON file that a job of this project wrote; None when there is none. Raises `UserError` when it is broken."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}", "delete it; the next `snakemake` run makes it anew"
-        ) from error
+    """The metrics of one run; None where it was not run in the study's present configuration."""
+    return current_record(study.paths.metrics(run, seed), study.fingerprint(run, seed))
 
 
 def sidecar(study: Study, table: Table, found: dict) -> dict:
@@ -201,8 +183,8 @@ def provenance(study: Study, target: Table | Page, seeds: Sequence[int]) -> list
     out = []
     for run in target.runs:
         for seed in seeds:
-            record = read_record(study.paths.train(run, seed)) or {}
-            if record.get("fingerprint") == study.fingerprint(run, seed):
+            record = current_record(study.paths.train(run, seed), study.fingerprint(run, seed))
+            if record:
                 out.append(
                     {
                         key: record.get(key)

@@ -26,9 +26,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from pcb import formatting
+from pcb.evaluation.confusion_metrics import Confusion
 from pcb.reporting import captions, pairs, style
 from pcb.reporting.album import Album
-from pcb.reporting.pairs import GROUPS, Confusion
+from pcb.reporting.pairs import GROUPS
 from pcb.reporting.tables import OURS, PAPER, Gathered, wide
 
 DPI = 200
@@ -549,7 +550,8 @@ def both_ways(album: Album, least: float = 1e-3) -> Plot:
             for ax, run, title in zip(
                 axes, entry["runs"], (entry["label"], f"{entry['label']} + PCB"), strict=True
             ):
-                found = pairs.load(album, run).both_ways(least)
+                matrix = pairs.load(album, run)
+                found = pd.DataFrame(matrix.both_ways(least)._asdict())
                 for kind, (_, colour, marker) in kinds.items():
                     part = found.loc[found["groups"] == kind, ["up", "down"]].clip(lower=least / 3)
                     ax.scatter(

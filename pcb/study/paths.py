@@ -67,16 +67,17 @@ class Paths:
         """What frozen trunks said of images, shared by trainings and detections; may be deleted at any time."""
         return self.root / "work" / "features"
 
-    def detections(self, run: str, seed: int) -> Path:
-        """Manifest of the detection shards that one inference pass wrote."""
-        return self.run(run, seed) / "detections.json"
+    def detections(self, run: str, seed: int, split: str = "val") -> Path:
+        """Manifest of the detection shards of a split; the shards lie in the folder of its stem."""
+        return self.run(run, seed) / f"detections{_of(split)}.json"
 
-    def confusion(self, run: str, seed: int) -> Path:
-        """Confusion matrix over val proposals (Eq. 3), `npz` with `matrix` (C, C) and `seen` (C,)."""
-        return self.run(run, seed) / "confusion.npz"
+    def confusion(self, run: str, seed: int, split: str = "val") -> Path:
+        """Confusion matrix over a split's proposals (Eq. 3): `matrix` (C, C) and `seen` (C,)."""
+        return self.run(run, seed) / f"confusion{_of(split)}.npz"
 
-    def metrics(self, run: str, seed: int) -> Path:
-        return self.run(run, seed) / "metrics.json"
+    def metrics(self, run: str, seed: int, split: str = "val") -> Path:
+        """All metrics of a run on a split, of every evaluation variant."""
+        return self.run(run, seed) / f"metrics{_of(split)}.json"
 
     def gathered(self, target: str, suffix: str = "csv") -> Path:
         """A notebook's only input. Of a table or figure its rows in long form (`csv`) and what the page says around them (`json`);
@@ -115,3 +116,8 @@ class Paths:
     def benchmark(self, job: str) -> Path:
         """Snakemake's record of a job's time and memory."""
         return self.root / "benchmarks" / f"{job}.tsv"
+
+
+def _of(split: str) -> str:
+    """What marks a file as of another split than val."""
+    return "" if split == "val" else f"-{split}"

@@ -23,7 +23,7 @@ from pcb.files import locked, write_json
 from pcb.methods import stages
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
-from pcb.study.load import read_json
+from pcb.study.records import require_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.training.hooks import StopRequest, say
@@ -164,19 +164,12 @@ def branch(runner: Runner, origin: dict) -> None:
 
 
 def trunk_record(study: Study, trunk: str, seed: int) -> dict:
-    path = study.paths.trunk(trunk, seed)
-    if not path.exists():
-        raise UserError(
-            f"{path}: the trunk that this run shares is not trained",
-            f"run `pcb trunk {trunk} --seed {seed}` first, as the workflow does",
-        )
-    record = read_json(path)
-    if record["fingerprint"] != study.fingerprint(trunk, seed):
-        raise UserError(
-            f"{path} is of another study: fingerprint {record['fingerprint']}, not {study.fingerprint(trunk, seed)}",
-            f"run `pcb trunk {trunk} --seed {seed}` again",
-        )
-    return record
+    """The record of the trunk that a run branches from. Raises `UserError` where it is missing."""
+    return require_record(
+        study.paths.trunk(trunk, seed),
+        study.fingerprint(trunk, seed),
+        f"pcb trunk {trunk} --seed {seed}",
+    )
 
 
 def repeat_factors(dataset) -> dict | None:

@@ -311,14 +311,14 @@ def test_what_is_missing_is_named(copied):
     written = json.loads(record.read_text())
     for change, said in (
         ({"checkpoint": "nowhere.pth"}, "nowhere.pth, the checkpoint that"),
-        ({"fingerprint": "other"}, "of another study"),
+        ({"fingerprint": "other"}, "of another configuration"),
         ({"sha256": "0"}, "is damaged"),
     ):
         write_json(record, written | change)
         with pytest.raises(UserError, match=said):
             infer.infer(study, RUN, 0)
     record.unlink()
-    with pytest.raises(UserError, match="not trained") as error:
+    with pytest.raises(UserError, match=r"run\.json does not exist") as error:
         infer.infer(study, RUN, 0)
     assert f"pcb train {RUN}" in error.value.fix
     study.paths.detections(RUN, 0).unlink()

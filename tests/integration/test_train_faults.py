@@ -206,7 +206,7 @@ def test_random_weights_are_announced(study, capsys):
 
 
 def test_a_branch_needs_its_trunk(study):
-    with pytest.raises(UserError, match="the trunk that this run shares is not trained") as error:
+    with pytest.raises(UserError, match=r"trunk\.json does not exist") as error:
         train(study, BRANCH, 0)
     assert f"pcb trunk {TRUNK}" in error.value.fix
 

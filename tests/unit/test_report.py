@@ -298,43 +298,12 @@ def test_claims_on_a_page_rest_on_its_own_runs(tmp_path):
     }
 
 
-def test_pairs_by_hand():
-    """Two rare classes 0, 1 and a frequent class 2: both rare ones lean to the frequent one."""
-    matrix = np.array([[0.5, 0.1, 0.4], [0.0, 0.8, 0.2], [0.05, 0.0, 0.95]])
-    found = pairs.Confusion(
-        matrix, np.array([3, 3, 3]), ["a", "b", "c"], ["r", "r", "f"], [1, 2, 30]
-    )
-    listed = found.pairs(2)
-    assert listed["class i"].str[0].tolist() == ["a", "b"] and listed["class j"].str[
-        0
-    ].tolist() == ["c", "c"]
-    assert listed["difference"].tolist() == pytest.approx([0.35, 0.2])
-    assert found.by_group() == pytest.approx(np.array([[0.7, 0, 0.3], [0, 0, 0], [0.05, 0, 0.95]]))
-    unseen = pairs.Confusion(
-        matrix, np.array([0, 3, 3]), ["a", "b", "c"], ["r", "r", "f"], [1, 2, 30]
-    )
-    assert unseen.choose(10) == [1, 2] and unseen.pairs(5)["class i"].str[0].tolist() == ["b"]
-
-
-def test_bias_by_hand():
-    """Of the pairs of different groups, rare-common, rare-frequent and common-frequent, two of three lean to the more frequent class."""
-    matrix = np.array([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95]])
-    found = pairs.bias(
-        pairs.Confusion(matrix, np.array([3, 3, 3]), ["a", "b", "c"], ["r", "c", "f"], [1, 5, 30])
-    )
-    assert found == pytest.approx({"Mrf": 30.0, "Mfr": 5.0, "Mup": 200 / 3})
-    no_rare = pairs.bias(
-        pairs.Confusion(matrix, np.array([0, 3, 3]), ["a", "b", "c"], ["r", "c", "f"], [1, 5, 30])
-    )
-    assert no_rare == {"Mrf": None, "Mfr": None, "Mup": 100.0}
-
-
 def test_claims_on_the_matrix_are_judged_over_seeds(tmp_path):
     study = study_in(tmp_path, seeds=(0, 1, 2))
     run = study.tables["figure1"].rows[0].run
     matrix = np.eye(12)
     for seed, lean in enumerate((0.30, 0.36, 0.33)):
-        fabricate(study, run, seed)
+        fabricate(study, run, seed, Mrf=100 * lean, Mfr=0.25)
         matrix[:4, 11], matrix[11, 0] = (
             lean,
             0.01,

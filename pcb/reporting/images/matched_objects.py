@@ -16,9 +16,9 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.evaluation.shards import Rows, Shards
-from pcb.reporting.gather import read_record
 from pcb.reporting.images import thumbnails
 from pcb.study import Study
+from pcb.study.records import current_record
 
 IOU = 0.5
 NOTHING = -1
@@ -94,8 +94,8 @@ class Judged:
 def detections(study: Study, run: str, seed: int) -> Shards | None:
     """The detections of a run on val, or None where it has not been evaluated in the study's present configuration."""
     path = study.paths.detections(run, seed)
-    manifest = read_record(path)
-    if not manifest or manifest.get("fingerprint") != study.fingerprint(run, seed):
+    manifest = current_record(path, study.fingerprint(run, seed))
+    if manifest is None:
         return None
     return Shards(path.parent / manifest["folder"], manifest["shards"])
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pcb.evaluation.confusion_metrics import Confusion
 from pcb.reporting import captions, style, tables
 from pcb.reporting.album import Album
 from pcb.reporting.images import gallery_view
-from pcb.reporting.pairs import Confusion
+from pcb.reporting.pairs import one_sided
 from pcb.reporting.tables import Gathered
 
 
@@ -64,7 +65,7 @@ def caption(table: Gathered | Album) -> Html:
 
 def pairs(found: Confusion) -> Html:
     """The pairs of classes with the most one-sided confusion."""
-    frame = found.pairs()
+    frame = one_sided(found)
     return piece("pairs", frame.to_string(index=False), rows=frame.to_dict("records"))
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pcb import formatting
 from pcb.files import write_json, write_text
 from pcb.reporting import style
-from pcb.reporting.gather import read_record
 from pcb.study import METRICS, Study
+from pcb.study.records import current_record
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
 LOCAL = {"checkpoint"}  # fields of run.json that mean nothing elsewhere
@@ -28,9 +28,8 @@ def runs(study: Study, found: dict) -> list[dict]:
     out = []
     for run in study.runs():
         for seed in study.seeds:
-            record, metrics = read_record(study.paths.train(run, seed)) or {}, found[run, seed]
-            fingerprint = study.fingerprint(run, seed)
-            record = record if record.get("fingerprint") == fingerprint else {}
+            fingerprint, metrics = study.fingerprint(run, seed), found[run, seed]
+            record = current_record(study.paths.train(run, seed), fingerprint) or {}
             state = MEASURED if metrics else TRAINED if record else NOT_RUN
             out.append(
                 {

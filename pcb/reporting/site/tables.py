@@ -12,9 +12,10 @@ import math
 import pandas as pd
 
 from pcb.reporting import captions, style, tables
-from pcb.reporting.gather import read_record, records, sidecar
+from pcb.reporting.gather import records, sidecar
 from pcb.reporting.tables import DELTA, KINDS, NOT_RUN, OURS, PAPER, Gathered
 from pcb.study import Study
+from pcb.study.records import read_record
 
 LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup"}  # measures of bias
 

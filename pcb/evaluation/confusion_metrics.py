@@ -1,0 +1,145 @@
+"""Pairwise bias in a measured confusion matrix: the metrics Mrf, Mfr and Mup, and its one-sided pairs.
+
+M[i, j] is the mean probability that a proposal on an object of class i is given to class j, over the
+foreground classes (Eq. 1, 3). Rows are divided by their sums, as for PwB: that changes nothing for a
+softmax, and turns a row of sigmoids (EQL v2) into probabilities. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pcb.errors import UserError
+
+GROUPS = "rcf"  # rare, common, frequent
+
+
+class BothWays(NamedTuple):
+    """Pairs of a rarer and a more frequent class; n of them.
+
+    Attributes:
+        groups: (n,) `rc`, `rf` or `cf`: the group of the rarer class, then of the more frequent one.
+        up: (n,) probability that the rarer class is predicted as the more frequent one.
+        down: (n,) the reverse.
+    """
+
+    groups: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A measured confusion matrix and its C classes.
+
+    Attributes:
+        matrix: (C, C) float64, row = true class, rows sum to 1 or are zero.
+        seen: (C,) matched proposals of each class in the split.
+        names: Of each class.
+        frequency: Group of each class, `r`, `c` or `f`.
+        train_images: Training images of each class.
+    """
+
+    matrix: np.ndarray
+    seen: np.ndarray
+    names: Sequence[str]
+    frequency: Sequence[str]
+    train_images: Sequence[int]
+
+    def choose(self, count: int = 10, seed: int = 0) -> list[int]:
+        """Draw `count` classes that the split shows, ordered by train images, fewest first."""
+        shown = np.flatnonzero(self.seen > 0)
+        drawn = np.random.default_rng(seed).choice(shown, min(count, len(shown)), replace=False)
+        return sorted(map(int, drawn), key=lambda i: (self.train_images[i], i))
+
+    def most_one_sided(self, count: int = 10) -> list[tuple[int, int]]:
+        """The pairs (i, j) of shown classes with the largest M_ij - M_ji > 0, at most `count`."""
+        shown = self.seen > 0
+        difference = np.where(shown[:, None] & shown[None, :], self.matrix - self.matrix.T, 0)
+        order = np.argsort(-difference, axis=None, kind="stable")[:count]
+        pairs = zip(*np.unravel_index(order, difference.shape), strict=True)
+        return [(int(i), int(j)) for i, j in pairs if difference[i, j] > 0]
+
+    def both_ways(self, least: float = 0.0) -> BothWays:
+        """Pairs of shown classes of different groups, where either way is at least `least`."""
+        shown = np.flatnonzero(self.seen > 0)
+        rank = np.array([GROUPS.index(f) for f in self.frequency])
+        i, j = (k.ravel() for k in np.meshgrid(shown, shown, indexing="ij"))
+        up, down = self.matrix[i, j], self.matrix[j, i]
+        listed = (rank[i] < rank[j]) & (np.maximum(up, down) >= least)
+        names = np.array([a + b for a in GROUPS for b in GROUPS])
+        groups = names[len(GROUPS) * rank[i[listed]] + rank[j[listed]]]
+        return BothWays(groups, up[listed], down[listed])
+
+    def by_group(self) -> np.ndarray:
+        """(3, 3) mean over shown classes of a row's group of the mass on a column's group."""
+        member = np.array([[f == group for f in self.frequency] for group in GROUPS], float)
+        rows = member * (self.seen > 0)
+        return (rows @ self.matrix @ member.T) / np.maximum(rows.sum(1, keepdims=True), 1)
+
+
+def bias_metrics(confusion: Confusion) -> dict[str, float | None]:
+    """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`.
+
+    Returns:
+        Percent. None where the split shows no class of a group, or where no pair leans either way.
+    """
+    groups, pairs = 100 * confusion.by_group(), confusion.both_ways()
+    leaning = pairs.up != pairs.down
+    shown = {f for f, n in zip(confusion.frequency, confusion.seen, strict=True) if n > 0}
+    both = {"r", "f"} <= shown
+    return {
+        "Mrf": float(groups[0, 2]) if both else None,
+        "Mfr": float(groups[2, 0]) if both else None,
+        "Mup": 100 * float((pairs.up > pairs.down)[leaning].mean()) if leaning.any() else None,
+    }
+
+
+def pairwise_bias(path: Path) -> dict[str, float]:
+    """PwB of a matrix as inference stored it beside it.
+
+    Returns:
+        PwB of the matrix with normalised rows, PwB_seen of its classes with a matched proposal,
+        PwB_raw of the matrix as it is.
+    """
+    with np.load(path) as file:
+        return {
+            "PwB": float(file["pwb"]),
+            "PwB_seen": float(file["pwb_seen"]),
+            "PwB_raw": float(file["pwb_raw"]),
+        }
+
+
+def read_confusion(path: Path, classes: Sequence[dict]) -> Confusion:
+    """Read a confusion matrix.
+
+    Args:
+        path: confusion.npz, as inference wrote it.
+        classes: C mappings with `name`, `frequency` and `train_images`, in the matrix's order, as
+            metrics.json lists them.
+
+    Raises:
+        UserError: The file cannot be read, or its matrix is not one of these classes.
+    """
+    try:
+        with np.load(path) as file:
+            matrix, seen = file["matrix"].astype(float), file["seen"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}", "run the inference of this run again"
+        ) from error
+    if matrix.shape != (len(classes),) * 2:
+        raise UserError(
+            f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",
+            "run inference and scoring again",
+        )
+    matrix /= np.maximum(matrix.sum(1, keepdims=True), np.finfo(float).tiny)
+    names, frequency, train_images = (
+        [c[key] for c in classes] for key in ("name", "frequency", "train_images")
+    )
+    return Confusion(matrix, seen, names, frequency, train_images)

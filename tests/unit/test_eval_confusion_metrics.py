@@ -1,0 +1,50 @@
+"""The metrics of a confusion matrix, computed by hand."""
+
+import numpy as np
+import pytest
+
+from pcb.evaluation.confusion_metrics import Confusion, bias_metrics
+from pcb.reporting.pairs import one_sided
+
+RARE_TO_FREQUENT = np.array([[0.5, 0.1, 0.4], [0.0, 0.8, 0.2], [0.05, 0.0, 0.95]])
+ONE_OF_EACH = np.array([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95]])
+
+
+def confusion(matrix, frequency, seen=(3, 3, 3)):
+    return Confusion(matrix, np.array(seen), ["a", "b", "c"], list(frequency), [1, 5, 30])
+
+
+def test_the_most_one_sided_pairs_come_first():
+    table = one_sided(confusion(RARE_TO_FREQUENT, "rrf"), 2)
+    assert table["class i"].str[0].tolist() == ["a", "b"]
+    assert table["class j"].str[0].tolist() == ["c", "c"]
+    assert table["difference"].tolist() == pytest.approx([0.35, 0.2])
+
+
+def test_classes_that_the_split_does_not_show_are_left_out():
+    unseen = confusion(RARE_TO_FREQUENT, "rrf", seen=(0, 3, 3))
+    assert unseen.choose(10) == [1, 2]
+    assert one_sided(unseen, 5)["class i"].str[0].tolist() == ["b"]
+
+
+def test_groups_are_means_over_shown_classes():
+    expected = [[0.7, 0, 0.3], [0, 0, 0], [0.05, 0, 0.95]]
+    assert confusion(RARE_TO_FREQUENT, "rrf").by_group() == pytest.approx(np.array(expected))
+
+
+def test_both_ways_lists_each_pair_of_groups_once():
+    pairs = confusion(ONE_OF_EACH, "rcf").both_ways()
+    assert pairs.groups.tolist() == ["rc", "rf", "cf"]
+    assert pairs.up.tolist() == [0.1, 0.3, 0.1] and pairs.down.tolist() == [0.2, 0.05, 0.0]
+    assert confusion(ONE_OF_EACH, "rcf").both_ways(0.15).groups.tolist() == ["rc", "rf"]
+
+
+def test_bias_metrics_are_percentages():
+    """Of the pairs rare-common, rare-frequent and common-frequent, two lean to the frequent one."""
+    metrics = bias_metrics(confusion(ONE_OF_EACH, "rcf"))
+    assert metrics == pytest.approx({"Mrf": 30.0, "Mfr": 5.0, "Mup": 200 / 3})
+
+
+def test_bias_metrics_without_a_rare_class_are_none():
+    metrics = bias_metrics(confusion(ONE_OF_EACH, "rcf", seen=(0, 3, 3)))
+    assert metrics == {"Mrf": None, "Mfr": None, "Mup": 100.0}
