@@ -23,8 +23,8 @@ from mmengine.structures import InstanceData
 from torch.utils.flop_counter import FlopCounterMode
 
 import pcb.mmdet  # noqa: F401  registers
-from pcb.methods import model_overrides
 from pcb.study.experiment import PCB, Experiment
+from pcb.training.model import model_overrides
 
 CLASSES, SIZE, OBJECTS, ROIS, SHARE = 1203, (800, 1344), 12, 1024, 1.05
 

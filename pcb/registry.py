@@ -41,7 +41,7 @@ class Option:
         from_start: Whether it acts before PCB starts. Experiments that share a trunk must agree on it.
     """
 
-    values: tuple[str | bool, ...]
+    values: tuple[str | bool | float, ...]
     from_start: bool = False
 
 
@@ -75,7 +75,7 @@ class Entry:
         cls: `module:Class`, or `file.py:Class` in a study of one's own; "" where mmdet's own serves.
         title: What it is, with its source.
         takes: Names of `ARGUMENTS` that its constructor takes.
-        options: Options of the paper's text that an experiment may choose.
+        options: Options of its constructor that an experiment may choose.
     """
 
     cls: str

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import ceil
 
 from pcb.errors import UserError
-from pcb.methods import stages
 from pcb.planning.jobs import DONE, TRAINED, Job, jobs
 from pcb.planning.timings import Pace, images, method, place, samples
 from pcb.study.study import Study
@@ -170,9 +169,9 @@ class Costs:
     def _stages(self, job: Job) -> list[tuple[str, int]]:
         """Method and epochs of each stage of a job."""
         experiment = self.study.experiments[job.run]
-        each = stages(experiment)
+        each = self.study.registry.stages(experiment.loss)
         first = job.epochs - sum(stage.epochs or 0 for stage in each)
-        return [(method(experiment, i), stage.epochs or first) for i, stage in enumerate(each)]
+        return [(method(experiment, stage.loss), stage.epochs or first) for stage in each]
 
     def _evaluation(self, job: Job) -> Item:
         experiment, count = self.study.experiments[job.run], images(self.study, job.run)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pcb.methods import stages
 from pcb.study.records import current_record
 from pcb.study.study import Study
 
@@ -74,7 +73,9 @@ def jobs(study: Study, *targets: str) -> list[Job]:
 def epochs_to_train(study: Study, run: str) -> int:
     """Epochs that a run's own job trains, in all its stages, after what its trunk did."""
     experiment = study.experiments[run]
-    epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages(experiment))
+    epochs = sum(
+        stage.epochs or study.schedule["epochs"] for stage in study.registry.stages(experiment.loss)
+    )
     return epochs - (study.trunk_epochs if experiment.trunk else 0)
 
 

@@ -28,7 +28,6 @@ from pcb.files import write_json
 from pcb.formatting import size
 from pcb.inference.calibrations import rules
 from pcb.inference.infer import IMAGES_AT_ONCE, Network, detect_all
-from pcb.methods import model_overrides, stages
 from pcb.planning.timings import method, place
 from pcb.study import Study
 from pcb.synthetic.generate import generate
@@ -36,6 +35,7 @@ from pcb.training import build, weights
 from pcb.training.checkpoint import packed
 from pcb.training.hooks import say
 from pcb.training.loop import ResumableLoop, Runner
+from pcb.training.model import model_overrides
 from pcb.training.pretrain import pretrain
 from pcb.training.train import finished
 
@@ -93,7 +93,9 @@ def representatives(study: Study) -> list[str]:
     first = place(next(iter(study.experiments.values())))
     found: dict[tuple[str, str], str] = {}
     for run, experiment in study.experiments.items():
-        if len(stages(experiment)) == 1:  # a second stage trains less of the same detector
+        if (
+            len(study.registry.stages(experiment.loss)) == 1
+        ):  # a second stage trains less of the same detector
             where = place(experiment)
             found.setdefault((where, method(experiment) if where == first else ""), run)
     return list(found.values())
@@ -238,6 +240,7 @@ def sizes(study: Study, run: str) -> dict[str, float]:
         experiment,
         num_classes=classes,
         momenta=study.momenta(run),
+        registry=study.registry,
         hidden=scale["pcb"]["hidden"],
         instance_counts=[1] * classes,
         soft_labels=study.keeps_soft_labels(run),

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 
 from pcb.errors import UserError
 from pcb.formatting import device_hours, duration, short, size
-from pcb.methods import stages
 from pcb.planning.costs import Costs, Key, total
 from pcb.planning.jobs import Job
 
@@ -145,7 +144,9 @@ def savings(costs: Costs) -> tuple[int, int, int]:
     """Epochs of the paper's schedule if each training were done alone, those of second stages, and those that the DAG trains."""
     runs = [job for job in costs.jobs if not job.trunk]
     second = sum(
-        stage.epochs or 0 for job in runs for stage in stages(costs.study.experiments[job.run])
+        stage.epochs or 0
+        for job in runs
+        for stage in costs.study.registry.stages(costs.study.experiments[job.run].loss)
     )
     return len(runs) * costs.study.schedule["epochs"], second, costs.epochs(costs.items)
 
@@ -218,7 +219,8 @@ def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
         for target, value in taken
     ]
     lines += [
-        f"          {target:<9}{'+' + device_hours(value):>8}  does not fit" for target, value in rest
+        f"          {target:<9}{'+' + device_hours(value):>8}  does not fit"
+        for target, value in rest
     ]
     if rest and spent:
         names = " ".join(target for target, _ in taken if costs.left(costs.needs(target)))

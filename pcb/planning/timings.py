@@ -14,7 +14,6 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from pcb.methods import stages
 from pcb.planning.jobs import epochs_to_train
 from pcb.study.experiment import Experiment
 from pcb.study.records import current_record
@@ -31,10 +30,10 @@ def place(experiment: Experiment) -> str:
     return f"{experiment.dataset}_{experiment.backbone}"
 
 
-def method(experiment: Experiment, stage: int = -1) -> str:
+def method(experiment: Experiment, loss: str | None = None) -> str:
     """What an iteration's time depends on beside the place; neither the sampler nor α and γ."""
     each = "-each" if experiment.regression == "each" else ""
-    return f"{stages(experiment)[stage].loss}_{experiment.paradigm}{each}"
+    return f"{loss or experiment.loss}_{experiment.paradigm}{each}"
 
 
 class Pace:
@@ -128,7 +127,11 @@ def from_finished(study: Study) -> tuple[dict, int]:
                     study.fingerprint(experiment.trunk, seed),
                 )
                 add_size(found["state"], (trunk or {}).get("checkpoint"))
-            if len(stages(experiment)) == 1 and record.get("iterations") and record.get("seconds"):
+            if (
+                len(study.registry.stages(experiment.loss)) == 1
+                and record.get("iterations")
+                and record.get("seconds")
+            ):
                 own = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
                 found["iteration"].append(record["seconds"] / own)
             manifest = current_record(study.paths.detections(run, seed), fingerprint)

@@ -13,13 +13,13 @@ import tempfile
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.formatting import number
 from pcb.reporting.captions import warning
 from pcb.reporting.gather import read_metrics
 from pcb.reporting.site.build import build, existing, progress
 from pcb.reporting.site.data import runs
 from pcb.study import Study
-from pcb.study.load import ROOT
 
 TEXT = {".html", ".ipynb", ".json", ".csv", ".md", ".tex"}
 

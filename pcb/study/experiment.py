@@ -1,18 +1,21 @@
-"""An experiment: the factors that change a training's weights, and the id that follows from them."""
+"""An experiment: the factors that change a training's weights, and the id that they spell."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-LATE_LOSSES = (
-    "ls",
-    "ols",
-)  # soft labels that, like PCB, replace one-hot ones only from epoch 17 on: before, they are `softmax`
+from pcb.registry import Registry
 
 
 @dataclass(frozen=True)
 class PCB:
-    """The regulariser's two hyper-parameters: its weight α (Eq. 11) and the momentum γ of the matrix (Eq. 9)."""
+    """The two hyper-parameters of the regulariser.
+
+    Attributes:
+        alpha: α, its weight (Eq. 11).
+        gamma: γ, the momentum of the confusion matrix (Eq. 9).
+    """
 
     alpha: float
     gamma: float = 0.99
@@ -20,10 +23,18 @@ class PCB:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training of the paper; `workflow/schemas/paper.schema.json` lists what each factor may be.
+    """One training of the paper, a line of configs/paper.yaml.
 
-    `regression` says in which steps the box loss is taken (paper App. A). `trunk` names the experiment whose first
-    epochs this one shares, itself included: everything up to the start of PCB is the same training, run once.
+    Attributes:
+        id: `computed_id`, which is also its key in the YAML file.
+        dataset, backbone: Keys of the scale's `datasets` and `backbones`.
+        sampler: 'random' or 'rfs' (repeat factor sampling).
+        loss, paradigm: Names in `pcb.registry`.
+        regression: Steps in which the box loss is taken, 'last' (Eq. 19) or 'each' (Eq. 12).
+        pcb: The regulariser; None for a base method.
+        options: Options of the paper's text (`Loss.options` in the registry), without defaults.
+        trunk: Experiment whose first epochs this one shares, itself included: up to the start of
+            PCB they are the same training, run once. None: it trains all its epochs itself.
     """
 
     id: str
@@ -34,28 +45,29 @@ class Experiment:
     paradigm: str = "plain"
     regression: str = "last"
     pcb: PCB | None = None
+    options: Mapping[str, str | bool | float] = field(default_factory=dict, hash=False)
     trunk: str | None = None
 
     @classmethod
     def read(cls, key: str, spec: dict) -> Experiment:
-        """From one line of configs/paper.yaml."""
+        """Make an experiment from its line in configs/paper.yaml."""
         return cls(key, **{**spec, "pcb": PCB(**spec["pcb"]) if spec.get("pcb") else None})
 
     @property
     def computed_id(self) -> str:
-        """The id that the factors spell: `dataset_backbone_sampler_loss_paradigm[_pcb-aα-gγ]`."""
-        paradigm = (
-            self.paradigm if self.regression == "last" else f"{self.paradigm}-{self.regression}"
-        )
+        """The factors as `dataset_backbone_sampler_loss_paradigm[_pcb-aα-gγ][_option-value]`."""
+        paradigm = self.paradigm if self.regression == "last" else f"{self.paradigm}-each"
         parts = [self.dataset, self.backbone, self.sampler, self.loss, paradigm]
         if self.pcb:
             parts.append(f"pcb-a{self.pcb.alpha:g}-g{self.pcb.gamma:g}")
+        parts += [f"{key}-{value}".lower() for key, value in sorted(self.options.items())]
         return "_".join(parts)
 
     @property
     def factors(self) -> dict:
-        """Everything that changes the weights, as plain JSON values (not the id, not the trunk)."""
+        """Everything that changes the weights, as JSON values: neither the id nor the trunk."""
         pcb = {"alpha": self.pcb.alpha, "gamma": self.pcb.gamma} if self.pcb else None
+        options = {"options": dict(self.options)} if self.options else {}
         return {
             "dataset": self.dataset,
             "backbone": self.backbone,
@@ -64,10 +76,13 @@ class Experiment:
             "paradigm": self.paradigm,
             "regression": self.regression,
             "pcb": pcb,
+            **options,
         }
 
-    @property
-    def early_factors(self) -> dict:
-        """The factors that act before PCB starts: experiments with equal ones may share a trunk."""
-        loss = "softmax" if self.loss in LATE_LOSSES else self.loss
-        return {**self.factors, "loss": loss, "pcb": None}
+    def early_factors(self, registry: Registry) -> dict:
+        """The factors that act before PCB starts; experiments with equal ones may share a trunk."""
+        loss = registry.losses[self.loss]
+        early = {k: v for k, v in self.options.items() if loss.options[k].from_start}
+        factors = {**self.factors, "loss": "softmax" if loss.late else self.loss, "pcb": None}
+        factors.pop("options", None)
+        return {**factors, "options": early} if early else factors

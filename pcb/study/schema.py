@@ -1,4 +1,8 @@
-"""Validation of the YAML files against workflow/schemas/, with messages that name file, key and reason."""
+"""Validation of the YAML files against workflow/schemas/.
+
+What the registry knows (losses, paradigms, variants, constructor arguments) and the metrics are
+not spelled in the schema files: they are added to their `$defs` here.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,15 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import ROOT
+from pcb.registry import ARGUMENTS, SHIPPED, Registry
+from pcb.study.study import METRICS
 
-# jsonschema imports the grammar of IRIs where Jupyter installed it, which takes seconds in every job; no schema here needs it.
+# jsonschema imports the grammar of IRIs where Jupyter installed it. That takes seconds in every
+# job, and no schema here needs it. Tried with jsonschema 4.26.
 GRAMMAR = "rfc3987_syntax"
 blocked = GRAMMAR not in sys.modules
 if blocked:
-    sys.modules[GRAMMAR] = None
+    sys.modules[GRAMMAR] = None  # ty: ignore[invalid-assignment]  (None: "not to be found")
 try:
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.exceptions import best_match
@@ -27,16 +34,35 @@ finally:
 SCHEMAS = ROOT / "workflow/schemas"
 
 
+def definitions(losses: tuple[str, ...]) -> dict:
+    """Schemas of what follows from the registry, for the `$defs` of a schema file."""
+    metric = "|".join(METRICS)
+    return {
+        "loss": {"enum": list(losses)},
+        "paradigm": {"enum": list(SHIPPED.paradigms)},
+        "variant": {"enum": ["plain", "step1", "step2", *SHIPPED.calibrations]},
+        "argument": {"enum": list(ARGUMENTS)},
+        "metric": {"enum": list(METRICS)},
+        "quantity": {"type": "string", "pattern": f"^({metric})(-({metric}))?$"},
+    }
+
+
 @lru_cache
-def validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+def validator(name: str, losses: tuple[str, ...] = tuple(SHIPPED.losses)) -> Draft202012Validator:
+    """Validator of `workflow/schemas/<name>.schema.json`, for the losses that a study knows."""
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    schema["$defs"] = {**schema.get("$defs", {}), **definitions(losses)}
+    return Draft202012Validator(schema)
 
 
-def validate(value: dict, name: str, source: str | Path) -> None:
-    """Check `value`, read from `source`, against the schema called `name`. Raises `UserError` with every fault found."""
-    faults = sorted(
-        validator(name).iter_errors(value), key=lambda e: list(map(str, e.absolute_path))
-    )
+def validate(value: dict, name: str, source: str | Path, registry: Registry | None = None) -> None:
+    """Check `value`, read from `source`, against the schema called `name`.
+
+    Raises:
+        UserError: With one line for every fault found.
+    """
+    checker = validator(name, tuple((registry or SHIPPED).losses))
+    faults = sorted(checker.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
     if faults:
         lines = [line for fault in faults for line in explain(fault)]
         raise UserError(
@@ -46,30 +72,31 @@ def validate(value: dict, name: str, source: str | Path) -> None:
 
 
 def explain(fault: ValidationError) -> Iterator[str]:
-    """One line per mistake: the key's full path, what is wrong with it, and the likely cure."""
+    """One line per mistake: the full path of the key, what is wrong, and a likely fix."""
     where = ".".join(map(str, fault.absolute_path))
     if fault.validator == "additionalProperties" and isinstance(fault.instance, dict):
-        known = list(fault.schema.get("properties", {}))
+        schema = fault.schema if isinstance(fault.schema, dict) else {}
+        known = list(schema.get("properties", {}))
         for key in (k for k in map(str, fault.instance) if k not in known):
             near = get_close_matches(key, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"known keys: {', '.join(known)}"
-                if known
-                else fault.message
-            )
+            hint = fault.message
+            if near:
+                hint = f"did you mean {near[0]!r}?"
+            elif known:
+                hint = f"known keys: {', '.join(known)}"
             yield f"{where}.{key}: unknown key; {hint}".lstrip(".")
         return
     if fault.validator in ("oneOf", "anyOf") and fault.context:
         fault = best_match(fault.context) or fault
     message = fault.message
     if fault.validator == "type" and is_number(fault.instance):
-        message += f" (YAML reads {fault.instance} as text; write it as {float(fault.instance)!r} or like 1.0e-3)"
+        value = float(fault.instance)
+        message += f" (YAML reads {fault.instance} as text; write it as {value!r} or like 1.0e-3)"
     yield f"{where or '(top level)'}: {message}"
 
 
 def is_number(value: object) -> bool:
+    """Whether a text reads as a number."""
     try:
         return isinstance(value, str) and float(value) == float(value)
     except ValueError:

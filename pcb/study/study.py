@@ -1,4 +1,7 @@
-"""The study: the whole paper at one scale, with every name resolved. `load_study` makes one, everything else asks it."""
+"""The study: the whole paper at one scale, with every name resolved.
+
+`load_study` makes one from YAML files; everything else asks it. A study holds no results.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,31 @@ from pathlib import Path
 
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
+from pcb.study.overlay import registry_of
 from pcb.study.paths import Paths
 
-# AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB, and in percent M_rf and M_fr, the probability that an object
-# of a rare class is given to any frequent one, and the reverse, and Mup, the share of pairs of classes of different groups in which the
-# rarer is taken for the more frequent one more readily than the reverse.
+# Raised when results of an earlier version must not be read as if they were of this one. It enters
+# every fingerprint, so records made before count as not run.
+FORMAT = 2
+
+# AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB; in percent M_rf and
+# M_fr, the probability that an object of a rare class is predicted as any frequent one and the
+# reverse, and Mup, the share of pairs of classes of different groups in which the rarer is
+# predicted as the more frequent one more often than the reverse.
 METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb", "PwB", "Mrf", "Mfr", "Mup")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A table row: its labels, the run and evaluation variant behind it, and the published numbers.
+    """A table row.
 
-    `labels` maps the table's label columns to what the paper prints there, `paper` the metrics to its numbers (none
-    where it prints "-"). `copied` names the source when the paper did not run the row itself but copied its numbers.
+    Attributes:
+        id: Key within its table.
+        labels: Label column -> what the paper prints there.
+        run: Experiment behind the row.
+        variant: Evaluation variant of the run.
+        paper: Metric -> published number; a metric that the paper does not print is absent.
+        copied: Source of the published numbers where the paper did not train the row itself.
     """
 
     id: str
@@ -35,9 +49,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure of the paper. `id` is its notebook, rule, CSV, caption and key: `table05`, `figure1`.
+    """A table or figure of the paper.
 
-    `labels` are its label columns, `columns` its metrics, both in the paper's order.
+    Attributes:
+        id: `table05`, `figure1`: the name of its rule, page and files.
+        title: Its title.
+        claim: What the paper shows with it, in our words.
+        labels: Label columns, in the paper's order.
+        columns: Metrics, in the paper's order.
+        rows: Its rows.
+        plots: What its page draws, see `pcb.reporting.plots`.
     """
 
     id: str
@@ -46,24 +67,17 @@ class Table:
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    plots: tuple[dict, ...] = ()
 
     @classmethod
     def read(cls, key: str, spec: dict) -> Table:
-        """From configs/paper.yaml, where a row lists labels and numbers in the order of the table's own lists."""
+        """Make a table from YAML, where a row lists labels and numbers in the table's order."""
         rows = []
         for row in spec["rows"]:
             paper = dict(zip(spec["columns"], row.get("paper", []), strict=False))
-            rows.append(
-                Row(
-                    **{
-                        **row,
-                        "labels": dict(zip(spec["labels"], row["labels"], strict=True)),
-                        "paper": {
-                            metric: value for metric, value in paper.items() if value is not None
-                        },
-                    }
-                )
-            )
+            labels = dict(zip(spec["labels"], row["labels"], strict=True))
+            printed = {metric: value for metric, value in paper.items() if value is not None}
+            rows.append(Row(**{**row, "labels": labels, "paper": printed}))
         return cls(
             key,
             spec["title"],
@@ -71,16 +85,18 @@ class Table:
             tuple(spec["labels"]),
             tuple(spec["columns"]),
             tuple(rows),
+            tuple(spec.get("plots", ())),
         )
 
     @property
     def runs(self) -> list[str]:
+        """Experiments of its rows, each once."""
         return list(dict.fromkeys(row.run for row in self.rows))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two trainings to look at side by side, the same base method without (`before`) and with PCB (`after`)."""
+    """Two trainings to compare: the same base method without (`before`) and with PCB (`after`)."""
 
     label: str
     before: str
@@ -89,9 +105,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of pictures beside the tables. `id` is its notebook, rule, gathered file and key: `gallery`, `pairs`.
+    """A page of images beside the tables.
 
-    `shows` is what a reader sees there; `settings` are the counts, thresholds and the seed of its choice of pictures.
+    Attributes:
+        id: `gallery` or `pairs`: the name of its rule, notebook and files.
+        title: Its title.
+        shows: What a reader sees there.
+        compare: The pairs of trainings that it compares.
+        settings: Counts, thresholds and the seed with which its images are drawn.
     """
 
     id: str
@@ -102,49 +123,53 @@ class Page:
 
     @classmethod
     def read(cls, key: str, spec: dict) -> Page:
-        return cls(
-            key,
-            spec["title"],
-            spec["shows"],
-            tuple(Comparison(**c) for c in spec["compare"]),
-            spec["settings"],
-        )
+        """Make a page from its entry in configs/paper.yaml."""
+        compare = tuple(Comparison(**entry) for entry in spec["compare"])
+        return cls(key, spec["title"], spec["shows"], compare, spec["settings"])
 
     @property
     def runs(self) -> list[str]:
+        """Experiments that it compares, each once."""
         return list(dict.fromkeys(run for c in self.compare for run in (c.before, c.after)))
 
 
 class Study:
-    """Everything the pipeline does, as data. `resolved` is the JSON-able whole; it is what study.json holds."""
+    """Everything that the pipeline does, as data.
+
+    Attributes:
+        resolved: The whole as JSON values: what study.json holds.
+        scale, schedule, seeds: Its parts as the YAML files name them.
+        registry: Losses, paradigms and calibrations that its experiments can name.
+        experiments, tables, pages, claims: Its parts as objects; mappings by id.
+        paths: Where its results lie.
+    """
 
     def __init__(self, resolved: dict):
         self.resolved = resolved
         self.scale: dict = resolved["scale"]
         self.schedule: dict = resolved["schedule"]
         self.seeds: tuple[int, ...] = tuple(self.scale["seeds"])
+        self.registry = registry_of(resolved.get("losses", {}))
         self.claims = tuple(Claim.read(spec) for spec in resolved.get("claims", []))
-        # Orders come from names and rows, not from the mappings: a JSON file may hold those sorted.
+        # Orders follow from names and rows, not from the mappings: JSON files hold those sorted.
         order = sorted(resolved["tables"], key=lambda key: (key.startswith("figure"), key))
         self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}
-        self.pages = {
-            key: Page.read(key, spec) for key, spec in sorted(resolved.get("pages", {}).items())
-        }
+        pages = sorted(resolved.get("pages", {}).items())
+        self.pages = {key: Page.read(key, spec) for key, spec in pages}
         used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
         specs = resolved["experiments"]
-        self.experiments = {
-            key: Experiment.read(key, specs[key]) for key in [*used, *sorted(specs.keys() - used)]
-        }
+        ids = [*used, *sorted(specs.keys() - used)]
+        self.experiments = {key: Experiment.read(key, specs[key]) for key in ids}
         self.paths = Paths(Path(self.scale["results"]) / self.scale["name"])
 
     @property
     def targets(self) -> dict[str, Table | Page]:
-        """Everything with a notebook of its own: tables and figures in the paper's order, then pages."""
+        """Everything that has a page: tables and figures in the paper's order, then pages."""
         return {**self.tables, **self.pages}
 
     @property
     def trunks(self) -> dict[str, list[str]]:
-        """Trunk experiment -> the experiments that branch from it, itself first."""
+        """Trunk -> the experiments that share it, the one that trains it first."""
         out: dict[str, list[str]] = {}
         for experiment in self.experiments.values():
             if experiment.trunk:
@@ -157,68 +182,73 @@ class Study:
         return self.schedule["pcb_start_epoch"] - 1
 
     def runs(self, *targets: str) -> list[str]:
-        """Experiments that the given tables, figures and pages need (all of them without arguments), in the paper's order.
+        """Experiments behind the given targets (all without arguments), in the paper's order.
 
-        A run that branches needs its trunk's first epochs too (`experiments[run].trunk`), even where no row shows that run.
+        A run that shares a trunk needs the trunk's first epochs too, even if no row shows that run.
         """
         wanted = {run for t in (targets or self.targets) for run in self.targets[t].runs}
         return [key for key in self.experiments if key in wanted]
 
     def variants(self, run: str) -> list[str]:
-        """Evaluation variants that some table asks of this run, `plain` first."""
-        wanted = {
-            row.variant for table in self.tables.values() for row in table.rows if row.run == run
-        }
-        return ["plain", *sorted(wanted - {"plain"})]
+        """Evaluation variants that some table shows of this run, `plain` first."""
+        rows = (row for table in self.tables.values() for row in table.rows)
+        return ["plain", *sorted({row.variant for row in rows if row.run == run} - {"plain"})]
 
     def momenta(self, run: str) -> list[float]:
-        """Scaled γ of every confusion matrix that a training keeps: its own, and for a trunk those of all its branches."""
-        members = self.trunks.get(run, [run])
-        gammas = sorted({self.experiments[m].pcb.gamma for m in members if self.experiments[m].pcb})
-        return [self.scaled_gamma(g) for g in gammas]
+        """Scaled γ of every confusion matrix that a training keeps.
+
+        One of its own, and for a trunk those of all the experiments that share it.
+        """
+        members = (self.experiments[m] for m in self.trunks.get(run, [run]))
+        gammas = sorted({member.pcb.gamma for member in members if member.pcb})
+        return [self.scaled_gamma(gamma) for gamma in gammas]
 
     def keeps_soft_labels(self, run: str) -> bool:
-        """Whether a trunk keeps the soft labels of online label smoothing, because a branch needs them."""
+        """Whether a trunk keeps the soft labels of online label smoothing for a branch."""
         return any(self.experiments[member].loss == "ols" for member in self.trunks.get(run, ()))
 
     def scaled_gamma(self, gamma: float) -> float:
-        """Return the γ with `pcb.ema_memory_scale` times the memory 1/(1-γ) of `gamma`; at least 0.
+        """Momentum at this scale: a small data set shows a class less often than LVIS does.
 
-        A small data set shows a class less often than LVIS does, so its matrix has to forget faster.
+        Returns:
+            The momentum whose memory 1/(1-γ) is the scale's factor times that of `gamma`, 0 where
+            that is below 1.
         """
         return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["ema_memory_scale"]), 9)
 
+    # What determines a job's result. A change of it runs the job again. ------------------------
+
     def data_job(self, dataset: str) -> dict:
-        """What determines the files of a data set (`v05`, `v1`, `pretrain`): the recipe if it is generated, else only the files."""
+        """Return what determines the files of a data set: its recipe if it is generated."""
         return {"dataset": dataset, "synthetic": self.scale.get("synthetic")}
 
     def pretrain_job(self, backbone: str) -> dict:
-        """What determines the weights that runs with this backbone start from: a file, or a pretraining of our own."""
+        """Return what determines starting weights: a file, or a pretraining of our own."""
         start = self.scale["backbones"][backbone]
         if start["weights"] != "pretrain":
             return {"backbone": start}
-        return {
-            "backbone": start,
-            "pretrain": self.scale["pretrain"],
-            "data": self.data_job("pretrain"),
-        }
+        data = self.data_job("pretrain")
+        return {"backbone": start, "pretrain": self.scale["pretrain"], "data": data}
 
     def train_job(self, run: str, seed: int) -> dict:
-        """What determines a training's weights; its hash names the work folder, a change retrains.
+        """Return what determines a training's weights; its hash names the work folder.
 
-        Not in it: hardware, titles, labels, published numbers, test settings, and where the results folder lies.
+        Hardware, titles, labels, published numbers, test settings and the place of the results
+        folder are no part of it.
         """
-        scale = self.scale
         experiment = self.experiments[run]
         job = {
+            "format": FORMAT,
             "factors": experiment.factors,
             "seed": seed,
             "schedule": self.schedule,
-            "train": scale["train"],
-            "pcb": scale["pcb"],
+            "train": self.scale["train"],
+            "pcb": self.scale["pcb"],
             "data": self._files(experiment.dataset, "version", "train", "images"),
             "start": self.pretrain_job(experiment.backbone),
         }
+        if own := self.resolved.get("losses", {}).get(experiment.loss):
+            job["loss"] = {key: value for key, value in own.items() if key != "class"}
         if experiment.trunk == run:
             job["momenta"] = self.momenta(run)
             if self.keeps_soft_labels(run):
@@ -228,7 +258,7 @@ class Study:
         return job
 
     def eval_job(self, run: str, seed: int) -> dict:
-        """What determines a run's detections and metrics: the training, the val set, the variants, the test settings."""
+        """Return what determines a run's detections and metrics."""
         return {
             "train": self.fingerprint(run, seed),
             "data": self._files(self.experiments[run].dataset, "version", "val", "images"),
@@ -237,24 +267,22 @@ class Study:
         }
 
     def fingerprint(self, run: str, seed: int) -> str:
+        """Hash of `train_job`, 12 hexadecimal digits."""
         return fingerprint(self.train_job(run, seed))
 
     def _files(self, dataset: str, *keys: str) -> dict:
-        """Entries of a data set, its paths relative to the results folder where they lie in it, and how it was generated."""
-        files = {
-            key: self.scale["datasets"][dataset][key].replace(
-                f"{self.paths.root}/", "{results}/", 1
-            )
-            for key in keys
-        }
+        """Entries of a data set, relative to the results folder, with the recipe of a drawn one."""
+        entry, root = self.scale["datasets"][dataset], f"{self.paths.root}/"
+        files = {key: entry[key].replace(root, "{results}/", 1) for key in keys}
         generated = any(value.startswith("{results}") for value in files.values())
         return {**files, **(self.data_job(dataset) if generated else {})}
 
 
 def canonical(job: dict) -> str:
-    """One spelling of a job. Snakemake compares params as a set of values, so a rule passes this one string."""
+    """One spelling of a job: Snakemake compares params as text."""
     return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(job: dict) -> str:
+    """Hash of a job, 12 hexadecimal digits."""
     return hashlib.sha256(canonical(job).encode()).hexdigest()[:12]

@@ -33,9 +33,9 @@ from mmengine.registry import init_default_scope
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import ROOT
-from pcb.methods import model_overrides, stages
 from pcb.study import Study
 from pcb.training import checkpoint as checkpoints
+from pcb.training.model import model_overrides
 
 MEMORY = "roi_head.memory."  # in the names of LOCE's remembered features
 ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
@@ -51,10 +51,10 @@ def config(
 ) -> Config:
     """The training of `run` as mmengine runs it, its outputs in `work_dir`; `until_epoch` stops it early, on the same schedule.
 
-    `stage`: which of `pcb.methods.stages`, where the method has two.
+    `stage`: which of `registry.stages(loss)`, where the method has two.
     """
     experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
-    part = stages(experiment)[stage]
+    part = study.registry.stages(experiment.loss)[stage]
     epochs, milestones = (
         part.epochs or schedule["epochs"],
         part.milestones or schedule["milestones"],
@@ -197,6 +197,7 @@ def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
         experiment,
         num_classes=len(data.categories),
         stage=stage,
+        registry=study.registry,
         start_epoch=study.schedule["pcb_start_epoch"],
         momenta=study.momenta(run) or [study.scaled_gamma(0.99)],
         active=own,

@@ -20,7 +20,6 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 from pcb.cluster import provenance
 from pcb.errors import UserError
 from pcb.files import locked, write_json
-from pcb.methods import stages
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
 from pcb.study.records import require_record
@@ -66,9 +65,10 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         else lambda runner: weights.initialise(runner.bare_model, study, experiment.backbone)
     )
     first = None
-    if len(stages(experiment)) == 2:
+    stages = study.registry.stages(experiment.loss)
+    if len(stages) == 2:
         first = first_stage(study, run, seed, work / "first", begin)
-        begin, epochs = partial(next_stage, state=first), stages(experiment)[-1].epochs
+        begin, epochs = partial(next_stage, state=first), stages[-1].epochs
     runner = execute(build.config(study, run, seed, work, until_epoch=epochs), study, begin)
     for key in ("seconds", "cpu_seconds"):
         runner.notes[key] += first["notes"][key] if first else 0.0

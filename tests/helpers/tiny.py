@@ -14,8 +14,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import pcb.mmdet  # noqa: F401  registers
-from pcb.methods import model_overrides
 from pcb.study.experiment import PCB, Experiment
+from pcb.training.model import model_overrides
 
 init_default_scope("mmdet")
 C, D = 6, 8  # classes, channels

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pcb.methods import stages
 from pcb.study import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +100,10 @@ def test_branches_start_from_their_trunk(study):
 def test_every_training_says_where_it_comes_from(study):
     for run, experiment in study.experiments.items():
         record = json.loads(study.paths.train(run, 0).read_text())
-        epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages(experiment))
+        epochs = sum(
+            stage.epochs or study.schedule["epochs"]
+            for stage in study.registry.stages(experiment.loss)
+        )
         assert record["fingerprint"] == study.fingerprint(run, 0) and record["epochs"] == epochs
         assert {"git", "versions", "hardware", "seconds", "sha256", "checkpoint"} <= set(record)
 

@@ -11,7 +11,7 @@ from mmengine.optim import AmpOptimWrapper
 from pcb.errors import UserError
 from pcb.losses import Regulariser
 from pcb.study import load_study
-from pcb.study.load import check_batch
+from pcb.study.checks import check_batch
 from pcb.training import checkpoint
 from pcb.training.loop import lay_out
 from pcb.training.sampler import EpochSampler

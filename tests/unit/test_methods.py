@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from pcb.methods import model_overrides, stages
 from test_heads import EXPERIMENTS
 
 from pcb.errors import UserError
-from pcb.methods import model_overrides, stages
 from pcb.study import load_study
 
 PAPER = load_study("mini").experiments

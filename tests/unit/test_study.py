@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.planning.jobs import jobs
 from pcb.planning.status import status
 from pcb.study import METRICS, Study, canonical, load_study
-from pcb.study.load import ROOT, checked
+from pcb.study.load import study_json
 
 SPLITS = ("APr", "APc", "APf")
 BEST = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"  # the paper's default: softmax, RFS, α 0.4, γ 0.99
@@ -379,7 +380,7 @@ def test_study_json_holds_the_whole_study_whatever_the_order_of_its_keys(scale, 
 
 def test_a_checked_study_json_is_the_study_and_an_edited_one_is_checked_again(study, tmp_path):
     path = tmp_path / "study.json"
-    content = json.loads(json.dumps(checked(study)))
+    content = json.loads(json.dumps(study_json(study)))
     path.write_text(json.dumps(content))
     assert load_study(path).resolved == study.resolved
     content["scale"]["train"]["lr"] = "fast"

@@ -9,8 +9,8 @@ from dataclasses import fields
 import pytest
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.study import load_study
-from pcb.study.load import ROOT
 from pcb.study.schema import validator
 
 PAPER, MINI = ROOT / "configs/paper.yaml", ROOT / "configs/scale/mini.yaml"

@@ -183,7 +183,7 @@ def test_what_was_not_measured_is_scaled_by_what_was():
 def test_a_kind_is_its_loss_and_paradigm_not_its_sampler_or_alpha(study):
     kinds = {(place(e), method(e)) for e in study.experiments.values()}
     assert ("v05_r50", "softmax_iterative-each") in kinds and len(kinds) < 30
-    assert method(study.experiments["v05_r50_random_bags_plain"], 0) == "softmax_plain"
+    assert method(study.experiments["v05_r50_random_bags_plain"], "softmax") == "softmax_plain"
 
 
 def test_without_a_pace_hours_are_unknown_and_epochs_are_not(study, tmp_path):

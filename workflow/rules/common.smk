@@ -14,7 +14,8 @@ from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
 from pcb.formatting import number
 from pcb.study import canonical, load_study
-from pcb.study.load import checked
+from pcb.study.load import format_of_results, study_json
+from pcb.study.study import FORMAT
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
 from workflow import progress
@@ -84,10 +85,13 @@ def begin():
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)
-    if not paths.study.exists() or json.loads(paths.study.read_text()) != checked(
-        study
-    ):
-        write_json(paths.study, checked(study))
+    if format_of_results(paths.study) not in (None, FORMAT):
+        logger.info(
+            f"{paths.root} holds results of an earlier version of the pipeline: they count as not run"
+        )
+    content = study_json(study)
+    if not paths.study.exists() or json.loads(paths.study.read_text()) != content:
+        write_json(paths.study, content)
     lines.begin(logger)
 
 

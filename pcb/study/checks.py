@@ -1,0 +1,179 @@
+"""Checks of a study across its entries: what a JSON schema cannot say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pcb.errors import UserError
+from pcb.registry import Registry
+from pcb.study.claims import Claim
+from pcb.study.experiment import Experiment
+from pcb.study.study import Table
+
+
+def check_paper(resolved: dict, registry: Registry, source: str) -> None:
+    """Check experiments, tables, claims and pages. Raises `UserError` at the first fault."""
+    experiments = {key: Experiment.read(key, spec) for key, spec in resolved["experiments"].items()}
+    for experiment in experiments.values():
+        check_factors(experiment, registry, source)
+        check_trunk(experiment, experiments, registry, source)
+    check_tables(resolved, source)
+    check_claims(resolved, source)
+    check_pages(resolved, source)
+
+
+def check_factors(experiment: Experiment, registry: Registry, source: str) -> None:
+    """An id is spelled by its factors, and the loss allows PCB, the paradigm and the options."""
+    where = f"{source}: experiment {experiment.id!r}"
+    if experiment.computed_id != experiment.id:
+        raise UserError(
+            f"{where} is spelled {experiment.computed_id!r} by its own factors",
+            "rename the key, or correct the factor",
+        )
+    loss = registry.losses[experiment.loss]
+    if experiment.pcb and not loss.with_pcb:
+        raise UserError(f"{where}: the loss {experiment.loss!r} takes no PCB", "leave out `pcb`")
+    if registry.paradigms[experiment.paradigm].steps > 1 and not loss.with_steps:
+        raise UserError(
+            f"{where}: the loss {experiment.loss!r} has no steps", "use `paradigm: plain`"
+        )
+    for name, value in experiment.options.items():
+        if name not in loss.options:
+            known = f"choose one of: {', '.join(loss.options)}" if loss.options else "leave it out"
+            raise UserError(f"{where}: {experiment.loss!r} has no option {name!r}", known)
+        default, *others = loss.options[name].values
+        if value not in others:
+            is_default = "is the default" if value == default else "is not allowed"
+            raise UserError(
+                f"{where}: option {name}: {value!r} {is_default}",
+                f"leave it out for {default!r}, or choose one of: {', '.join(map(repr, others))}",
+            )
+
+
+def check_trunk(
+    experiment: Experiment, experiments: dict[str, Experiment], registry: Registry, source: str
+) -> None:
+    """Experiments that share a trunk are the same training until PCB starts."""
+    if experiment.trunk is None:
+        return
+    where = f"{source}: experiment {experiment.id!r}"
+    trunk = experiments.get(experiment.trunk)
+    if trunk is None:
+        raise UserError(
+            f"{where} names the trunk {experiment.trunk!r}, which is no experiment",
+            "name an experiment of this study",
+        )
+    if trunk.trunk != trunk.id or trunk.factors != experiment.early_factors(registry):
+        raise UserError(
+            f"{where} cannot branch from {trunk.id!r}: their first epochs differ",
+            "a trunk has the same data set, backbone, sampler, loss, paradigm and early options, "
+            "no PCB, and names itself as trunk",
+        )
+
+
+def check_tables(resolved: dict, source: str) -> None:
+    """Rows have an id, an experiment, one label per label column, one number (or none) a metric."""
+    for table, spec in resolved["tables"].items():
+        seen = set()
+        for row in spec["rows"]:
+            where = f"{source}: {table}, row {row['id']!r}"
+            if row["run"] not in resolved["experiments"]:
+                raise UserError(
+                    f"{where} names the run {row['run']!r}, which is no experiment",
+                    "name an experiment of this study",
+                )
+            if row["id"] in seen:
+                raise UserError(f"{where} appears twice", "give one of them another id")
+            seen.add(row["id"])
+            if len(row["labels"]) != len(spec["labels"]):
+                raise UserError(
+                    f"{where} has {len(row['labels'])} labels for {spec['labels']}",
+                    "write one label for each",
+                )
+            if len(row.get("paper", spec["columns"])) != len(spec["columns"]):
+                raise UserError(
+                    f"{where} has {len(row['paper'])} numbers for {spec['columns']}",
+                    "write one for each, null where the paper prints none",
+                )
+
+
+def check_claims(resolved: dict, source: str) -> None:
+    """Claims have an id and name cells (table/row, metric) that exist."""
+    tables = {key: Table.read(key, spec) for key, spec in resolved["tables"].items()}
+    cells = {
+        (table.id, row.id, metric)
+        for table in tables.values()
+        for row in table.rows
+        for metric in table.columns
+    }
+    rows = {cell[:2] for cell in cells}
+    seen = set()
+    for claim in map(Claim.read, resolved.get("claims", [])):
+        where = f"{source}: claim {claim.id!r}"
+        if claim.id in seen:
+            raise UserError(f"{where} appears twice", "give one of them another id")
+        seen.add(claim.id)
+        for table, row, metric in (cell for check in claim.checks for cell in check.cells):
+            of_matrix = metric.startswith("M[") and (table, row) in rows
+            if (table, row, metric) not in cells and not of_matrix:
+                raise UserError(
+                    f"{where} names {table}/{row}, {metric}, which is in no table",
+                    "name a row by table and id, and a metric among that table's columns",
+                )
+
+
+def check_pages(resolved: dict, source: str) -> None:
+    """Pages compare experiments of one data set."""
+    experiments = resolved["experiments"]
+    for page, spec in resolved.get("pages", {}).items():
+        for entry in spec["compare"]:
+            where = f"{source}: {page}, comparison {entry['label']!r}"
+            runs = (entry["before"], entry["after"])
+            if unknown := [run for run in runs if run not in experiments]:
+                raise UserError(
+                    f"{where} names the run {unknown[0]!r}, which is no experiment",
+                    "name an experiment of this study",
+                )
+            if len({experiments[run]["dataset"] for run in runs}) > 1:
+                raise UserError(
+                    f"{where} compares runs on two data sets",
+                    "name two experiments of one data set",
+                )
+
+
+def check_scale(scale: dict, source: str) -> None:
+    """Check the batch and the paths of a scale. Raises `UserError`."""
+    check_batch(scale, source)
+    root = f"{Path(scale['results']) / scale['name']}/"
+    paths = [value for entry in scale["datasets"].values() for value in entry.values()]
+    generated = any("{results}" in path or path.startswith(root) for path in paths)
+    if generated and "synthetic" not in scale:
+        raise UserError(
+            f"{source}: datasets: a path lies in the results folder, but there is no `synthetic` "
+            "recipe to generate it",
+            "add `synthetic`, or give the path of files that exist",
+        )
+    pretrains = any(entry["weights"] == "pretrain" for entry in scale["backbones"].values())
+    if pretrains and "pretrain" not in scale:
+        raise UserError(
+            f"{source}: backbones: weights are `pretrain`, but there is no `pretrain` recipe",
+            "add `pretrain`, or give the path of a weights file",
+        )
+
+
+def check_batch(scale: dict, source: str) -> None:
+    """GPUs and micro-batches divide the batch evenly: its size is the scale's on any hardware."""
+    hardware, batch = scale["hardware"], scale["train"]["batch_size"]
+    gpus, accumulate = hardware["gpus_per_job"], hardware.get("accumulate", 1)
+    if hardware["device"] == "cuda" and not gpus:
+        raise UserError(
+            f"{source}: hardware.gpus_per_job is 0 on the device cuda",
+            "give the number of GPUs that a training takes",
+        )
+    if batch % (max(1, gpus) * accumulate):
+        divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        raise UserError(
+            f"{source}: a batch of {batch} images cannot be shared by {gpus} GPUs in {accumulate} "
+            "micro-batches each",
+            f"let hardware.gpus_per_job times hardware.accumulate be one of {divisors}",
+        )
