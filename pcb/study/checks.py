@@ -25,11 +25,6 @@ def check_paper(resolved: dict, registry: Registry, source: str) -> None:
 def check_factors(experiment: Experiment, registry: Registry, source: str) -> None:
     """An id is spelled by its factors, and the loss allows PCB, the paradigm and the options."""
     where = f"{source}: experiment {experiment.id!r}"
-    if experiment.computed_id != experiment.id:
-        raise UserError(
-            f"{where} is spelled {experiment.computed_id!r} by its own factors",
-            "rename the key, or correct the factor",
-        )
     loss = registry.losses[experiment.loss]
     if experiment.pcb and not loss.with_pcb:
         raise UserError(f"{where}: the loss {experiment.loss!r} takes no PCB", "leave out `pcb`")
@@ -48,6 +43,11 @@ def check_factors(experiment: Experiment, registry: Registry, source: str) -> No
                 f"{where}: option {name}: {value!r} {is_default}",
                 f"leave it out for {default!r}, or choose one of: {', '.join(map(repr, others))}",
             )
+    if experiment.computed_id != experiment.id:
+        raise UserError(
+            f"{where} is spelled {experiment.computed_id!r} by its own factors",
+            "rename the key, or correct the factor",
+        )
 
 
 def check_trunk(

@@ -168,7 +168,7 @@ def test_trunks_share_what_happens_before_pcb_and_save_240_of_1074_epochs(study)
     }
     for trunk, members in trunks.items():
         assert members[0] == trunk and {
-            canonical(study.experiments[m].early_factors) for m in members
+            canonical(study.experiments[m].early_factors(study.registry)) for m in members
         } == {canonical(study.experiments[trunk].factors)}
     everything = jobs(study)
     assert len(everything) == 43 + 3
@@ -182,7 +182,7 @@ def test_trunks_share_what_happens_before_pcb_and_save_240_of_1074_epochs(study)
 def test_experiments_outside_a_trunk_could_not_share_one(study):
     early = {}
     for e in study.experiments.values():
-        early.setdefault(canonical(e.early_factors), set()).add(e.trunk)
+        early.setdefault(canonical(e.early_factors(study.registry)), set()).add(e.trunk)
     assert all(len(trunks) == 1 for trunks in early.values())
 
 

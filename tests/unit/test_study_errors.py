@@ -10,6 +10,7 @@ import pytest
 
 from pcb.errors import UserError
 from pcb.files import ROOT
+from pcb.registry import SHIPPED
 from pcb.study import load_study
 from pcb.study.schema import validator
 
@@ -133,6 +134,31 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             "table01/random-ms, PwB, which is in no table",
         ),
         (r"^  table01:", "  tabel01:", "tables.tabel01: unknown key"),
+        (
+            r"(v05_r50_random_softmax_plain): {(.*)}",
+            r"\1_space-full: {\2, options: {space: full}}",
+            "option space: 'full' is the default",
+        ),
+        (
+            r"(v05_r50_random_softmax_plain): {(.*)}",
+            r"\1_space-fore: {\2, options: {space: fore}}",
+            "option space: 'fore' is not allowed",
+        ),
+        (
+            r"(v05_r50_random_eqlv2_plain): {(.*)}",
+            r"\1_scope-all: {\2, options: {scope: all}}",
+            "'eqlv2' has no option 'scope'",
+        ),
+        (
+            r"(v05_r50_random_bags_plain): {(.*)}",
+            r"\1_pcb-a0.4-g0.99: {\2, pcb: {alpha: 0.4}}",
+            "the loss 'bags' takes no PCB",
+        ),
+        (
+            r"v05_r50_random_bags_plain: {(.*)}",
+            r"v05_r50_random_bags_iterative: {\1, paradigm: iterative}",
+            "the loss 'bags' has no steps",
+        ),
     ],
 )
 def test_the_paper_s_mistakes(tmp_path, pattern, replacement, message):
@@ -142,16 +168,20 @@ def test_the_paper_s_mistakes(tmp_path, pattern, replacement, message):
     assert str(path) in str(error.value) and message in str(error.value) and error.value.fix
 
 
-def test_the_schema_allows_the_methods_of_the_paper_and_no_other():
+def test_the_schema_allows_what_the_registry_lists():
     study, allowed = load_study("mini"), validator("paper").schema["$defs"]
-    factors = allowed["experiment"]["properties"]
-    for factor in ("loss", "paradigm", "regression"):
-        assert {getattr(e, factor) for e in study.experiments.values()} == set(
-            factors[factor]["enum"]
-        )
-    assert {v for run in study.experiments for v in study.variants(run)} == set(
-        allowed["row"]["properties"]["variant"]["enum"]
-    )
+    assert allowed["loss"]["enum"] == list(SHIPPED.losses)
+    assert allowed["paradigm"]["enum"] == list(SHIPPED.paradigms)
+    regressions = allowed["experiment"]["properties"]["regression"]["enum"]
+    assert {e.regression for e in study.experiments.values()} == set(regressions)
+    variants = {v for run in study.experiments for v in study.variants(run)}
+    assert variants == set(allowed["variant"]["enum"])
+
+
+def test_every_loss_and_paradigm_of_the_registry_is_in_the_paper():
+    experiments = load_study("mini").experiments.values()
+    assert {e.loss for e in experiments} == set(SHIPPED.losses)
+    assert {e.paradigm for e in experiments} == set(SHIPPED.paradigms)
 
 
 def test_the_schema_knows_every_key_of_the_recipe_of_emoji_lvis():
