@@ -38,7 +38,7 @@ PARTS = {  # what it is called: (module, class, method) of each function that is
     "optimiser and clipping": [("mmengine.optim", "OptimWrapper", "step")],
     "seeds": [("pcb.training.loop", "", "seed_everything")],
     "checkpoint": [("pcb.training.checkpoint", "Checkpoints", "save")],
-    "other hooks": [("pcb.training.loop", "Runner", "call_hook")],
+    "other hooks": [("pcb.training.runner", "Runner", "call_hook")],
 }
 
 

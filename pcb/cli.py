@@ -108,17 +108,13 @@ def plan(arguments):
 
 def measure(arguments):
     """Time a few iterations and a batch of detections of each kind of training. Writes results/SCALE/pace.json for `pcb plan`."""
-    from pcb.cluster import gpus
+    from pcb.cluster.gpus import installed
+    from pcb.cluster.torchrun import ranks
 
     loaded = study(arguments)
-    ranks = loaded.scale["hardware"]["gpus_per_job"] if gpus.installed() else 0
-    with gpus.lease(0 if gpus.is_rank() else ranks):
-        if ranks > 1 and not gpus.is_rank():
-            gpus.launch(ranks, arguments.given)
-        if gpus.is_rank():
-            from pcb.distributed import join
-
-            join(loaded.scale["hardware"]["device"])
+    hardware = loaded.scale["hardware"]
+    gpus = hardware["gpus_per_job"] if installed() else 0
+    with ranks(gpus, hardware["device"], arguments.given):
         from pcb.planning.measure import measure as run
 
         run(loaded, arguments.iterations)
@@ -193,18 +189,12 @@ def pretrain(arguments):
 
 def train(arguments):
     """Train one experiment. Starts from its trunk if it has one, continues what was cut off, writes the run's run.json last."""
-    from pcb.cluster import gpus
+    from pcb.cluster.torchrun import ranks
 
     loaded = study(arguments)
     known_run(loaded, arguments)
-    count = loaded.scale["hardware"]["gpus_per_job"]
-    with gpus.lease(0 if gpus.is_rank() else count):
-        if count > 1 and not gpus.is_rank():
-            gpus.launch(count, arguments.given)
-        if gpus.is_rank():
-            from pcb.distributed import join
-
-            join(loaded.scale["hardware"]["device"])
+    hardware = loaded.scale["hardware"]
+    with ranks(hardware["gpus_per_job"], hardware["device"], arguments.given):
         from pcb.training.train import train as run
 
         run(loaded, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")

@@ -1,11 +1,9 @@
-"""Several processes as one training: `join` the ranks that torchrun started, and the one collective that the method needs.
+"""Several processes as one training: the one collective that the method needs.
 
 `all_sum` costs nothing, and needs nothing, with a single process.
 """
 
 from __future__ import annotations
-
-import os
 
 import torch
 import torch.distributed as dist
@@ -29,10 +27,3 @@ def all_sum(tensor: Tensor, *more: Tensor) -> Tensor:
             for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 t.copy_(part.view_as(t))
     return tensor
-
-
-def join(device: str) -> None:
-    """Join the ranks that torchrun started on this machine, each on a device of its own. Before anything asks how many there are."""
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")

@@ -106,32 +106,6 @@ def lock(path: Path, held: ExitStack) -> bool:
     return True
 
 
-def launch(ranks: int, arguments: list[str]) -> None:
-    """Become torchrun with `ranks` processes of `pcb ARGUMENTS` on this machine, on a port of its own. Does not return.
-
-    Called inside a lease, which the new program keeps. The job's threads are shared out among the ranks.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(
-        max(1, int(os.environ.get("OMP_NUM_THREADS", ranks)) // ranks)
-    )
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        "-m",
-        "pcb",
-    ]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*torchrun, *arguments])
-
-
-def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def visible() -> dict[str, str]:
     """Devices that this process may use: id -> UUID, in order, from the driver and CUDA_VISIBLE_DEVICES."""
     found = installed()

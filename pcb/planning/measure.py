@@ -34,9 +34,10 @@ from pcb.synthetic.generate import generate
 from pcb.training import build, weights
 from pcb.training.checkpoint import packed
 from pcb.training.hooks import say
-from pcb.training.loop import ResumableLoop, Runner
+from pcb.training.loop import ResumableLoop
 from pcb.training.model import model_overrides
 from pcb.training.pretrain import pretrain
+from pcb.training.runner import Runner
 from pcb.training.train import finished
 
 DETECTION = 200  # bytes of one with its mask, where none was made: a shard of 256 LVIS images with 300 detections each takes about 15 MB
@@ -159,9 +160,9 @@ class TimedLoop(ResumableLoop):
         self.runner.model.train()
         for _ in range(2):
             self.dataloader.sampler.set_position(self._epoch, 0)
-            parts = iter(self.dataloader)
+            loaded = iter(self.dataloader)
             for index in range(self.batches + 1):
-                self.run_iter(index, islice(parts, self.parts))
+                self.run_iter(index, islice(loaded, self.micro_batches))
                 if index == 0:
                     began = now()
             self.pace = (now() - began) / max(1, self.batches)

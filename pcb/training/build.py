@@ -25,7 +25,7 @@ with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional pa
     import pcb.synthetic.frozen_backbone
     import pcb.training.hooks
     import pcb.training.sampler  # noqa: F401
-    from pcb.training.loop import lay_out
+    from pcb.training.memory_format import make_outputs_readable, to_channels_last
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import init_default_scope
@@ -121,7 +121,9 @@ def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> to
     if checkpoint is not None:
         load_weights(model, checkpoints.load(checkpoint), checkpoint)
     model = model.to(device(study)).eval()
-    lay_out(model, channels_last(study))
+    if channels_last(study):
+        to_channels_last(model)
+    make_outputs_readable(model)
     return model
 
 
@@ -242,20 +244,23 @@ def lay_data(
     )
     if rfs_threshold is not None:
         data = dict(type="ClassBalancedDataset", oversample_thr=rfs_threshold, dataset=data)
-    parts, cuda = accumulate(study), study.scale["hardware"]["device"] == "cuda"
+    cuda = study.scale["hardware"]["device"] == "cuda"
     cfg.train_dataloader = dict(
-        batch_size=batch_size // (get_world_size() * parts),
+        batch_size=batch_size // (get_world_size() * micro_batches(study)),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=cuda,
         sampler=dict(
-            type="EpochSampler", batch_size=batch_size, group_by_aspect=sizes_vary, parts=parts
+            type="EpochSampler",
+            batch_size=batch_size,
+            group_by_aspect=sizes_vary,
+            micro_batches=micro_batches(study),
         ),
         dataset=dict(type="SeededDataset", seed=seed, dataset=data),
     )
     if workers:
         cfg.train_dataloader.prefetch_factor = (
-            4  # parts that each worker has ready: some images take ten times as long as others
+            4  # micro-batches that each worker has ready: some images take ten times as long as others
         )
     cfg.model.data_preprocessor.non_blocking = cuda  # pinned images travel while the GPU computes
 
@@ -267,7 +272,7 @@ def lay_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None
         type="OptimWrapper",
         optimizer=optimizer,
         clip_grad=clip and dict(max_norm=clip, norm_type=2),
-        accumulative_counts=accumulate(study),
+        accumulative_counts=micro_batches(study),
     )
     if amp != "none":
         cfg.optim_wrapper.update(
@@ -275,8 +280,8 @@ def lay_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None
         )
 
 
-def accumulate(study: Study) -> int:
-    """Parts in which each process takes its share of a batch."""
+def micro_batches(study: Study) -> int:
+    """Return the number of micro-batches that make up a rank's share of a batch."""
     return study.scale["hardware"].get("accumulate", 1)
 
 

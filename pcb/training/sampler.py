@@ -1,8 +1,9 @@
-"""Which images make up which batch, as a pure function of (seed, epoch): the state of a sampler is two integers.
+"""Which images make up which batch: a pure function of (seed, epoch).
 
-A batch is one of the whole world: rank r takes every world-th image of it, so batches are the same with one process
-or eight. Where a share is too large for a process at once, it comes in parts, and these are the shares that so many
-more processes would have. Every epoch is cut into full batches; the last one is filled up from the epoch's first images.
+A batch is shared by all ranks, so batches are the same for any number of them: rank r of `world`
+takes every world-th image. A share that does not fit a GPU is taken in micro-batches, which are the
+shares of a proportionally larger number of ranks. Every epoch consists of full batches; the last
+one is filled up with the first images of the epoch.
 """
 
 from __future__ import annotations
@@ -19,22 +20,33 @@ from pcb.errors import UserError
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler):
-    """Yields `epoch * len(dataset) + index`: the data set draws an item's augmentation from that number.
+    """Yields `epoch * len(dataset) + index`, from which `SeededDataset` draws the augmentation.
 
-    `batch_size` counts images over all processes and must be a multiple of their number times `parts`, into which each
-    process cuts its share: part j of rank r is the share of process j * world + r out of parts * world. With
-    `group_by_aspect` a batch holds landscape images or portrait ones, as far as that goes, so that less of it is padding.
+    Args:
+        dataset: The data set. `group_by_aspect` needs its `sizes`, (n, 2) of height and width.
+        batch_size: Images of a batch over all ranks; a multiple of ranks times micro-batches.
+        seed: Seed of the order.
+        group_by_aspect: Fill batches with landscape images only or portrait images only, as far
+            as possible, so that less of a batch is padding.
+        micro_batches: How many of them make up each rank's share of a batch. Micro-batch j of
+            rank r is the share of rank j * world + r out of micro_batches * world.
     """
 
     def __init__(
-        self, dataset, batch_size: int, seed: int = 0, group_by_aspect: bool = False, parts: int = 1
+        self,
+        dataset,
+        batch_size: int,
+        seed: int = 0,
+        group_by_aspect: bool = False,
+        micro_batches: int = 1,
     ):
         self.rank, self.world = get_dist_info()
-        self.parts = parts
-        if batch_size % (self.world * parts):
+        self.micro_batches = micro_batches
+        if batch_size % (self.world * micro_batches):
             raise UserError(
-                f"a batch of {batch_size} images cannot be cut into equal parts by {self.world} processes with {parts} each",
-                "let hardware.gpus_per_job times hardware.accumulate divide the batch_size",
+                f"a batch of {batch_size} images cannot be divided equally among {self.world} "
+                f"processes with {micro_batches} micro-batches each",
+                "let hardware.gpus_per_job times hardware.accumulate divide train.batch_size",
             )
         self.size, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.landscape = None
@@ -44,32 +56,33 @@ class EpochSampler(Sampler):
         self.epoch = self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """The next pass is epoch `epoch` (0-based), without its first `start` batches."""
+        """Set the 0-based epoch of the next pass, which skips its first `start` batches."""
         self.epoch, self.start = epoch, start
 
     @property
     def batches_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
         return -(-self.size // self.batch_size)
 
     def batches(self, epoch: int) -> np.ndarray:
-        """(batches, batch_size) indices into the data set."""
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(self.size)
+        """Return the batches of an epoch: (batches, batch_size) indices into the data set."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.size)
         filled = self.batches_per_epoch * self.batch_size
         if self.landscape is None:
             return np.resize(order, filled).reshape(-1, self.batch_size)
         groups = [order[self.landscape[order]], order[~self.landscape[order]]]
-        whole = [g[: len(g) // self.batch_size * self.batch_size] for g in groups]
-        rest = np.concatenate([g[len(w) :] for g, w in zip(groups, whole, strict=True)])
-        rest = np.concatenate([rest, np.resize(order, filled - self.size)])
-        return random.permutation(np.concatenate([*whole, rest]).reshape(-1, self.batch_size))
+        full = [group[: len(group) // self.batch_size * self.batch_size] for group in groups]
+        rest = [group[len(f) :] for group, f in zip(groups, full, strict=True)]
+        mixed = np.concatenate([*rest, np.resize(order, filled - self.size)])
+        return rng.permutation(np.concatenate([*full, mixed]).reshape(-1, self.batch_size))
 
     def __iter__(self) -> Iterator[int]:
+        """Yield this rank's share of the remaining batches, micro-batch after micro-batch."""
         batches = self.batches(self.epoch)[self.start :]
-        shares = batches.reshape(len(batches), -1, self.parts * self.world)[
-            :, :, self.rank :: self.world
-        ]
-        return iter((self.epoch * self.size + shares.swapaxes(1, 2).reshape(-1)).tolist())
+        shares = batches.reshape(len(batches), -1, self.micro_batches * self.world)
+        mine = shares[:, :, self.rank :: self.world].swapaxes(1, 2)
+        return iter((self.epoch * self.size + mine.reshape(-1)).tolist())
 
     def __len__(self) -> int:
         return self.batches_per_epoch * self.batch_size // self.world

@@ -26,7 +26,7 @@ from pcb.study.records import require_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.training.hooks import StopRequest, say
-from pcb.training.loop import Runner
+from pcb.training.runner import Runner
 
 RESUMING = (
     "optimizer",
@@ -82,7 +82,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         "batch": {
             "images": study.scale["train"]["batch_size"],
             "processes": get_world_size(),
-            "parts": build.accumulate(study),
+            "micro_batches": build.micro_batches(study),
         },
         "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
         "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
@@ -197,7 +197,7 @@ def repeat_factors(dataset) -> dict | None:
 
 def warn_of_shut_gate(runner: Runner) -> None:
     pcb = getattr(runner.bare_model.roi_head.bbox_head.loss_cls, "pcb", None)
-    if pcb and pcb.alpha and (waiting := pcb.waiting_for()):
+    if pcb and pcb.alpha and (waiting := pcb.unseen_classes()):
         classes = runner.train_dataloader.dataset.metainfo["classes"]
         names = ", ".join(classes[i] for i in waiting[:5])
         say(

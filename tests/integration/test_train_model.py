@@ -17,8 +17,8 @@ from pcb.errors import UserError
 from pcb.study import load_study
 from pcb.synthetic.frozen_backbone import TRAINING
 from pcb.training import build, weights
-from pcb.training.loop import Runner
 from pcb.training.pretrain import pretrain
+from pcb.training.runner import Runner
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/lvis_v0.5_sample"
 BRANCH = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"

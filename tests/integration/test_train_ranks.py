@@ -17,7 +17,7 @@ EPOCHS = 3  # PCB acts in the last
 SCRIPT = """
 import sys
 sys.path[:0] = [{here!r}, {root!r}]
-from pcb.distributed import join
+from pcb.cluster.torchrun import join
 join("cpu")
 import torch, torch.distributed as dist
 from test_train_ranks import short_study
@@ -48,7 +48,7 @@ def datasets(tmp_path_factory):
 
 
 def test_two_processes_train_as_one(tmp_path, datasets):
-    """The reference is one process that takes each batch in two parts, as two processes share it."""
+    """The reference is one process that takes each batch in two micro-batches, as two processes share it."""
     alone = short_study(tmp_path / "alone", datasets)
     alone.scale["hardware"]["accumulate"] = 2
     train(alone, BRANCH, 0)
@@ -79,7 +79,7 @@ def test_two_processes_train_as_one(tmp_path, datasets):
     records = [read_json(study.paths.train(BRANCH, 0)) for study in (alone, two)]
     assert records[0]["iterations"] == records[1]["iterations"]
     assert [record["batch"] for record in records] == [
-        {"images": 8, "processes": n, "parts": 3 - n} for n in (1, 2)
+        {"images": 8, "processes": n, "micro_batches": 3 - n} for n in (1, 2)
     ]
     assert records[0]["gate_opened_at_iteration"] == records[1]["gate_opened_at_iteration"] >= 0
     one, both = (final_state(study, BRANCH)["state_dict"] for study in (alone, two))
@@ -88,5 +88,5 @@ def test_two_processes_train_as_one(tmp_path, datasets):
     for (
         key,
         value,
-    ) in one.items():  # while PCB acts, the targets of the second part lag behind by one update
+    ) in one.items():  # while PCB acts, the targets of the second micro-batch lag behind by one update
         torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-5, msg=key)

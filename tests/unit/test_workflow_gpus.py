@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from pcb.cluster import gpus
+from pcb.cluster import gpus, torchrun
 from pcb.errors import UserError
 
 DEVICES = {"0": "GPU-a", "1": "GPU-b", "2": "GPU-c"}
@@ -173,7 +173,7 @@ def test_several_gpus_start_torchrun_with_a_port_of_its_own_and_a_share_of_the_t
     called = []
     monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
-    gpus.launch(8, ["train", "x", "--seed", "0"])
+    torchrun.launch(8, ["train", "x", "--seed", "0"])
     (command,) = called
     assert (
         command[1:3] == ["-m", "torch.distributed.run"]
@@ -188,6 +188,6 @@ def test_several_gpus_start_torchrun_with_a_port_of_its_own_and_a_share_of_the_t
 
 def test_a_rank_takes_no_lease_of_its_own(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert not gpus.is_rank()
+    assert not torchrun.is_rank()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert gpus.is_rank()
+    assert torchrun.is_rank()

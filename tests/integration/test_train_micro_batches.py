@@ -1,4 +1,4 @@
-"""A batch is one batch, in however many parts it comes and in whatever precision it is computed."""
+"""A batch is one batch, for any number of micro-batches and in any precision."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pcb.losses import Regulariser
 from pcb.study import load_study
 from pcb.study.checks import check_batch
 from pcb.training import checkpoint
-from pcb.training.loop import lay_out
+from pcb.training.memory_format import make_outputs_readable, to_channels_last
 from pcb.training.sampler import EpochSampler
 
 
-def shares(monkeypatch, rank, world, parts):
+def shares(monkeypatch, rank, world, micro_batches):
+    """(batches, micro-batches, images) that a rank gets of an epoch."""
     monkeypatch.setattr("pcb.training.sampler.get_dist_info", lambda: (rank, world))
-    sampler = EpochSampler(range(50), batch_size=16, seed=3, parts=parts)
+    sampler = EpochSampler(range(50), batch_size=16, seed=3, micro_batches=micro_batches)
     sampler.set_position(1, start=1)
-    return np.array(list(sampler)).reshape(-1, parts, 16 // (world * parts))
+    return np.array(list(sampler)).reshape(-1, micro_batches, 16 // (world * micro_batches))
 
 
-@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 2)])
-def test_parts_are_the_shares_of_so_many_more_processes(monkeypatch, world, parts):
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 4), (2, 2)])
+def test_micro_batches_are_the_shares_of_more_ranks(monkeypatch, world, micro_batches):
     of_four = [shares(monkeypatch, rank, 4, 1)[:, 0] for rank in range(4)]
     for rank in range(world):
-        mine = shares(monkeypatch, rank, world, parts)
-        for j in range(parts):
+        mine = shares(monkeypatch, rank, world, micro_batches)
+        for j in range(micro_batches):
             assert (mine[:, j] == of_four[j * world + rank]).all()
 
 
-def test_the_matrix_learns_from_the_parts_of_a_batch_as_from_the_batch():
+def test_the_matrix_is_the_same_with_and_without_micro_batches():
     g = torch.Generator().manual_seed(0)
     whole, parts = Regulariser(5, 0.4), Regulariser(5, 0.4)
     for _ in range(3):
@@ -96,7 +97,8 @@ def test_channels_last_computes_the_same():
     usual, _ = losses(model)
     grad = model.backbone.conv1.weight.grad.clone()
     model.load_state_dict(state)
-    lay_out(model, channels_last=True)
+    to_channels_last(model)
+    make_outputs_readable(model)
     assert model.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     turned, _ = losses(model)
     torch.testing.assert_close(turned, usual, rtol=1e-4, atol=1e-5)
@@ -106,9 +108,8 @@ def test_channels_last_computes_the_same():
 @pytest.mark.parametrize("loss", ["softmax", "eqlv2", "seesaw"])
 def test_under_autocast_losses_and_statistics_are_float32(loss):
     model = tiny.mask_rcnn(loss=loss, paradigm="iterative", pcb=True)
-    lay_out(
-        model, channels_last=False
-    )  # with channels last, torch's own bfloat16 convolutions on a CPU sometimes crash
+    # Not channels last: torch's own bfloat16 convolutions on a CPU sometimes crash then.
+    make_outputs_readable(model)
     classifier = model.roi_head.bbox_head.loss_cls
     classifier.set_epoch(17)
     classifier.confusion.seen += 1  # PCB acts

@@ -1,0 +1,32 @@
+"""Channels-last convolutions, and outputs that mmcv's operators can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Convolve with channels innermost in memory, as tensor cores prefer."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
+    model.backbone.register_forward_pre_hook(
+        lambda _, images: images[0].contiguous(memory_format=torch.channels_last)
+    )
+
+
+def make_outputs_readable(model: nn.Module) -> None:
+    """Make the outputs of FPN and RPN contiguous, and float32 instead of bfloat16.
+
+    mmcv's RoIAlign ignores strides: it would silently misread a channels-last tensor. Neither it
+    nor NMS supports bfloat16.
+    """
+
+    def readable(outputs):
+        if isinstance(outputs, Tensor):
+            return (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).contiguous()
+        return type(outputs)(readable(output) for output in outputs)
+
+    for module in (model.neck, model.rpn_head):
+        module.register_forward_hook(lambda _, inputs, outputs: readable(outputs))
