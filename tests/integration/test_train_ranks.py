@@ -1,4 +1,4 @@
-"""Two processes train as one: they share each batch, end with one set of weights, and write one record and one line an epoch."""
+"""Two processes train as one: one set of weights, one record, one line an epoch."""
 
 import subprocess
 import sys
@@ -12,11 +12,12 @@ from training import BRANCH, final_state, tiny_study, without_trunk
 from pcb.study.load import read_json
 from pcb.training.train import train
 
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
+PATHS = [str(TESTS.parent), str(TESTS / "helpers"), str(TESTS / "integration")]
 EPOCHS = 3  # PCB acts in the last
 SCRIPT = """
 import sys
-sys.path[:0] = [{here!r}, {root!r}]
+sys.path[:0] = {paths!r}
 from pcb.cluster.torchrun import join
 join("cpu")
 import torch, torch.distributed as dist
@@ -48,31 +49,16 @@ def datasets(tmp_path_factory):
 
 
 def test_two_processes_train_as_one(tmp_path, datasets):
-    """The reference is one process that takes each batch in two micro-batches, as two processes share it."""
+    """The reference is one process that takes each batch in two micro-batches."""
     alone = short_study(tmp_path / "alone", datasets)
     alone.scale["hardware"]["accumulate"] = 2
     train(alone, BRANCH, 0)
 
     script = tmp_path / "two.py"
-    script.write_text(
-        SCRIPT.format(
-            here=str(HERE), root=str(HERE.parent), results=str(tmp_path / "two"), datasets=datasets
-        )
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            str(script),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script.write_text(SCRIPT.format(paths=PATHS, results=str(tmp_path / "two"), datasets=datasets))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"{BRANCH}  epoch") == EPOCHS
     two = short_study(tmp_path / "two", datasets)
@@ -85,8 +71,6 @@ def test_two_processes_train_as_one(tmp_path, datasets):
     one, both = (final_state(study, BRANCH)["state_dict"] for study in (alone, two))
     seen = "roi_head.bbox_head.loss_cls.pcb.confusion.seen"
     assert one[seen].sum() > 100 and torch.equal(one[seen], both[seen])
-    for (
-        key,
-        value,
-    ) in one.items():  # while PCB acts, the targets of the second micro-batch lag behind by one update
+    # While PCB acts, the targets of the second micro-batch lag behind by one update.
+    for key, value in one.items():
         torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-5, msg=key)
