@@ -1,105 +1,114 @@
-"""docs/adding-a-row.md, followed literally in a copy: its patches apply, its loss passes its own test, its rows resolve."""
+"""docs/adding-a-row.md followed literally: its files load, its loss trains, its commands exist."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pcb.files import ROOT
 from pcb.study import load_study
+from pcb.training.model import model_overrides
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/adding-a-row.md").read_text()
-TELLS = """
-import json
-from pcb.methods import model_overrides
-from pcb.study import load_study
-study = load_study("smoke")
-new = {run: [t for t in study.tables if run in study.runs(t)] for run in study.runs()}
-head = model_overrides(study.experiments["v05_r50_random_la_plain"], num_classes=3, instance_counts=[1, 10, 100])["roi_head"]["bbox_head"]
-import test_losses_logit_adjustment as page
-for name in dir(page):
-    if name.startswith("test_"):
-        getattr(page, name)()
-from pcb import losses
-loss = head["loss_cls"]
-getattr(losses, loss.pop("type"))(**{key: value for key, value in loss.items() if key != "_delete_"})
-print(json.dumps([new, study.experiments["v05_r50_rfs_softmax_iterative_pcb-a0.3-g0.99"].trunk,
-                  {run: study.fingerprint(run, 0) for run in study.experiments}]))
-"""
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+ALPHA = "v05_r50_rfs_softmax_iterative_pcb-a0.3-g0.99"
+COUNTS = [1, 10, 100]
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
-    """A copy of the repository after the page's edits."""
-    copy = tmp_path_factory.mktemp("copy")
-    for folder in ("pcb", "configs", "workflow"):
-        shutil.copytree(
-            ROOT / folder,
-            copy / folder,
-            ignore=shutil.ignore_patterns("__pycache__", "*.pth", "sprites.webp"),
-        )
-    (copy / "tests").mkdir()
-    for patch in blocks("diff"):
-        alone = {
-            **os.environ,
-            "GIT_CEILING_DIRECTORIES": str(copy.parent),
-        }  # in whatever repository the temporary folder lies
-        done = subprocess.run(
-            ["git", "apply", "-"], input=patch, text=True, capture_output=True, cwd=copy, env=alone
-        )
-        assert done.returncode == 0, done.stderr
-    for name, code in zip(
-        ("pcb/losses/logit_adjustment.py", "tests/test_losses_logit_adjustment.py"),
-        blocks("python"),
-        strict=True,
+def folder(tmp_path_factory):
+    """A folder that holds the files of the page."""
+    folder = tmp_path_factory.mktemp("study")
+    blocks = [
+        block
+        for lang in ("yaml", "python")
+        for block in re.findall(rf"```{lang}\n(.*?)```", PAGE, re.S)
+    ]
+    for name, text in zip(
+        ("my_alpha.yaml", "my_loss.yaml", "logit_adjustment.py"), blocks, strict=True
     ):
         assert f"`{name}`" in PAGE
-        (copy / name).write_text(code)
-    return copy
+        (folder / name).write_text(text)
+    return folder
 
 
-def test_the_rows_resolve_and_the_loss_passes_its_test(followed):
-    code = f"import sys; sys.path[:0] = [{str(followed)!r}, {str(followed / 'tests')!r}]\n{TELLS}"
+def commands() -> list[list[str]]:
+    lines = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.S)).splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_row_resolves_and_nothing_else_is_made_again(folder):
+    shipped, study = load_study("smoke"), load_study("smoke", overlay=folder / "my_alpha.yaml")
+    assert [row.id for row in study.tables["table06"].rows if row.run == ALPHA] == ["a0.3"]
+    assert study.experiments[ALPHA].trunk == "v05_r50_rfs_softmax_iterative"
+    for run in shipped.experiments:
+        assert study.fingerprint(run, 0) == shipped.fingerprint(run, 0)
+
+
+@pytest.fixture(scope="module")
+def loss(folder):
+    """A function that builds the page's loss as a training does."""
+    study = load_study("smoke", overlay=folder / "my_loss.yaml")
+    head = model_overrides(
+        study.experiments["v05_r50_random_la_plain"],
+        num_classes=3,
+        instance_counts=COUNTS,
+        registry=study.registry,
+    )["roi_head"]["bbox_head"]["loss_cls"]
+    arguments = {key: value for key, value in head.items() if key not in ("type", "_delete_")}
+    cls = study.registry.losses["la"].load()
+    return lambda **changes: cls(**{**arguments, **changes})
+
+
+def test_the_loss_is_the_formula_with_background_left_alone(loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 4, dtype=torch.float64, generator=generator)
+    label = torch.arange(8) % 4
+    share = torch.tensor([*(n / 10 for n in COUNTS), 1], dtype=torch.float64)  # geometric mean: 10
+    odds = logits.exp() * share
+    expected = -(odds[torch.arange(8), label] / odds.sum(1)).log().mean()
+    torch.testing.assert_close(loss()(logits, label), expected)
+    torch.testing.assert_close(loss().get_activation(logits), logits.softmax(1))
+
+
+def test_the_loss_without_tau_or_with_equal_counts_is_cross_entropy(loss):
+    logits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(8) % 4
+    plain = torch.nn.functional.cross_entropy(logits, label)
+    for adjusted in (loss(instance_counts=[7, 7, 7]), loss(tau=0.0)):
+        torch.testing.assert_close(adjusted(logits, label), plain)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] in ("pcb", "snakemake")])
+def test_the_commands_run(command, folder, tmp_path):
+    """Snakemake as a dry run; of the jobs that need results only the arguments."""
+    command = [str(folder / part) if part.startswith("my_") else part for part in command]
+    command = [re.sub(r"paper=(.*)", rf"paper={folder}/\1", part) for part in command]
+    if command[0] == "snakemake":
+        at = command.index("--config") + 1
+        command[at:at] = [f"results={tmp_path}"]
+        command = [part.replace("results/smoke", f"{tmp_path}/smoke") for part in command]
+        command.insert(1, "--dry-run")
+    elif command[1] in ("gather", "render"):
+        command = [*command[:2], "--help"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=followed
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    tables, trunk, prints = json.loads(done.stdout)
-    assert tables["v05_r50_random_la_plain"] == ["table02"] and tables[
-        "v05_r50_rfs_softmax_iterative_pcb-a0.3-g0.99"
-    ] == ["table06"]
-    assert trunk == "v05_r50_rfs_softmax_iterative"
-    before = load_study("smoke")
-    assert {
-        run: before.fingerprint(run, 0) for run in before.experiments
-    }.items() <= prints.items()  # nothing else is made again
+    assert done.returncode == 0, done.stdout + done.stderr
+    if command[0] == "snakemake":
+        assert re.search(r"^train +[12]$", done.stdout, re.M), done.stdout
 
 
-def test_the_registration_reaches_mmdet(followed):
-    assert (
-        "losses.LogitAdjustedLoss"
-        in (followed / "pcb/mmdet.py").read_text().partition("METHODS = (")[2].partition(")")[0]
-    )
-
-
-def test_the_commands_name_what_exists():
+def test_the_paths_of_the_commands_are_those_of_the_study():
     study = load_study("smoke")
-    for path in re.findall(r"(results/smoke/\S+)", "".join(blocks("sh"))):
+    for path in re.findall(r"(results/smoke/\S+)", "\n".join(map(" ".join, commands()))):
         parts = Path(path).parts
-        expected = (
-            study.paths.metrics(parts[3], 0)
-            if path.endswith("metrics.json")
-            else study.paths.table(Path(path).stem, "md")
-        )
-        assert Path(path) == expected
+        if path.endswith("metrics.json"):
+            assert Path(path) == study.paths.metrics(parts[3], 0)
+        else:
+            assert Path(path) == study.paths.table(Path(path).stem, "md")
