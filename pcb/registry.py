@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from pcb.errors import UserError
 
@@ -23,7 +24,7 @@ from pcb.errors import UserError
 PCB_ARGUMENTS = ("alpha", "momentum", "active", "num_steps", "start_epoch", "absent")
 ARGUMENTS = (
     *PCB_ARGUMENTS,
-    "soft_labels",  # keep the soft labels of online label smoothing too, for a branch that needs them
+    "soft_labels",  # whether to keep those of online label smoothing too, for a branch
     "instance_counts",  # (C,) training instances of each class
     "hidden",  # units of the refinement MLPs
     "identity_start",  # whether the refinement MLPs start as the identity
@@ -34,11 +35,11 @@ NORCAL_GAMMAS = tuple(k / 10 for k in range(1, 11))  # γ = 0 changes nothing: t
 
 @dataclass(frozen=True)
 class Option:
-    """A choice between the released code and the paper's text; the first of `values` is the default.
+    """A choice, such as that between the released code and the paper's text.
 
     Attributes:
-        values: Allowed values, as a YAML file writes them.
-        from_start: Whether it acts before PCB starts. Experiments that share a trunk must agree on it.
+        values: Allowed values as a YAML file writes them, the default first.
+        from_start: Whether it acts before PCB starts; experiments that share a trunk must agree.
     """
 
     values: tuple[str | bool | float, ...]
@@ -72,7 +73,7 @@ class Entry:
     """A class that a YAML file can name.
 
     Attributes:
-        cls: `module:Class`, or `file.py:Class` in a study of one's own; "" where mmdet's own serves.
+        cls: `module:Class`, or `file.py:Class` in an overlay; "" for mmdet's own.
         title: What it is, with its source.
         takes: Names of `ARGUMENTS` that its constructor takes.
         options: Options of its constructor that an experiment may choose.
@@ -98,8 +99,8 @@ class Loss(Entry):
     """A classification loss.
 
     Attributes:
-        late: Whether it is `softmax` before the epoch in which PCB starts, and so may share a trunk.
-        second_stage: The stage that follows an ordinary training with softmax, where it needs one.
+        late: Whether it is `softmax` until the epoch in which PCB starts, and may share a trunk.
+        second_stage: The stage that follows an ordinary training with softmax, if it has one.
     """
 
     late: bool = False
@@ -128,7 +129,7 @@ class Calibration(Entry):
     """A transform of test-time scores.
 
     Attributes:
-        statistics_of: Split whose confusion matrix it needs, 'val' (the one that is scored) or 'train'.
+        statistics_of: Split whose confusion matrix it needs: 'val' (the scored one) or 'train'.
         gammas: Values of its hyper-parameter that are tried; the scorer chooses the best.
     """
 
@@ -270,22 +271,30 @@ def load_class(spec: str) -> type:
         UserError: The module, the file or the class does not exist.
     """
     source, _, name = spec.rpartition(":")
-    try:
-        if source.endswith(".py"):
-            path = Path(source)
-            module_name = f"pcb_study_{path.stem}"
-            found = importlib.util.spec_from_file_location(module_name, path)
-            module = importlib.util.module_from_spec(found)
-            sys.modules[module_name] = module
-            found.loader.exec_module(module)
-        else:
+    fix = "write it as file.py:Class, with the path of the file from the study's YAML file"
+    if source.endswith(".py"):
+        module = load_file(Path(source), fix)
+    else:
+        try:
             module = importlib.import_module(source)
-        return getattr(module, name)
-    except (FileNotFoundError, ModuleNotFoundError, AttributeError) as error:
-        raise UserError(
-            f"the class {spec!r} cannot be loaded: {error}",
-            "write it as file.py:Class, with the path of the file from the study's YAML file",
-        ) from error
+        except ModuleNotFoundError as error:
+            raise UserError(f"{spec}: {error}", fix) from error
+    if not hasattr(module, name):
+        raise UserError(f"{source} has no class {name!r}", fix)
+    return getattr(module, name)
+
+
+def load_file(path: Path, fix: str) -> ModuleType:
+    """Import a Python file that is in no package. Raises `UserError` where it does not exist."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", fix)
+    name = f"pcb_study_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def markdown() -> str:
@@ -305,3 +314,7 @@ def markdown() -> str:
             )
             lines.append(f"| `{kind}: {name}` | {shown} | {entry.title} | {options or '–'} |")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -303,5 +303,3 @@ class Detections:
             "column": by_gamma[best],
             "AP": [[gamma, ap] for gamma, ap in found.items()],
         }
-
-

@@ -1,4 +1,4 @@
-"""The paper as objects: experiments, tables, claims, the scale they run at, and where results lie. Never imports torch."""
+"""The paper as data: experiments, tables, claims, scale, and where results lie. No torch."""
 
 from pcb.study.experiment import PCB, Experiment
 from pcb.study.load import load_study

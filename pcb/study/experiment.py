@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pcb.registry import Registry
 
@@ -51,7 +52,10 @@ class Experiment:
     @classmethod
     def read(cls, key: str, spec: dict) -> Experiment:
         """Make an experiment from its line in configs/paper.yaml."""
-        return cls(key, **{**spec, "pcb": PCB(**spec["pcb"]) if spec.get("pcb") else None})
+        factors: dict[str, Any] = dict(spec)
+        if spec.get("pcb"):
+            factors["pcb"] = PCB(**spec["pcb"])
+        return cls(key, **factors)
 
     @property
     def computed_id(self) -> str:

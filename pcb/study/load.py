@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from pcb.errors import UserError
 from pcb.files import ROOT
@@ -76,7 +77,7 @@ def load_study(
 
 
 def study_json(study: Study) -> dict:
-    """Content of study.json: the resolved study, its format, and a digest that says it is checked."""
+    """Content of study.json: the resolved study, its format, and a digest of what was checked."""
     return {**study.resolved, "format": FORMAT, "checked": fingerprint(study.resolved)}
 
 
@@ -146,7 +147,7 @@ class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(
+            raise ConstructorError(
                 None, None, f"the key {twice[0]!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep)

@@ -81,7 +81,8 @@ class Paths:
 
     def gathered(self, target: str, suffix: str = "csv") -> Path:
         """A notebook's only input. Of a table or figure its rows in long form (`csv`) and what the page says around them (`json`);
-        of a page of pictures all that it shows (`json`)."""
+        of a page of pictures all that it shows (`json`).
+        """
         return self.root / "gathered" / f"{target}.{suffix}"
 
     @property

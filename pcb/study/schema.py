@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.registry import ARGUMENTS, SHIPPED, Registry
 from pcb.study.study import METRICS
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 # jsonschema imports the grammar of IRIs where Jupyter installed it. That takes seconds in every
 # job, and no schema here needs it. Tried with jsonschema 4.26.
@@ -48,7 +52,7 @@ def definitions(losses: tuple[str, ...]) -> dict:
 
 
 @lru_cache
-def validator(name: str, losses: tuple[str, ...] = tuple(SHIPPED.losses)) -> Draft202012Validator:
+def validator(name: str, losses: tuple[str, ...] = tuple(SHIPPED.losses)) -> Validator:
     """Validator of `workflow/schemas/<name>.schema.json`, for the losses that a study knows."""
     schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
     schema["$defs"] = {**schema.get("$defs", {}), **definitions(losses)}

@@ -77,7 +77,16 @@ class Table:
             paper = dict(zip(spec["columns"], row.get("paper", []), strict=False))
             labels = dict(zip(spec["labels"], row["labels"], strict=True))
             printed = {metric: value for metric, value in paper.items() if value is not None}
-            rows.append(Row(**{**row, "labels": labels, "paper": printed}))
+            rows.append(
+                Row(
+                    row["id"],
+                    labels,
+                    row["run"],
+                    row.get("variant", "plain"),
+                    printed,
+                    row.get("copied"),
+                )
+            )
         return cls(
             key,
             spec["title"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pcb.errors import UserError
+from pcb.losses.base import ClassifierLoss
 from pcb.mmdet import register
 from pcb.registry import SHIPPED, Registry, load_class
 from pcb.study import Experiment
@@ -44,7 +45,8 @@ def model_overrides(
         absent: 0-based classes without any training sample.
         instance_counts: (C,) training instances of each class.
         soft_labels: Keep the soft labels of online label smoothing too, for a branch of a trunk.
-        hidden, identity_start: Of the refinement MLPs, see `IterativeRoIHead`.
+        hidden: Units of the refinement MLPs, see `IterativeRoIHead`.
+        identity_start: Whether they start as the identity.
         registry: Losses and paradigms of the study.
 
     Returns:
@@ -58,8 +60,8 @@ def model_overrides(
     loss, paradigm = registry.losses[part.loss], registry.paradigms[experiment.paradigm]
     if paradigm.steps > 1 and not loss.with_steps:
         raise UserError(f"{experiment.id}: {part.loss} has no steps", "use `paradigm: plain`")
-    loss_class, final_class = loss.load(), registry.losses[experiment.loss].load()
-    register(loss_class)
+    loss_class = loss_class_of(part.loss, registry)
+    final_class = loss_class_of(experiment.loss, registry)
     known = {
         "alpha": experiment.pcb.alpha if experiment.pcb else 0.0,
         "momentum": list(momenta) or [0.99],
@@ -98,3 +100,13 @@ def model_overrides(
             "regression": experiment.regression,
         }
     return {"roi_head": roi_head}
+
+
+def loss_class_of(name: str, registry: Registry) -> type[ClassifierLoss]:
+    """Load a loss and register it with MMDetection. Raises `UserError` where it is no loss."""
+    spec = registry.losses[name].cls
+    cls = registry.losses[name].load()
+    if not issubclass(cls, ClassifierLoss):
+        raise UserError(f"{spec} is no ClassifierLoss", "subclass pcb.losses.base.ClassifierLoss")
+    register(cls)
+    return cls
