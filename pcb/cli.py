@@ -1,8 +1,9 @@
-"""The command `pcb`: one verb per stage of the pipeline, what the workflow's rules call and what a person calls by hand.
+"""The command `pcb`: one verb for each stage of the pipeline, as the workflow's rules call it.
 
-Thin: it parses, calls one function and prints. A mistake that the user can mend ends as two lines, `error:` and `fix:`, and
-status 2; an interrupt as status 130; anything else keeps its traceback, for it is a bug. Each verb imports only what it needs,
-and its docstring is its help.
+Each verb parses its arguments, calls one function and prints; its docstring is its help. It
+imports what it needs when it runs, so that `pcb --help` starts at once. Exit status: 2 after a
+mistake that the user can fix (two lines, `error:` and `fix:`), 130 after an interrupt. Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,147 +11,168 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import shlex
 import sys
-import textwrap
-from contextlib import ExitStack
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Collection
+from types import FunctionType
+from typing import TYPE_CHECKING
 
 from pcb.errors import UserError
-from pcb.files import ROOT, locked, unwritable
+from pcb.files import ROOT, unwritable
+
+if TYPE_CHECKING:
+    from pcb.study import Study
+
+STUDY_OPTIONS = ("scale", "paper", "results", "study")
+OTHER_TARGETS = ("all", "train_all", "site", "download")  # rules of the Snakefile, beside the pages
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `pcb` with the given arguments, by default the process's own.
+
+    Returns:
+        The exit status.
+    """
     arguments = parser().parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv
     try:
         arguments.do(arguments)
     except UserError as error:
-        return tell(error)
+        return report(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `pcb plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if told := unwritable(error):
-            return tell(told)
+        if for_user := unwritable(error):
+            return report(for_user)
         raise
     return 0
 
 
-def tell(error: UserError) -> int:
-    """Two lines, and the exit status of a user's mistake."""
+def report(error: UserError) -> int:
+    """Print a user's mistake in two lines; return its exit status."""
     print(f"error: {error.what}", file=sys.stderr)
     if error.fix:
         print(f"fix: {error.fix}", file=sys.stderr)
     return 2
 
 
-# The verbs -------------------------------------------------------------------------------------------------------------
+# The verbs -----------------------------------------------------------------------------------
 
 
-def reproduce(arguments):
-    """Make everything, or the named targets. Becomes snakemake: its Ctrl-C, its exit status; one line per job."""
-    loaded = study(arguments)
-    known_targets(loaded, set(arguments.targets) - {"all", "train_all"})
+def reproduce(arguments: Namespace) -> None:
+    """Run the whole pipeline, or what the named targets need.
+
+    Becomes `snakemake`, with its exit status and its Ctrl-C; prints one line per job. Work that is
+    done is not done again.
+    """
+    study = load(arguments)
+    check_targets(study, [t for t in arguments.targets if t not in OTHER_TARGETS])
+    config = [f"{key}={value}" for key, value in selected(arguments, default="mini").items()]
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", arguments.cores]
-    command += ["--config", f"scale={arguments.scale}"]
-    with locked(loaded.paths.lock, "these results"):
-        pass
-    if left_locked(loaded.paths.root.parent):
-        print(
-            "an earlier run was killed and left this folder locked; nothing else runs here: unlocking it",
-            flush=True,
-        )
-        again([*command, "--unlock"])
+    command += ["--config", *config, "--", *arguments.targets]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", *command, "--", *arguments.targets])
+    os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
-def plan(arguments):
-    """Say what a run would do and cost, and do nothing. Reads the results folder: what is done, what is left, what trunks save, hours,
-    disk. Hours come from finished trainings, else from what `--measure` (or `pcb measure`) found, else from the two paces given."""
+def plan(arguments: Namespace) -> None:
+    """Print what a run would do and what it would cost, and run nothing.
+
+    Reads the results folder: which trainings are done, how many epochs, device hours and bytes the
+    others take. The times come from finished trainings, else from `pcb measure`, else from the two
+    options below.
+    """
     import json
 
+    from pcb.planning import plan as plans
     from pcb.planning.costs import Costs
-    from pcb.planning.plan import as_data, budget_hours
-    from pcb.planning.plan import plan as text
-    from pcb.planning.timings import Pace
+    from pcb.planning.timings import Pace as Timings
 
-    loaded = study(arguments)
-    known_targets(loaded, arguments.targets)
+    study = load(arguments)
+    check_targets(study, arguments.targets)
+    options = [part for key, value in selected(arguments).items() for part in (f"--{key}", value)]
     if arguments.measure:
-        again(
-            [
-                "pcb",
-                "measure",
-                *(
-                    ["--study", arguments.study]
-                    if arguments.study
-                    else ["--scale", arguments.scale]
-                ),
-            ]
-        )
-    assumed = {
-        "iteration": arguments.seconds_per_iteration,
-        "image": arguments.images_per_second and 1 / arguments.images_per_second,
-    }
-    costs = Costs(
-        loaded,
-        Pace.of(loaded, {what: value for what, value in assumed.items() if value}),
-        arguments.targets,
-    )
-    budget = arguments.budget and budget_hours(arguments.budget) * (arguments.gpus or 1)
+        run_separately(["pcb", "measure", *options])
+    assumed = {}
+    if arguments.seconds_per_iteration:
+        assumed["iteration"] = arguments.seconds_per_iteration
+    if arguments.images_per_second:
+        assumed["image"] = 1 / arguments.images_per_second
+    costs = Costs(study, Timings.of(study, assumed), arguments.targets)
+    budget = None
+    if arguments.budget:
+        budget = plans.budget_hours(arguments.budget) * (arguments.gpus or 1)
     if arguments.json:
-        print(json.dumps(as_data(costs, budget, arguments.cheapest), indent=1))
+        print(json.dumps(plans.as_data(costs, budget, arguments.cheapest), indent=1))
     else:
-        print(text(costs, arguments.gpus, budget, arguments.cheapest))
+        print(plans.plan(costs, arguments.gpus, budget, arguments.cheapest, shlex.join(options)))
 
 
-def measure(arguments):
-    """Time a few iterations and a batch of detections of each kind of training. Writes results/SCALE/pace.json for `pcb plan`."""
+def measure(arguments: Namespace) -> None:
+    """Time a few iterations and a batch of detections of each kind of training.
+
+    Writes results/SCALE/timings.json, which `pcb plan` reads.
+    """
     from pcb.cluster.gpus import installed
     from pcb.cluster.torchrun import ranks
 
-    loaded = study(arguments)
-    hardware = loaded.scale["hardware"]
-    gpus = hardware["gpus_per_job"] if installed() else 0
+    study = load(arguments)
+    hardware = study.scale["hardware"]
+    gpus = hardware["gpus_per_job"] if installed() else 0  # sizes are measured without
     with ranks(gpus, hardware["device"], arguments.given):
         from pcb.planning.measure import measure as run
 
-        run(loaded, arguments.iterations)
+        run(study, arguments.iterations)
 
 
-def status(arguments):
-    """Say how far each table is, what runs and how long the rest may take. Reads the results folder, also of a run under way."""
+def status(arguments: Namespace) -> None:
+    """Print how far each table is, what runs now and when it will be done.
+
+    Reads the results folder only, so it can be used while a run is under way.
+    """
     from pcb.planning.status import status as text
 
-    print(text(study(arguments)))
+    print(text(load(arguments)))
 
 
-def make_data(arguments):
-    """Draw an emoji-LVIS data set. Writes images and LVIS annotations below results/SCALE/data/, its manifest last."""
+def make_data(arguments: Namespace) -> None:
+    """Draw an emoji-LVIS data set.
+
+    Writes images and LVIS annotations to results/SCALE/data/, and its manifest last.
+    """
     from pcb.synthetic.generate import generate
 
-    generate(study(arguments), arguments.dataset)
+    study = load(arguments)
+    check("data set", arguments.dataset, [*study.scale["datasets"], "pretrain"])
+    generate(study, arguments.dataset)
 
 
-def download(arguments):
-    """Fetch what the public offers of the scale's annotations, images and weights. Writes to where its YAML expects them."""
+def download(arguments: Namespace) -> None:
+    """Download the public files that a scale needs.
+
+    Writes annotations, images and weights to the paths in the scale's YAML file.
+    """
     from pcb.data.download import download as run
 
-    run(study(arguments), arguments.names)
+    run(load(arguments), arguments.names)
 
 
-def check_data(arguments):
-    """Check data sets before anything trains on them. Reads annotations and images, lists all faults at once, writes a report."""
-    from pcb.data.lvis.check import check
+def check_data(arguments: Namespace) -> None:
+    """Check data sets before anything trains on them.
 
-    loaded = study(arguments)
+    Reads annotations and images, lists all faults at once, and writes a report.
+    """
+    from pcb.data.lvis.check import check as run
+
+    study = load(arguments)
     faults = []
-    for dataset in arguments.datasets or loaded.scale["datasets"]:
+    for dataset in arguments.datasets or study.scale["datasets"]:
+        check("data set", dataset, study.scale["datasets"])
         try:
-            check(loaded, dataset)
-            print(f"{dataset}: in order; report in {loaded.paths.data_check(dataset)}")
+            run(study, dataset)
+            print(f"{dataset}: no faults; report in {study.paths.data_check(dataset)}")
         except UserError as error:
             faults.append(error)
     if faults:
@@ -160,141 +182,181 @@ def check_data(arguments):
         )
 
 
-def contact_sheet(arguments):
-    """Draw images of a data set with their masks, names and r/c/f. Reads its annotations, writes one PNG."""
+def contact_sheet(arguments: Namespace) -> None:
+    """Draw images of a data set with their masks, class names and groups.
+
+    Reads the annotations, writes one PNG.
+    """
     from pcb.synthetic.contact_sheet import contact_sheet as draw
 
-    files = study(arguments).scale["datasets"][arguments.dataset]
-    if arguments.split not in files:
-        splits = ", ".join(split for split in ("train", "val", "dev") if split in files)
-        raise UserError(
-            f"the scale names no split {arguments.split!r} for {arguments.dataset}",
-            f"choose one of: {splits}",
-        )
+    study = load(arguments)
+    check("data set", arguments.dataset, study.scale["datasets"])
+    files = study.scale["datasets"][arguments.dataset]
+    check("split", arguments.split, [s for s in ("train", "val", "dev") if s in files])
     draw(files[arguments.split], files["images"], arguments.out)
     print(arguments.out)
 
 
-def pretrain(arguments):
-    """Provide the weights that a backbone's trainings start from. Writes results/SCALE/pretrained/BACKBONE.pth."""
+def pretrain(arguments: Namespace) -> None:
+    """Provide the weights that a backbone's trainings start from.
+
+    Writes results/SCALE/pretrained/BACKBONE.pth.
+    """
     from pcb.cluster.gpus import lease
 
-    loaded = study(arguments)
-    trains = loaded.scale["backbones"][arguments.backbone]["weights"] == "pretrain"
-    with lease(min(1, loaded.scale["hardware"]["gpus_per_job"]) if trains else 0):
+    study = load(arguments)
+    check("backbone", arguments.backbone, study.scale["backbones"])
+    trains = study.scale["backbones"][arguments.backbone]["weights"] == "pretrain"
+    with lease(min(1, study.scale["hardware"]["gpus_per_job"]) if trains else 0):
         from pcb.training.pretrain import pretrain as run
 
-        run(loaded, arguments.backbone)
+        run(study, arguments.backbone)
 
 
-def train(arguments):
-    """Train one experiment. Starts from its trunk if it has one, continues what was cut off, writes the run's run.json last."""
+def train(arguments: Namespace) -> None:
+    """Train one experiment.
+
+    Starts from its trunk if it has one, resumes from its last checkpoint, and writes run.json last.
+    """
     from pcb.cluster.torchrun import ranks
 
-    loaded = study(arguments)
-    known_run(loaded, arguments)
-    hardware = loaded.scale["hardware"]
+    study = load(arguments)
+    check_run(study, arguments)
+    hardware = study.scale["hardware"]
     with ranks(hardware["gpus_per_job"], hardware["device"], arguments.given):
         from pcb.training.train import train as run
 
-        run(loaded, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")
+        run(study, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")
 
 
-def trunk(arguments):
-    """Train a shared trunk, up to the last epoch before PCB starts. Continues what was cut off, writes trunk.json last."""
+def trunk(arguments: Namespace) -> None:
+    """Train the first epochs that several experiments share.
+
+    They end before PCB starts; resumes from its last checkpoint and writes trunk.json last.
+    """
     train(arguments)
 
 
-def infer(arguments):
-    """Run a trained detector over the validation images. Reads run.json; writes detections and the confusion matrix."""
+def infer(arguments: Namespace) -> None:
+    """Run a trained detector over the validation images.
+
+    Reads run.json; writes detections and the confusion matrix.
+    """
     from pcb.cluster.gpus import lease
 
-    loaded = study(arguments)
-    known_run(loaded, arguments)
-    with lease(min(1, loaded.scale["hardware"]["gpus_per_job"])):
+    study = load(arguments)
+    check_run(study, arguments)
+    with lease(min(1, study.scale["hardware"]["gpus_per_job"])):
         from pcb.inference.infer import infer as run
 
-        run(loaded, arguments.run, arguments.seed, split=arguments.split)
+        run(study, arguments.run, arguments.seed, split=arguments.split)
 
 
-def score(arguments):
-    """Score a run's detections by LVIS's rules. Reads the detections, writes metrics.json. Needs no GPU."""
+def score(arguments: Namespace) -> None:
+    """Score a run's detections by LVIS's rules.
+
+    Reads the detections, writes metrics.json; needs no GPU.
+    """
     from pcb.evaluation.score import score as run
 
-    loaded = study(arguments)
-    known_run(loaded, arguments)
-    run(loaded, arguments.run, arguments.seed, split=arguments.split)
+    study = load(arguments)
+    check_run(study, arguments)
+    run(study, arguments.run, arguments.seed, split=arguments.split)
 
 
-def gather(arguments):
-    """Gather a table's rows, ours beside the paper's. Reads its runs' metrics.json, writes results/SCALE/gathered/TARGET.csv."""
+def gather(arguments: Namespace) -> None:
+    """Gather the numbers or pictures of a page.
+
+    Reads its runs' metrics and detections, writes results/SCALE/gathered/TARGET.json.
+    """
     from pcb.reporting.gather import gather as run
 
-    run(study(arguments), arguments.target)
+    study = load(arguments)
+    check_targets(study, [arguments.target])
+    run(study, arguments.target)
 
 
-def render(arguments):
-    """Render a table or figure. Reads the gathered CSV, runs notebooks/TARGET.ipynb, writes notebook, HTML, CSV, Markdown, LaTeX."""
+def render(arguments: Namespace) -> None:
+    """Render a table, figure or page.
+
+    Reads what was gathered, runs its notebook, writes notebook, HTML and, of a table or figure,
+    CSV, Markdown, LaTeX and PNG.
+    """
     from pcb.reporting.notebook.render import render as run
 
-    run(study(arguments), arguments.target)
+    study = load(arguments)
+    check_targets(study, [arguments.target])
+    run(study, arguments.target)
 
 
-def site(arguments):
-    """Write results/SCALE/site/index.html from whatever exists. Reads metrics and rendered pages."""
+def site(arguments: Namespace) -> None:
+    """Write the index page from the results that exist.
+
+    Reads metrics and rendered pages, writes results/SCALE/site/index.html.
+    """
     from pcb.reporting.site.build import build
 
-    print(build(study(arguments)))
+    print(build(load(arguments)))
 
 
-def publish(arguments):
-    """Copy a results folder's site, in small and without paths of this machine, to commit or to send. Writes DEST/index.html."""
+def publish(arguments: Namespace) -> None:
+    """Copy the site to a folder that can be committed or sent.
+
+    Shrinks it and removes this machine's paths; writes DEST/index.html.
+    """
+    from pcb import formatting
     from pcb.reporting.publish import publish as run
     from pcb.reporting.publish import size
 
-    index = run(study(arguments), arguments.destination)
-    print(f"{index}, {size(index.parent) / 2**20:.1f} MiB in all")
+    index = run(load(arguments), arguments.destination)
+    print(f"{index}, {formatting.size(size(index.parent))} in all")
 
 
-def bias(arguments):
-    """Report the pairwise bias of anybody's detections: PwB, M_rf, the worst pairs. Reads ground truth and results in COCO or LVIS JSON."""
-    from pcb.evaluation.bias import measure, report, write
+def bias(arguments: Namespace) -> None:
+    """Measure the pairwise bias of any detector's results: PwB, M_rf, the worst pairs.
 
-    found = measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
-    print(report(found, arguments.pairs, arguments.least))
+    Reads ground truth and detections in COCO or LVIS JSON; needs no checkout.
+    """
+    from pcb.evaluation import bias as bias_of
+
+    found = bias_of.measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
+    print(bias_of.report(found, arguments.pairs, arguments.least))
     if arguments.out:
-        write(found, arguments.out, arguments.least)
+        bias_of.write(found, arguments.out, arguments.least)
 
 
-# What they share -------------------------------------------------------------------------------------------------------
+# Shared by the verbs --------------------------------------------------------------------------
 
 
-def study(arguments):
+def load(arguments: Namespace) -> Study:
+    """Load the study that `--scale`, `--paper` and `--results`, or `--study`, select."""
     if not (ROOT / "configs").is_dir():
         raise UserError(
-            "the pipeline runs in a checkout of the repository; here only the package is installed",
-            "clone the repository and run `make setup` there; `pcb bias` and `import pcb.mmdet` need no checkout",
+            "the pipeline runs in a checkout of the repository; only the package is installed here",
+            "clone the repository and run `make setup` there; "
+            "`pcb bias` and `import pcb.mmdet` need no checkout",
         )
     from pcb.study import load_study
 
-    return load_study(arguments.study or arguments.scale)
+    options = selected(arguments, default="mini")
+    if "study" in options and len(options) > 1:
+        raise UserError(
+            "--study names a whole study; --scale, --paper and --results cannot change it",
+            "leave out --study, or the others",
+        )
+    overrides = {"results": options["results"]} if "results" in options else None
+    return load_study(options.get("study") or options["scale"], options.get("paper"), overrides)
 
 
-def left_locked(results):
-    """Whether Snakemake's locks lie here, and no run of any scale lives that could have made them."""
-    if not any(Path(".snakemake/locks").glob("*.lock")):
-        return False
-    try:
-        with ExitStack() as each:
-            for lock in results.glob("*/.lock"):
-                each.enter_context(locked(lock, "these results"))
-    except UserError:
-        return False
-    return True
+def selected(arguments: Namespace, default: str | None = None) -> dict[str, str]:
+    """The options that select the study, as given; with `default`, the scale if none is named."""
+    given = {key: vars(arguments).get(key) for key in STUDY_OPTIONS}
+    options = {key: value for key, value in given.items() if value is not None}
+    return options if "study" in options or default is None else {"scale": default} | options
 
 
-def again(command):
-    """Another program in a process of its own. Its failure is ours."""
+def run_separately(command: list[str]) -> None:
+    """Run a Python module as a process of its own; exit with its status if it fails."""
     import subprocess
 
     status = subprocess.run([sys.executable, "-m", *command], check=False).returncode
@@ -302,159 +364,191 @@ def again(command):
         raise SystemExit(status)
 
 
-def positive(text):
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
-def known_run(loaded, arguments):
-    """A run's name must be one of the paper's, and its seed one of the study's."""
-    if arguments.run not in loaded.experiments:
+def check(what: str, name: str, known: Collection[str]) -> None:
+    """Raise `UserError` where `name` is not among the `known` names."""
+    if name not in known:
+        raise UserError(f"no {what} is called {name!r}", f"choose one of: {', '.join(known)}")
+
+
+def check_run(study: Study, arguments: Namespace) -> None:
+    """Check that the study has the experiment and the seed."""
+    if arguments.run not in study.experiments:
         raise UserError(
-            f"no experiment is called {arguments.run!r}",
-            "see `pcb plan`, or configs/paper.yaml, for the names",
+            f"no experiment is called {arguments.run!r}", "`pcb plan` lists the names of all"
         )
-    if arguments.seed not in loaded.seeds:
+    if arguments.seed not in study.seeds:
+        seeds = ",".join(map(str, [*study.seeds, arguments.seed]))
         raise UserError(
-            f"seed {arguments.seed} is not among the study's seeds {list(loaded.seeds)}",
-            f"add it: snakemake --config seeds={','.join(map(str, [*loaded.seeds, arguments.seed]))}",
+            f"seed {arguments.seed} is not among the study's seeds {list(study.seeds)}",
+            f"add it to `seeds` in the scale's YAML file, or run the workflow with it: "
+            f"snakemake --config scale={study.scale['name']} seeds={seeds}",
         )
 
 
-def known_targets(loaded, targets):
+def check_targets(study: Study, targets: Collection[str]) -> None:
+    """Check that the study has the tables, figures or pages."""
     for target in targets:
-        if target not in loaded.targets:
-            raise UserError(
-                f"no table, figure or page is called {target!r}",
-                f"choose one of: {', '.join(loaded.targets)}",
-            )
+        check("table, figure or page", target, study.targets)
+
+
+# The command line ------------------------------------------------------------------------------
 
 
 def contents() -> str:
-    """The verbs by what they are for, each with the first sentence of its docstring."""
-    groups = {
+    """The verbs by purpose, each with the first sentence of its docstring."""
+    groups: dict[str, tuple[FunctionType, ...]] = {
         "the whole": (reproduce, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
         "one run": (pretrain, trunk, train, infer, score),
         "pages": (gather, render, site, publish),
-        "anybody's detections": (bias,),
+        "any detector": (bias,),
     }
-    return "\n".join(
-        f"{title}:\n"
-        + "".join(
-            textwrap.fill(
-                inspect.getdoc(do).split(". ")[0].rstrip("."),
-                100,
-                initial_indent=f"  {do.__name__.replace('_', '-'):<15}",
-                subsequent_indent=" " * 17,
-            )
-            + "\n"
-            for do in verbs
-        )
-        for title, verbs in groups.items()
-    )
+    lines = []
+    for title, verbs in groups.items():
+        lines += [f"{title}:", *(f"  {name_of(do):<15}{summary(do)}" for do in verbs), ""]
+    return "\n".join(lines)
+
+
+def name_of(do: FunctionType) -> str:
+    """The verb of a function: `make-data`."""
+    return do.__name__.replace("_", "-")
+
+
+def summary(do: FunctionType) -> str:
+    """The first line of a verb's help, without its full stop."""
+    return (inspect.getdoc(do) or "").split("\n")[0].rstrip(".")
 
 
 def parser() -> argparse.ArgumentParser:
-    about = (
-        "Pairwise Class Balance, from data to tables: the steps that `snakemake` runs, each by hand.\n"
-        "`pcb VERB --help` says what it reads and writes."
-    )
+    """Make the parser of the command line. Imports nothing of the pipeline."""
     top = argparse.ArgumentParser(
         prog="pcb",
         usage="pcb VERB ...",
-        description=f"{about}\n\n{contents()}",
+        description=(
+            "Pairwise Class Balance, from data to tables: the steps that `snakemake` runs, "
+            "one by one.\n`pcb VERB --help` describes what a verb reads and writes.\n\n"
+        )
+        + contents(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = top.add_subparsers(
         dest="verb", required=True, metavar="VERB", prog="pcb", help=argparse.SUPPRESS
     )
 
-    def verb(do):
-        command = verbs.add_parser(do.__name__.replace("_", "-"), description=inspect.getdoc(do))
-        command.set_defaults(do=do, study=None)
+    def verb(do: FunctionType) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name_of(do), description=inspect.getdoc(do))
+        command.set_defaults(do=do)
         if do is bias:
             return command
-        which = command.add_mutually_exclusive_group()
-        which.add_argument(
+        command.add_argument(
             "--scale",
-            default="mini",
             metavar="NAME",
             help="a name under configs/scale/ or a YAML file (default: mini)",
         )
+        command.add_argument(
+            "--paper",
+            metavar="FILE",
+            help="a study of one's own, laid over configs/paper.yaml; see docs/adding-a-row.md",
+        )
+        command.add_argument(
+            "--results",
+            metavar="FOLDER",
+            help="the folder in which results/SCALE/ lies (default: results)",
+        )
         if do is not reproduce:
-            which.add_argument(
+            command.add_argument(
                 "--study",
                 metavar="FILE",
-                help="study.json of a results folder, as the workflow wrote it",
+                help="the study.json of a results folder, instead of the three options above",
             )
         return command
 
     command = verb(reproduce)
     command.add_argument(
-        "targets", nargs="*", help="table01 … table11, figure1, train_all (default: everything)"
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="tables, figures and pages, such as table05, figure1 or gallery; "
+        "train_all: every training (default: everything)",
     )
-    command.add_argument("--cores", default="all")
+    command.add_argument(
+        "--cores", default="all", metavar="N", help="CPU cores to use (default: all)"
+    )
     command = verb(plan)
-    command.add_argument("targets", nargs="*", help="tables and figures (default: all)")
+    command.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="tables and figures (default: all)"
+    )
     command.add_argument(
         "--gpus",
         type=int,
         metavar="N",
-        help="spread the hours over so many devices (default: those of one training)",
+        help="number of devices that share the work (default: those of one training)",
     )
     command.add_argument(
         "--budget",
         metavar="100h",
-        help="say which tables that pays for: device hours, or with --gpus by the clock",
+        help="list the tables that fit into this many device hours, or, with --gpus, into this "
+        "much time on those devices",
     )
     command.add_argument(
         "--cheapest",
         action="store_true",
         help="spend the budget on the cheapest table next, not in the paper's order",
     )
-    command.add_argument("--measure", action="store_true", help="measure this machine's pace first")
     command.add_argument(
-        "--seconds-per-iteration", type=positive, metavar="S", help="assume this of every training"
+        "--measure", action="store_true", help="run `pcb measure` first, on this machine"
+    )
+    command.add_argument(
+        "--seconds-per-iteration", type=positive, metavar="S", help="assume it for every training"
     )
     command.add_argument(
         "--images-per-second",
         type=positive,
         metavar="N",
-        help="assume that one device detects on so many",
+        help="assume this speed of detection on one device",
     )
-    command.add_argument("--json", action="store_true", help="for machines")
+    command.add_argument("--json", action="store_true", help="print JSON")
     verb(measure).add_argument(
         "--iterations",
         type=int,
         default=10,
         metavar="N",
-        help="timed in each kind of training (default: 10)",
+        help="number of timed iterations of each kind of training (default: 10)",
     )
     verb(status)
-    verb(make_data).add_argument("dataset", choices=["v05", "v1", "pretrain"])
+    verb(make_data).add_argument(
+        "dataset", help="a data set of the scale, such as v05, or pretrain"
+    )
     verb(download).add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help="of configs/downloads.yaml (default: all that the scale needs)",
+        help="names in configs/downloads.yaml (default: all that the scale needs)",
     )
-    verb(check_data).add_argument("datasets", nargs="*", metavar="v05|v1", help="default: both")
+    verb(check_data).add_argument(
+        "datasets", nargs="*", metavar="DATASET", help="data sets of the scale (default: all)"
+    )
     command = verb(contact_sheet)
-    command.add_argument("dataset", choices=["v05", "v1"])
-    command.add_argument("--split", default="train", choices=["train", "val", "dev"])
+    command.add_argument("dataset", help="a data set of the scale, such as v05")
+    command.add_argument("--split", default="train", help="train (default), val or dev")
     command.add_argument("--out", default="contact-sheet.png", metavar="PNG")
-    verb(pretrain).add_argument("backbone", choices=["r50", "r101"])
+    verb(pretrain).add_argument("backbone", help="a backbone of the scale, such as r50")
     for do in (trunk, train, infer, score):
         command = verb(do)
-        command.add_argument("run", help="id of an experiment in configs/paper.yaml")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("run", help="the id of an experiment, as `pcb plan` lists it")
+        command.add_argument("--seed", type=int, default=0, help="(default: 0)")
         if do in (infer, score):
             command.add_argument("--split", default="val", choices=["val", "dev"])
     for do in (gather, render):
-        verb(do).add_argument("target", help="table01 … table11, figure1, gallery, pairs")
+        verb(do).add_argument("target", help="a table, figure or page, such as table05")
     verb(site)
     verb(publish).add_argument(
         "destination", metavar="DEST", help="a folder that does not exist yet, or an earlier copy"
@@ -476,7 +570,7 @@ def parser() -> argparse.ArgumentParser:
         help="annotations whose image counts decide r, c and f (default: the categories' own)",
     )
     command.add_argument(
-        "--pairs", type=int, default=20, metavar="N", help="how many pairs to print (default: 20)"
+        "--pairs", type=int, default=20, metavar="N", help="number of printed pairs (default: 20)"
     )
     command.add_argument(
         "--least",

@@ -19,6 +19,9 @@ from pcb.errors import UserError
 # The repository or, of an installed wheel, the folder that holds the package.
 ROOT = Path(__file__).resolve().parents[1]
 FULL = {errno.ENOSPC, errno.EDQUOT}
+ELSEWHERE = (
+    "use another results folder: `pcb … --results FOLDER`, `snakemake … --config results=FOLDER`"
+)
 UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, *FULL}
 
 
@@ -29,7 +32,7 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
     fix = (
         "free disk space; the same command resumes from what is there"
         if error.errno in FULL
-        else "make the folder writable, or choose another: --config results=FOLDER"
+        else f"make the folder writable, or {ELSEWHERE}"
     )
     return UserError(
         f"{path or error.filename or 'a file'} could not be written: {os.strerror(error.errno)}",
@@ -70,7 +73,7 @@ def locked(
     path: Path,
     what: str,
     wait: bool = False,
-    fix: str = "wait for it, end it, or use another results folder: --config results=FOLDER",
+    fix: str = f"wait for it, end it, or {ELSEWHERE}",
     record_holder: bool = True,
 ) -> Iterator[None]:
     """Hold an exclusive lock on a file, which the kernel releases however the process ends.

@@ -98,7 +98,7 @@ class Costs:
         if self.hours(self.left(self.items)) is None:
             raise UserError(
                 "a budget needs hours, and how long an iteration and an image take is not known here",
-                f"run pcb plan --measure --scale {self.study.scale['name']}, or give both paces by hand",
+                "add --measure, or --seconds-per-iteration and --images-per-second",
             )
         taken, rest, paid, spent = [], list(self.targets), [], 0.0
 

@@ -20,17 +20,21 @@ from pcb.planning.jobs import Job
 
 HOURS_IN = {"s": 1 / 3600, "min": 1 / 60, "m": 1 / 60, "h": 1, "d": 24}
 WIDTH = 100
-UNKNOWN = "not known yet: `pcb plan --measure{scale}` measures it on this machine"
+UNKNOWN = "not known yet: `pcb plan --measure` with the same options measures it on this machine"
 BY_HAND = ", or give --seconds-per-iteration and --images-per-second"
 
 
 def plan(
-    costs: Costs, gpus: int | None = None, budget: float | None = None, cheapest: bool = False
+    costs: Costs,
+    gpus: int | None = None,
+    budget: float | None = None,
+    cheapest: bool = False,
+    options: str = "",
 ) -> str:
     """The trainings, the tables, and what all of it comes to. `gpus`: devices to spread it over; `budget`: device hours."""
     parts = [trainings(costs), tables(costs), "\n".join(summary(costs, gpus))]
     if budget is not None:
-        parts.append(affordable(costs, budget, cheapest))
+        parts.append(affordable(costs, budget, cheapest, options))
     return "\n\n".join(parts)
 
 
@@ -155,12 +159,7 @@ def clock(costs: Costs, gpus: int | None = None) -> str:
     left = costs.left(costs.items)
     whole = costs.hours(left)
     if whole is None:
-        hint = UNKNOWN.format(
-            scale=""
-            if costs.study.scale["name"] == "mini"
-            else f" --scale {costs.study.scale['name']}"
-        )
-        return hint + (BY_HAND if costs.gpu else "")
+        return UNKNOWN + (BY_HAND if costs.gpu else "")
     train = costs.hours([key for key in left if key[0] != "infer"])
     devices = gpus or (costs.per_training if costs.gpu else os.cpu_count() or 1)
     spread = f"{devices} {costs.device}{'s' * (devices > 1)}"
@@ -204,7 +203,7 @@ def sources(costs: Costs) -> list[str]:
     return lines
 
 
-def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
+def affordable(costs: Costs, budget: float, cheapest: bool, options: str = "") -> str:
     """Which tables a budget of device hours pays for, by which rule, and the command that makes just these."""
     taken, rest = costs.within(budget, cheapest)
     spent = sum(value for _, value in taken)
@@ -224,7 +223,7 @@ def affordable(costs: Costs, budget: float, cheapest: bool) -> str:
     ]
     if rest and spent:
         names = " ".join(target for target, _ in taken if costs.left(costs.needs(target)))
-        lines.append(f"        pcb reproduce --scale {costs.study.scale['name']} {names}")
+        lines.append(f"        {' '.join(['pcb reproduce', *filter(None, [options]), names])}")
     return "\n".join(lines)
 
 

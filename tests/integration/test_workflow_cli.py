@@ -63,10 +63,29 @@ def test_a_reader_that_leaves_is_no_error():
     assert result.stdout.startswith("run ") and result.stderr == ""
 
 
-def test_reproduce_becomes_snakemake(monkeypatch):
+def test_reproduce_becomes_snakemake(monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
-    assert cli.main(["reproduce", "--scale", "smoke", "--cores", "2", "table05"]) == 0
+    results = ["--results", str(tmp_path)]
+    assert cli.main(["reproduce", "--scale", "smoke", *results, "--cores", "2", "table05"]) == 0
     (command,) = called
     assert command[1:3] == ["-m", "snakemake"] and command[-2:] == ["--", "table05"]
-    assert {"--cores", "2", "--config", "scale=smoke"} <= set(command)
+    assert {"--cores", "2", "--config", "scale=smoke", f"results={tmp_path}"} <= set(command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "fix"),
+    [
+        (["gather", "table99"], "no table, figure or page is called 'table99'", "table05"),
+        (["train", "nothing"], "no experiment is called 'nothing'", "pcb plan"),
+        (["make-data", "coco"], "no data set is called 'coco'", "v05, v1, pretrain"),
+        (["contact-sheet", "v05", "--split", "test"], "no split", "train, val, dev"),
+        (["pretrain", "vit"], "no backbone is called 'vit'", "r50, r101"),
+        (["status", "--study", "study.json", "--scale", "mini"], "--study", "leave out --study"),
+        (["train", "v05_r50_rfs_softmax_plain", "--seed", "7"], "seed 7", "seeds=0,7"),
+    ],
+)
+def test_a_wrong_name_ends_with_the_names_that_exist(arguments, what, fix, capsys):
+    assert cli.main(arguments) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert what in error and fix in hint

@@ -20,7 +20,7 @@ from pcb.study.study import FORMAT
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
 from workflow import progress
 
-SETTINGS = {"scale", "seeds", "results"}
+SETTINGS = {"scale", "paper", "seeds", "results"}
 
 
 def study_of(config):
@@ -35,7 +35,8 @@ def study_of(config):
             overrides["results"] = str(config["results"])
         if "seeds" in config:
             overrides["seeds"] = numbers(config["seeds"])
-        return load_study(config.get("scale", "mini"), overrides=overrides)
+        more = {"overlay": config["paper"]} if "paper" in config else {}
+        return load_study(config.get("scale", "mini"), overrides=overrides, **more)
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)
