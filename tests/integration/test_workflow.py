@@ -247,6 +247,7 @@ def test_a_further_seed_trains_only_that_seed(finished):
         (["--config", "scale=huge"], "no scale 'huge'"),
         (["--config", "speed=9"], "--config does not know: speed"),
         (["--config", "seeds=many"], "seeds"),
+        (["--config", "paper=absent.yaml"], "absent.yaml"),
         (["table99"], "No rule to produce table99"),
     ],
 )

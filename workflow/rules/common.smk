@@ -35,8 +35,7 @@ def study_of(config):
             overrides["results"] = str(config["results"])
         if "seeds" in config:
             overrides["seeds"] = numbers(config["seeds"])
-        more = {"overlay": config["paper"]} if "paper" in config else {}
-        return load_study(config.get("scale", "mini"), overrides=overrides, **more)
+        return load_study(config.get("scale", "mini"), config.get("paper"), overrides)
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)
