@@ -1,8 +1,8 @@
 """Inference at the mini scale: 14 evaluation variants in one pass, against one variant, and against mmdet's own predict.
 
 CPU milliseconds an image on one thread, images loaded, masks encoded as RLE. mmdet predicts as its own test loop does, one image at a
-time, and pycocotools encodes, as in its metrics. The detectors of this scale share a frozen trunk, and what it said of an image is
-remembered from one to the next; what a first detection costs, which computes it, is told too. The checkpoint is the demo's where
+time, and pycocotools encodes, as in its metrics. The detectors of this scale have a frozen backbone, whose feature cache they share;
+the first detection, which fills it, is measured too. The checkpoint is the demo's where
 `results/mini` has it, else one trained for the purpose (a minute or two).
 """
 
@@ -35,7 +35,7 @@ from pcb.training import build
 
 RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
 PARTS = {
-    "trunk: features and proposals, remembered": [("pcb.inference.forward", "", "look")],
+    "features and proposals, cached": [("pcb.inference.forward", "", "extract_and_propose")],
     "box head": [("pcb.inference.infer", "", "forward")],
     "scores and suppression of all variants": [("pcb.inference.infer", "", "detect")],
     "mask head": [("mmdet.models.roi_heads", "StandardRoIHead", "_mask_forward")],
@@ -59,7 +59,7 @@ def measure(quick: bool) -> list[Figure]:
             mmdet=lambda: mmdet(network, ids),
             one=lambda: detect_all(network, network.batches(ids), one),
             all=lambda: detect_all(network, network.batches(ids), all_),
-            first=lambda: detect_all(network, forgetful(network).batches(ids), all_),
+            first=lambda: detect_all(network, uncached(network).batches(ids), all_),
         )
         watch, began = Stopwatch(PARTS), time.process_time()
         detect_all(network, network.batches(ids), all_)
@@ -75,7 +75,7 @@ def measure(quick: bool) -> list[Figure]:
             target=1.5,
         ),
         Figure(
-            "the same where nothing is remembered of an image",
+            "the same with an empty feature cache",
             each["first"],
             each["mmdet"],
             "ms",
@@ -134,9 +134,9 @@ def statistics(network: Network) -> tuple[dict[str, torch.Tensor], list[int]]:
     return matrices, build.index(*build.dataset_files(network.study, "v05", "train")).image_count
 
 
-def forgetful(network: Network) -> Network:
-    """The same, as a process starts that finds nothing."""
-    network.model.memory = {"val": {}}
+def uncached(network: Network) -> Network:
+    """The same network with an empty feature cache."""
+    network.model.cache = {"val": {}}
     return network
 
 

@@ -1,7 +1,7 @@
 """Where an iteration of a mini training goes, part by part: the table that says what is worth making faster.
 
 CPU milliseconds an iteration on one thread, of RFS with the iterative paradigm on emoji-LVIS, after the first epochs, in which images
-are packed and pass the frozen trunk. A part counts without the parts within it; "everything else" is what no line names. With `--quick`
+are packed and pass the frozen backbone. A part counts without the parts within it; "everything else" is what no line names. With `--quick`
 few iterations of few scenes are measured, and the first epochs still show. There is no reference: the lines share one whole.
 """
 
@@ -19,10 +19,10 @@ PARTS = {  # what it is called: (module, class, method) of each function that is
         ("torch.utils.data.dataloader", "_SingleProcessDataLoaderIter", "_next_data")
     ],
     "data: what the model takes": [
-        ("pcb.synthetic.frozen_backbone", "RememberingPreprocessor", "forward")
+        ("pcb.synthetic.frozen_backbone", "CachingPreprocessor", "forward")
     ],
     "frozen backbone, FPN, RPN": [
-        ("pcb.synthetic.frozen_backbone", "FrozenTrunkMaskRCNN", "recall")
+        ("pcb.synthetic.frozen_backbone", "FrozenBackboneMaskRCNN", "_cached")
     ],
     "assign RoIs": [("mmdet.models.task_modules", "MaxIoUAssigner", "assign")],
     "sample RoIs": [("mmdet.models.task_modules", "RandomSampler", "sample")],

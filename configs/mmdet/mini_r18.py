@@ -1,12 +1,17 @@
 """The mini scale's Mask R-CNN, a ResNet-18 of half width on 96x96 scenes: seconds an epoch on one core.
 
-It is lvis_r50.py with everything made small, and frozen up to the RPN: those parts stay as `pcb pretrain` left them.
+lvis_r50.py with everything made small. Backbone, FPN and RPN stay as they were pretrained, and
+their output is cached.
 """
 
 _base_ = "lvis_r50.py"
 
+custom_imports = dict(imports=["pcb.synthetic.frozen_backbone"], allow_failed_imports=False)
+custom_hooks = [dict(type="SaveFeatureCacheHook")]
+feature_cache = True  # pcb.training.build passes its arguments to the model
+
 model = dict(
-    type="FrozenTrunkMaskRCNN",
+    type="FrozenBackboneMaskRCNN",
     backbone=dict(depth=18, base_channels=32, frozen_stages=4),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4),
     rpn_head=dict(

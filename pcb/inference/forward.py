@@ -25,7 +25,6 @@ from pcb.errors import UserError
 from pcb.inference.calibrations import Rule, activation
 from pcb.inference.mask_rle import paste
 from pcb.inference.multi_variant_nms import suppress
-from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
 
 MASKS_AT_ONCE = (
     256  # mask logits of 1,230 classes take 4 MB a box; mmdet takes all of one image, up to 300
@@ -78,7 +77,7 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
     """Items of mmdet's test pipeline (`inputs`, `data_samples`), images of `split` -> one `Image` each."""
     data = model.data_preprocessor(pseudo_collate(items), False)
     samples, head = data["data_samples"], model.roi_head
-    features, found = look(model, data["inputs"], samples, split)
+    features, found = extract_and_propose(model, data["inputs"], samples, split)
     proposals = [each.bboxes for each in found]
     rois, of_masks = bbox2roi(proposals), tuple(features[: head.mask_roi_extractor.num_inputs])
     if not len(rois):
@@ -116,12 +115,13 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
     ]
 
 
-def look(
+def extract_and_propose(
     model: nn.Module, images: Tensor, samples: list, split: str
 ) -> tuple[Sequence[Tensor], list[InstanceData]]:
-    """The levels of the pyramid, finest first, and each image's proposals. A frozen trunk remembers them for the next detector."""
-    if isinstance(model, FrozenTrunkMaskRCNN):
-        return model.look(images, samples, split)
+    """Feature maps, finest first, and the proposals of each image; from a feature cache if the detector has one."""
+    cached = getattr(model, "extract_and_propose", None)
+    if cached is not None:
+        return cached(images, samples, split)
     features = model.extract_feat(images)
     return features, model.rpn_head.predict(features, samples, rescale=False)
 

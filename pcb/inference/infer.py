@@ -31,7 +31,6 @@ from pcb.study import Study
 from pcb.study.records import require_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import TRAIN_PART, choice, columns, file_of, sources, train_part
-from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
 from pcb.training import build, checkpoint
 
 IMAGES_AT_ONCE = 8  # of one shape; mmdet tests with one at a time
@@ -84,7 +83,7 @@ def infer(
                 training.tally(path.with_suffix("")), plan(training.places, images_per_shard)
             )
             write_confusion(path, total)
-            training.remember()
+            training.save_cache()
             matrices["train"] = torch.from_numpy(total.matrix)
         counts = build.index(
             *build.dataset_files(study, study.experiments[run].dataset, "train"),
@@ -98,7 +97,7 @@ def infer(
             if sums:
                 tally.save(part, sums)
             writer.write(part, rows)
-        network.remember()
+        network.save_cache()
     write_confusion(matrix_path, tally.total(parts))
     manifest = {
         "run": run,
@@ -166,10 +165,11 @@ class Network:
         if sum(map(len, found)) == len(part):
             self.kept[part[0]] = found
 
-    def remember(self) -> None:
-        """Leave to the next detector what does not depend on the weights that learn, where the model says that anything does not."""
-        if isinstance(self.model, FrozenTrunkMaskRCNN):
-            self.model.keep_memory(self.split)
+    def save_cache(self) -> None:
+        """Save the frozen-backbone feature cache for later runs, if the detector has one."""
+        save_cache = getattr(self.model, "save_cache", None)
+        if save_cache is not None:
+            save_cache(self.split)
 
     def tally(self, folder: Path) -> Tally:
         """Where this network's confusions on this split are counted: they depend on weights and images, not on test settings."""

@@ -212,13 +212,18 @@ def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
     cfg.merge_from_dict({"model": overrides})
     rcnn = cfg.model.test_cfg.rcnn
     rcnn.score_thr, rcnn.max_per_img = scale["test"]["score_thr"], scale["test"]["max_per_image"]
-    if cfg.model.type == "FrozenTrunkMaskRCNN":
-        cfg.model.update(remember={step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED)
-        manifest = study.paths.data_manifest(
-            experiment.dataset
-        )  # only of a generated set is every image's digest on record
-        if manifest.exists():
-            cfg.model.update(folder=str(study.paths.features), images=checkpoints.sha256(manifest))
+    if cfg.get("feature_cache"):
+        cfg.model.feature_cache = feature_cache(cfg, study, experiment.dataset)
+
+
+def feature_cache(cfg: Config, study: Study, dataset: str) -> dict | None:
+    """Arguments of a detector's feature cache; None if augmentation is more than a flip."""
+    if not {step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED:
+        return None
+    manifest = study.paths.data_manifest(dataset)
+    if not manifest.exists():  # digests of all images are recorded for generated data only
+        return {}
+    return dict(folder=str(study.paths.features), images=checkpoints.sha256(manifest))
 
 
 def lay_data(
@@ -232,7 +237,7 @@ def lay_data(
     annotations, images = files
     pipeline, workers = cfg.train_pipeline, study.scale["hardware"]["workers"]
     sizes_vary = any(step["type"] == "RandomChoiceResize" for step in pipeline)
-    if cfg.model.get("remember"):
+    if cfg.model.get("feature_cache") is not None:
         pipeline = [dict(type="FlipPipeline", steps=pipeline)]
     data = dict(
         type="PCBLVISDataset",
@@ -297,8 +302,8 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     cuda = cfg.device == "cuda"
     finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [
+        *cfg.get("custom_hooks", []),
         dict(type="PCBEpochHook"),
-        dict(type="KeepMemoryHook"),
         finite,
         dict(type="ProgressHook"),
         dict(type="SaveHook"),

@@ -14,7 +14,6 @@ from mmengine.hooks import Hook
 
 from pcb.errors import UserError
 from pcb.formatting import duration
-from pcb.synthetic.frozen_backbone import TRAINING, FrozenTrunkMaskRCNN
 
 
 def say(text: str) -> None:
@@ -97,15 +96,6 @@ class TrainOnlyHook(Hook):
         for name, parameter in runner.bare_model.named_parameters():
             if not name.startswith(self.parts):
                 parameter.requires_grad_(False)
-
-
-@HOOKS.register_module()
-class KeepMemoryHook(Hook):
-    """Leaves what a frozen trunk said of every image to the next training with the same trunk and images."""
-
-    def after_train(self, runner) -> None:
-        if isinstance(runner.bare_model, FrozenTrunkMaskRCNN) and is_main_process():
-            runner.bare_model.keep_memory(TRAINING)
 
 
 @HOOKS.register_module()

@@ -14,7 +14,7 @@ from pcb.files import write_json
 from pcb.inference import forward, infer
 from pcb.study import load_study
 from pcb.study.variants import columns, gamma_of
-from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
+from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.synthetic.generate import Recipe, write_dataset
 from pcb.training import build
 from pcb.training.checkpoint import store
@@ -148,20 +148,19 @@ def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypa
     assert contents(folder) == complete
 
 
-def test_what_a_frozen_trunk_said_of_an_image_is_not_computed_again(copied, monkeypatch):
+def test_a_second_detection_reads_the_feature_cache(copied, monkeypatch):
     study, folder = copied
     complete = contents(folder)
     study.paths.data_manifest("v05").parent.mkdir(parents=True)
-    study.paths.data_manifest("v05").write_text(
-        "what images there are"
-    )  # its digest is in the name of what is kept
+    # The manifest's digest is part of the cache file's name.
+    study.paths.data_manifest("v05").write_text("the images")
 
     def again():
         shutil.rmtree(folder / "detections")
         infer.infer(study, RUN, 0, images_per_shard=4)
 
     again()
-    monkeypatch.setattr(FrozenTrunkMaskRCNN, "propose", None)
+    monkeypatch.setattr(FrozenBackboneMaskRCNN, "_run_frozen_modules", None)
     again()
     assert contents(folder) == complete
 

@@ -14,7 +14,7 @@ from training import BRANCH, PLAIN, TRUNK, assert_same_bits, final_state, interr
 from pcb.errors import UserError
 from pcb.files import locked
 from pcb.study import load_study
-from pcb.synthetic.frozen_backbone import FrozenTrunkMaskRCNN
+from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.training import build, checkpoint
 from pcb.training.checkpoint import Checkpoints
 from pcb.training.hooks import StopRequest
@@ -131,13 +131,13 @@ def test_a_checkpoint_that_cannot_be_written_ends_clearly_and_leaves_nothing(
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_checkpoints_alone(study, monkeypatch):
-    loss = FrozenTrunkMaskRCNN.loss
+    loss = FrozenBackboneMaskRCNN.loss
 
     def spoiled(self, *args):
         losses = loss(self, *args)
         return {**losses, "loss_mask": losses["loss_mask"] * float("nan")}
 
-    monkeypatch.setattr(FrozenTrunkMaskRCNN, "loss", spoiled)
+    monkeypatch.setattr(FrozenBackboneMaskRCNN, "loss", spoiled)
     before = {path.name: checkpoint.sha256(path) for path in Checkpoints(work(study)).files()}
     with pytest.raises(UserError, match=r"not finite at iteration 8 \(.*loss_mask nan") as error:
         train(study, PLAIN, 0)

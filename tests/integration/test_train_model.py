@@ -1,4 +1,4 @@
-"""The detectors that an experiment gets: the small one remembers what is frozen, the paper's own trains on real LVIS photographs."""
+"""An experiment's detectors: the mini one caches frozen features, the paper's takes real images."""
 
 import copy
 import json
@@ -35,10 +35,10 @@ def first_batch(cfg):
     return next(iter(loader))
 
 
-def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
+def test_cached_features_equal_those_of_an_uncached_detector(tmp_path, datasets):
     study = tiny_study(tmp_path, datasets)
     cfg = build.config(study, PLAIN, 0, tmp_path)
-    assert cfg.model.remember
+    assert cfg.model.feature_cache is not None
     torch.manual_seed(0)
     model = build.detector(study, PLAIN).train()
     batch = model.data_preprocessor(first_batch(cfg), training=True)
@@ -51,15 +51,25 @@ def test_what_is_remembered_equals_what_is_computed(tmp_path, datasets):
         }
 
     computed = losses()
-    assert len(model.memory[TRAINING]) == 8
+    assert len(model.cache[TRAINING]) == 8
     assert losses() == computed
-    model.memory.clear()
+    model.cache.clear()
     assert losses() == computed
+
+    uncached = MODELS.build({**cfg.model, "feature_cache": None}).eval()
+    uncached.load_state_dict(model.state_dict())
+    samples = batch["data_samples"]
+    features, proposals = model.extract_and_propose(batch["inputs"], samples, TRAINING)
+    for i, image in enumerate(batch["inputs"]):
+        levels, (boxes,) = uncached.extract_and_propose(image[None], [samples[i]], TRAINING)
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(features, levels, strict=True))
+        assert torch.equal(proposals[i].bboxes, boxes.bboxes)
+
     model.load_state_dict(model.state_dict())
-    assert not model.memory  # these may be other weights
+    assert not model.cache, "loading weights clears the cache"
 
 
-def test_images_prepared_one_by_one_are_those_of_a_batch(tmp_path, datasets):
+def test_the_caching_preprocessor_equals_the_stock_one(tmp_path, datasets):
     study = tiny_study(tmp_path, datasets)
     cfg = build.config(study, PLAIN, 0, tmp_path)
     ours, stock = (
@@ -76,10 +86,10 @@ def test_images_prepared_one_by_one_are_those_of_a_batch(tmp_path, datasets):
                 a.gt_instances.bboxes, b.gt_instances.bboxes
             )
             assert (a.gt_instances.masks.to_ndarray() == b.gt_instances.masks.to_ndarray()).all()
-    assert len(ours.memory) == 8
+    assert len(ours.cache) == 8
 
 
-def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
+def test_a_saved_feature_cache_is_loaded_by_the_same_frozen_modules_only(tmp_path, datasets):
     study = tiny_study(tmp_path, datasets)
     cfg = build.config(study, PLAIN, 0, tmp_path)
     first = build.detector(study, PLAIN).train()
@@ -89,33 +99,32 @@ def test_what_one_training_leaves_the_next_one_finds(tmp_path, datasets):
     with torch.no_grad():
         next(other.backbone.parameters()).add_(1)
     for model in (first, second, other):
-        model.folder, model.images = str(tmp_path / "features"), "digest of the images"
+        model.cache_folder, model.images_digest = str(tmp_path / "features"), "digest"
     first.loss(batch["inputs"], batch["data_samples"])
-    first.keep_memory(TRAINING)
+    first.save_cache(TRAINING)
     for model in (second, other):
-        model.memory = {TRAINING: {}}
-        model.recollect(TRAINING, torch.device("cpu"))
-    ours, theirs = first.memory[TRAINING], second.memory[TRAINING]
+        model.load_cache(TRAINING, torch.device("cpu"))
+    ours, theirs = first.cache[TRAINING], second.cache[TRAINING]
     assert theirs.keys() == ours.keys() and len(theirs) == 8
     for key, (features, boxes) in ours.items():
         assert all(map(torch.equal, features, theirs[key][0])) and torch.equal(
             boxes, theirs[key][1]
         )
-    assert not other.memory[TRAINING]  # another backbone: nothing there is its own
+    assert not other.cache[TRAINING], "another backbone has its own file"
 
     (file,) = (tmp_path / "features").iterdir()
     written = file.read_bytes()
-    second.keep_memory(TRAINING)
+    second.save_cache(TRAINING)
     assert file.read_bytes() == written
-    second.memory[TRAINING][0, False, ()] = next(iter(theirs.values()))  # an image more
-    second.keep_memory(TRAINING)
-    first.memory.clear()
-    first.recall(batch["inputs"][0], batch["data_samples"][0], TRAINING)
-    assert len(first.memory[TRAINING]) == 9
+    second.cache[TRAINING][0, False, ()] = next(iter(theirs.values()))  # one more image
+    second.save_cache(TRAINING)
+    first.cache.clear()
+    first._cached(batch["inputs"][0], batch["data_samples"][0], TRAINING)
+    assert len(first.cache[TRAINING]) == 9
 
 
-def test_a_packed_image_is_the_same_at_second_sight(tmp_path, datasets):
-    """Also after a batch of it went through a training step: what the pipeline returns is shared, and nobody may change it."""
+def test_the_flip_pipeline_equals_the_stock_one(tmp_path, datasets):
+    """Also after a training step: the returned samples are shared, so nothing may change them."""
     study = tiny_study(tmp_path, datasets)
     model = build.detector(study, PLAIN).train()
     cfg = build.config(study, PLAIN, 0, tmp_path)
@@ -225,7 +234,7 @@ def test_the_papers_model_takes_an_iteration_and_detects_on_real_photographs(
         and heads.bbox_head.num_classes == 1230
     )
     assert heads.bbox_head.loss_cls.alpha == 0.4 and heads.bbox_head.loss_cls.momentum == [0.99]
-    assert cfg.model.type == "MaskRCNN" and "remember" not in cfg.model
+    assert cfg.model.type == "MaskRCNN" and "feature_cache" not in cfg.model
 
     cfg.train_cfg.max_iters = 1
     runner = Runner.from_cfg(cfg)

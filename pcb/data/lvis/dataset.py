@@ -138,11 +138,11 @@ class PCBLVISDataset(BaseDetDataset):
         return {**self.data_list[idx], "sample_idx": idx}
 
     def prepare_data(self, idx: int) -> dict | None:
-        """The sample of an image. A pipeline that remembers its images needs their annotations only once."""
-        recall = getattr(self.pipeline.transforms[0], "recall", None)
-        if recall is None:
+        """The sample of an image. A caching pipeline reads an image's annotations only once."""
+        cached = getattr(self.pipeline.transforms[0], "transform_cached", None)
+        if cached is None:
             return super().prepare_data(idx)
-        return recall(
+        return cached(
             int(self._index.ids[self.data_list.kept[idx]]), lambda: self.get_data_info(idx)
         )
 
