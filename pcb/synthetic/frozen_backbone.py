@@ -153,7 +153,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         key = sample.get("img_id"), sample.get("flip", False), tuple(image.shape)
         if key not in entries:
             features, (proposals,) = self._run_frozen_modules(image[None], [sample], split)
-            entries[key] = features, proposals["bboxes"]
+            entries[key] = features, cast(Tensor, proposals["bboxes"])
         return entries[key]
 
     def cache_file(self, split: str) -> Path | None:

@@ -22,7 +22,6 @@ with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional pa
     # Imported for what they register with mmdet:
     import pcb.data.lvis.dataset
     import pcb.mmdet
-    import pcb.synthetic.frozen_backbone
     import pcb.training.hooks
     import pcb.training.sampler  # noqa: F401
     from pcb.training.memory_format import make_outputs_readable, to_channels_last
