@@ -17,6 +17,7 @@ from pcb.errors import UserError
 from pcb.study import load_study
 from pcb.synthetic.frozen_backbone import TRAINING
 from pcb.training import build, weights
+from pcb.training.memory_format import to_channels_last
 from pcb.training.pretrain import pretrain
 from pcb.training.runner import Runner
 
@@ -57,6 +58,7 @@ def test_cached_features_equal_those_of_an_uncached_detector(tmp_path, datasets)
     assert losses() == computed
 
     uncached = MODELS.build({**cfg.model, "feature_cache": None}).eval()
+    to_channels_last(uncached)
     uncached.load_state_dict(model.state_dict())
     samples = batch["data_samples"]
     features, proposals = model.extract_and_propose(batch["inputs"], samples, TRAINING)
