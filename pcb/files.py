@@ -9,10 +9,11 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from pcb.errors import UserError
 
@@ -41,7 +42,7 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; move it into place on success, remove it on failure.
 
     Raises:
@@ -75,7 +76,7 @@ def locked(
     wait: bool = False,
     fix: str = f"wait for it, end it, or {ELSEWHERE}",
     record_holder: bool = True,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Hold an exclusive lock on a file, which the kernel releases however the process ends.
 
     Args:
@@ -89,14 +90,7 @@ def locked(
     Raises:
         UserError: Another process holds the lock, or the file cannot be created.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
-    except OSError as error:
-        if for_user := unwritable(error, path):
-            raise for_user from error
-        raise
-    with file:
+    with _open_lock(path) as file:
         if not try_lock(file.fileno()):
             file.seek(0)
             holder = (file.read() if record_holder else "") or "it left no name"
@@ -111,6 +105,16 @@ def locked(
             file.write(f"process {os.getpid()} on {platform.node()}, since {since}")
             file.flush()
         yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+")
+    except OSError as error:
+        if for_user := unwritable(error, path):
+            raise for_user from error
+        raise
 
 
 def try_lock(descriptor: int) -> bool:

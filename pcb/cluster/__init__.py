@@ -1,1 +1,1 @@
-"""Machines: GPU leases, process groups, provenance."""
+"""The machine: leases on GPUs, the ranks of a training, provenance of results."""

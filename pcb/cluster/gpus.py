@@ -1,11 +1,12 @@
-"""Leases on GPUs: jobs that run at the same time on one machine never share a device by accident.
+"""Leases on GPUs: jobs that run at the same time on one machine never share a device.
 
-`with lease(2) as ids: ...` takes two free devices and shows only these to the process (`CUDA_VISIBLE_DEVICES`), waiting
-until enough are free. Snakemake's local executor counts GPUs but does not name them; this does. A lease is a file lock, so
-the kernel gives it back when the process ends, however it ends; it outlives an `exec`. The locks are for all users of the
-machine. Devices are known by their UUID, MIG instances too, and only those that `CUDA_VISIBLE_DEVICES` allows are considered: what
-a batch scheduler assigned is respected, also where it renumbers. Must be entered before CUDA is initialised. `launch` turns a
-job with several devices into torchrun.
+    with lease(2) as ids: ...  # takes two free devices and sets CUDA_VISIBLE_DEVICES to them
+
+Snakemake's local executor counts GPUs but does not name them, so that two jobs could choose the
+same one. A lease is a file lock: it is visible to all users of the machine, the kernel releases it
+however the process ends, and it survives an `exec`. Devices, MIG instances too, are identified by
+their UUID. Only those in CUDA_VISIBLE_DEVICES are considered, so that the assignment of a batch
+scheduler is respected even if it renumbers devices. Enter a lease before CUDA is initialised.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -32,12 +33,17 @@ DRIVER = Path("/proc/driver/nvidia/gpus")
 @contextmanager
 def lease(
     count: int, devices: dict[str, str] | None = None, folder: Path | None = None
-) -> Iterator[list[str]]:
-    """Hold `count` devices and yield their ids; waits until that many are free, says so once.
+) -> Generator[list[str]]:
+    """Hold `count` devices and yield their ids; wait until so many are free, after one message.
 
-    `devices` maps an id, as CUDA_VISIBLE_DEVICES spells it, to a name that is the same for every process of the machine
-    (default: what `visible()` finds); `folder` holds the locks (default: one below the temporary folder, for all users).
-    Raises `UserError` when the machine has fewer devices at all. `count` 0 yields an empty list and changes nothing.
+    Args:
+        count: Number of devices; 0 yields an empty list and changes nothing.
+        devices: Id, as in CUDA_VISIBLE_DEVICES, to a name that all processes of the machine agree
+            on. Default: `visible()`.
+        folder: Folder of the locks. Default: one in the temporary folder, for all users.
+
+    Raises:
+        UserError: The machine has fewer than `count` devices.
     """
     if count == 0:
         yield []
@@ -46,9 +52,10 @@ def lease(
     if len(devices) < count:
         setting = os.environ.get(VARIABLE, "not set")
         raise UserError(
-            f"GPUs that the job needs: {count}; that it can see here: {len(devices)} ({VARIABLE}: {setting})",
-            "lower hardware.gpus_per_job in the scale's YAML file, or run where there are more; "
-            f"where nvidia-smi is missing, name the devices in {VARIABLE}",
+            f"the job needs {count} GPUs, but only {len(devices)} are visible "
+            f"({VARIABLE}: {setting})",
+            "lower hardware.gpus_per_job in the scale's YAML file, or use a machine with more; "
+            f"where nvidia-smi is missing, set {VARIABLE} to the devices",
         )
     folder = folder or Path(tempfile.gettempdir()) / "pcb-gpus"
     try:
@@ -56,7 +63,7 @@ def lease(
         folder.chmod(0o1777)
     except FileExistsError:
         pass
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are nvidia-smi's then
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA then counts as nvidia-smi does
     before = os.environ.get(VARIABLE)
     with ExitStack() as held:
         ids = wait_for(count, devices, folder, held)
@@ -70,8 +77,11 @@ def lease(
 
 
 def wait_for(count: int, devices: dict[str, str], folder: Path, held: ExitStack) -> list[str]:
-    """Lock `count` of the devices. All or nothing: a job that holds some while it waits for more could wait for ever."""
-    told = False
+    """Lock `count` of the devices and return their ids.
+
+    All at once or none: two jobs that each held some while waiting for more would deadlock.
+    """
+    announced = False
     while True:
         with ExitStack() as attempt:
             ids: list[str] = []
@@ -81,67 +91,66 @@ def wait_for(count: int, devices: dict[str, str], folder: Path, held: ExitStack)
             if len(ids) == count:
                 held.push(attempt.pop_all())
                 return ids
-        if not told:
+        if not announced:
             print(
-                f"waiting for {count} of the GPUs {', '.join(devices)}: other jobs hold them, by locks in {folder}",
+                f"waiting for {count} of the GPUs {', '.join(devices)}: "
+                f"other jobs hold them by locks in {folder}",
                 file=sys.stderr,
             )
-            told = True
+            announced = True
         time.sleep(random.uniform(0.2, 1.0))
 
 
 def lock(path: Path, held: ExitStack) -> bool:
-    """Lock a file without waiting; whether it was free. The lock lasts until `held` is closed or the process ends."""
-    try:
-        file = os.open(
-            path, os.O_RDONLY
-        )  # to read is enough to lock, and allowed where another user made the file
+    """Lock a file without waiting; return whether it was free.
+
+    The lock lasts until `held` is closed, or the process and what it executes have ended.
+    """
+    try:  # reading suffices for a lock, and is allowed if another user made the file
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    if not try_lock(file):
-        os.close(file)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    if not try_lock(descriptor):
+        os.close(descriptor)
         return False
-    os.set_inheritable(file, True)
-    held.callback(os.close, file)
+    os.set_inheritable(descriptor, True)
+    held.callback(os.close, descriptor)
     return True
 
 
 def visible() -> dict[str, str]:
-    """Devices that this process may use: id -> UUID, in order, from the driver and CUDA_VISIBLE_DEVICES."""
-    found = installed()
+    """Return the devices that this process may use: id -> UUID, in order."""
+    devices = installed()
     allowed = os.environ.get(VARIABLE)
     if allowed is None:
-        return found
+        return devices
     ids = [key.strip() for key in allowed.split(",") if key.strip() not in ("", "-1")]
-    whole = {
-        key: [uuid for uuid in found.values() if uuid.startswith(key)] for key in ids
-    }  # CUDA takes the first digits of a UUID too
-    return {
-        key: found.get(key) or (whole[key][0] if len(whole[key]) == 1 else key.replace("/", "_"))
-        for key in ids
-    }
+    names = {}
+    for key in ids:  # an index, a UUID or, as CUDA allows, the beginning of a UUID
+        matches = [uuid for uuid in devices.values() if uuid.startswith(key)]
+        unique = matches[0] if len(matches) == 1 else key.replace("/", "_")
+        names[key] = devices.get(key) or unique
+    return names
 
 
 def installed() -> dict[str, str]:
-    """Id -> UUID of every GPU that the driver shows: its index or, of a MIG instance, its UUID. Empty without a driver."""
+    """Return all GPUs that the driver shows, id -> UUID; empty without a driver.
+
+    The id is the index or, of a MIG instance, the UUID.
+    """
     if not shutil.which("nvidia-smi"):  # as in some containers
-        about = "\n".join(path.read_text() for path in sorted(DRIVER.glob("*/information")))
-        return {
-            str(index): uuid
-            for index, uuid in enumerate(
-                re.findall(r"^GPU UUID:\s*(GPU-[\w-]+)", about, flags=re.MULTILINE)
-            )
-        }
-    listing = subprocess.run(
-        ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
-    ).stdout
-    found: dict[str, str] = {}
-    for index, uuid in re.findall(
-        r"^(?:GPU (\d+)|\s+MIG ).*\(UUID: ([\w/-]+)\)", listing, flags=re.MULTILINE
-    ):
+        text = "\n".join(path.read_text() for path in sorted(DRIVER.glob("*/information")))
+        uuids = re.findall(r"^GPU UUID:\s*(GPU-[\w-]+)", text, flags=re.MULTILINE)
+        return {str(index): uuid for index, uuid in enumerate(uuids)}
+    command = ["nvidia-smi", "-L"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    line = re.compile(r"^(?:GPU (\d+)|\s+MIG ).*\(UUID: ([\w/-]+)\)", flags=re.MULTILINE)
+    devices: dict[str, str] = {}
+    gpu = ""
+    for index, uuid in line.findall(listing):
         if index:
             gpu = index
         else:
-            found.pop(gpu, None)  # nothing runs on a GPU that is divided but its parts
-        found[index or uuid] = uuid.replace("/", "_")
-    return found
+            devices.pop(gpu, None)  # a GPU that is divided runs only its MIG instances
+        devices[index or uuid] = uuid.replace("/", "_")
+    return devices

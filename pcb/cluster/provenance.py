@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, machine, time. Goes into every run.json."""
+"""The origin of a result: code, versions, machine, time. Part of every run.json."""
 
 from __future__ import annotations
 
@@ -27,59 +27,62 @@ PACKAGES = (
 
 
 def git() -> dict | None:
-    """Commit of the code, and whether files were changed since, results aside; None outside a git checkout."""
+    """Return the commit, and whether tracked files outside results/ differ from it.
 
-    def ask(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    None outside of a git checkout.
+    """
+
+    def output(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = ask("status", "--porcelain", "--untracked-files=no", "--", ":!results")
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
+        changed = output("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of those `PACKAGES` that are installed."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: str) -> dict:
-    """What computed: the GPUs if it was GPUs, and the CPU."""
-    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    """Return the CPU, its cores, torch's threads and, for the device "cuda", the GPUs' names."""
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
+        count = torch.cuda.device_count()
+        return {**machine, "gpus": [torch.cuda.get_device_name(i) for i in range(count)]}
+    return machine
 
 
 def cpu_name() -> str:
+    """Return the CPU's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def peak_memory(device: str) -> dict[str, int]:
-    """Largest use so far in MiB: of this process, and of the GPU if there is one."""
-    found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    """Return the peak memory in MiB so far of this process and, with "cuda", of its GPU."""
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     if device == "cuda":
-        found["gpu"] = torch.cuda.max_memory_allocated() // 2**20
-    return found
+        peak["gpu"] = torch.cuda.max_memory_allocated() // 2**20
+    return peak
 
 
 def record(study: Study, started: str) -> dict:
-    """What run.json says of a job that `started` then and ends now."""
+    """Return the provenance of a job that began at `started`, ISO 8601, and ends now."""
     device = study.scale["hardware"]["device"]
     return {
         "git": git(),
@@ -92,4 +95,5 @@ def record(study: Study, started: str) -> dict:
 
 
 def now() -> str:
+    """Return the time, UTC, ISO 8601, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

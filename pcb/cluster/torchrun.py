@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from pcb.cluster.gpus import lease
 
 
 @contextmanager
-def ranks(gpus: int, device: str, arguments: list[str]) -> Iterator[None]:
+def ranks(gpus: int, device: str, arguments: list[str]) -> Generator[None]:
     """Run the body on `gpus` leased GPUs, once for each of them.
 
     With several GPUs, the first process replaces itself by torchrun, which runs `pcb ARGUMENTS`

@@ -1,4 +1,4 @@
-"""Leases on GPUs, with devices that do not exist: two jobs never hold the same one, and a job that dies gives its own back."""
+"""Leases on GPUs, with imaginary devices; torchrun's ranks."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ DEVICES = {"0": "GPU-a", "1": "GPU-b", "2": "GPU-c"}
 
 
 def holder(folder, count):
-    """Another process that holds `count` devices; returns it once it has told which."""
+    """Another process that holds `count` devices; returned once it has named them."""
     code = f"""
         import sys
         from pathlib import Path
@@ -42,7 +42,7 @@ def test_two_processes_hold_different_devices(tmp_path):
     other.communicate()
 
 
-def test_a_killed_process_gives_its_devices_back(tmp_path, capsys):
+def test_a_killed_process_releases_its_devices(tmp_path, capsys):
     other = holder(tmp_path, 3)
     with gpus.ExitStack() as held:
         assert not gpus.lock(tmp_path / "GPU-a.lock", held)
@@ -52,7 +52,7 @@ def test_a_killed_process_gives_its_devices_back(tmp_path, capsys):
         assert ids == ["0", "1", "2"]
 
 
-def test_a_job_waits_until_enough_are_free_and_holds_none_meanwhile(tmp_path, capsys, monkeypatch):
+def test_a_waiting_job_holds_no_device(tmp_path, capsys, monkeypatch):
     other = holder(tmp_path, 2)
     naps = []
 
@@ -68,22 +68,22 @@ def test_a_job_waits_until_enough_are_free_and_holds_none_meanwhile(tmp_path, ca
     assert naps and "waiting for 3 of the GPUs" in capsys.readouterr().err
 
 
-def test_more_than_the_machine_has_is_said_at_once(tmp_path):
+def test_more_devices_than_the_machine_has_are_an_error_at_once(tmp_path):
     with (
-        pytest.raises(UserError, match="needs: 4; that it can see here: 3"),
+        pytest.raises(UserError, match="needs 4 GPUs, but only 3 are visible"),
         gpus.lease(4, DEVICES, tmp_path),
     ):
         pass
 
 
-def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
+def test_the_environment_is_restored(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
     with gpus.lease(1, {"2": "GPU-c", "1": "GPU-b"}, tmp_path):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,1"
 
 
-def test_no_gpu_changes_nothing(monkeypatch):
+def test_a_lease_on_no_gpu_changes_nothing(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with gpus.lease(0) as ids:
         assert ids == [] and "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -101,12 +101,11 @@ def test_no_gpu_changes_nothing(monkeypatch):
         ("-1", {}),
     ],
 )
-def test_only_devices_that_a_scheduler_assigned_are_considered(
-    tmp_path, monkeypatch, assigned, names
-):
+def test_only_devices_that_a_scheduler_assigned_are_visible(tmp_path, monkeypatch, assigned, names):
     driver = tmp_path / "nvidia-smi"
     driver.write_text(
-        "#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f-00)'\necho 'GPU 1: NVIDIA X (UUID: GPU-2e-01)'\n"
+        "#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f-00)'\n"
+        "echo 'GPU 1: NVIDIA X (UUID: GPU-2e-01)'\n"
     )
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -116,11 +115,13 @@ def test_only_devices_that_a_scheduler_assigned_are_considered(
     assert gpus.visible() == names
 
 
-def test_parts_of_a_divided_gpu_are_devices(tmp_path, monkeypatch):
+def test_mig_instances_replace_their_gpu(tmp_path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
     driver.write_text(
-        "#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f)'\necho '  MIG 3g.20gb Device 0: (UUID: MIG-GPU-1f/1/0)'\n"
-        "echo '  MIG 3g.20gb Device 1: (UUID: MIG-GPU-1f/2/0)'\necho 'GPU 1: NVIDIA X (UUID: GPU-2e)'\n"
+        "#!/bin/sh\necho 'GPU 0: NVIDIA X (UUID: GPU-1f)'\n"
+        "echo '  MIG 3g.20gb Device 0: (UUID: MIG-GPU-1f/1/0)'\n"
+        "echo '  MIG 3g.20gb Device 1: (UUID: MIG-GPU-1f/2/0)'\n"
+        "echo 'GPU 1: NVIDIA X (UUID: GPU-2e)'\n"
     )
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -132,7 +133,7 @@ def test_parts_of_a_divided_gpu_are_devices(tmp_path, monkeypatch):
     }
 
 
-def test_without_nvidia_smi_the_driver_itself_is_asked(tmp_path, monkeypatch):
+def test_without_nvidia_smi_devices_come_from_the_driver(tmp_path, monkeypatch):
     for bus, uuid in (("0000:01:00.0", "GPU-1f-00"), ("0000:41:00.0", "GPU-2e-01")):
         (tmp_path / bus).mkdir()
         (tmp_path / bus / "information").write_text(f"Model: \t\t NVIDIA X\nGPU UUID: \t {uuid}\n")
@@ -142,7 +143,7 @@ def test_without_nvidia_smi_the_driver_itself_is_asked(tmp_path, monkeypatch):
     assert gpus.visible() == {"1": "GPU-2e-01"}
 
 
-def test_a_lock_that_another_user_made_is_respected_and_needs_no_right_to_write(tmp_path):
+def test_a_lock_file_of_another_user_needs_no_write_permission(tmp_path):
     (tmp_path / "GPU-a.lock").touch(mode=0o444)
     with gpus.ExitStack() as held, gpus.ExitStack() as other:
         assert gpus.lock(tmp_path / "GPU-a.lock", held) and not gpus.lock(
@@ -150,7 +151,7 @@ def test_a_lock_that_another_user_made_is_respected_and_needs_no_right_to_write(
         )
 
 
-def test_a_lease_outlives_exec_and_ends_with_the_program(tmp_path):
+def test_a_lease_survives_exec_and_ends_with_the_program(tmp_path):
     code = f"""
         import os
         from pathlib import Path
@@ -169,7 +170,7 @@ def test_a_lease_outlives_exec_and_ends_with_the_program(tmp_path):
         assert gpus.lock(tmp_path / "GPU-a.lock", held)
 
 
-def test_several_gpus_start_torchrun_with_a_port_of_its_own_and_a_share_of_the_threads(monkeypatch):
+def test_torchrun_gets_a_free_port_and_divides_the_threads(monkeypatch):
     called = []
     monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
@@ -186,8 +187,17 @@ def test_several_gpus_start_torchrun_with_a_port_of_its_own_and_a_share_of_the_t
     )
 
 
-def test_a_rank_takes_no_lease_of_its_own(monkeypatch):
+def test_a_rank_is_recognised(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert not torchrun.is_rank()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert torchrun.is_rank()
+
+
+def test_a_rank_joins_and_takes_no_lease_of_its_own(monkeypatch):
+    joined = []
+    monkeypatch.setattr(torchrun, "join", joined.append)
+    monkeypatch.setattr(torchrun, "lease", None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with torchrun.ranks(8, "cuda", ["train"]):
+        assert joined == ["cuda"]
