@@ -1,7 +1,4 @@
-"""Several processes as one training: the one collective that the method needs.
-
-`all_sum` costs nothing, and needs nothing, with a single process.
-"""
+"""The one collective that the method needs; with a single process it does nothing."""
 
 from __future__ import annotations
 
@@ -11,19 +8,27 @@ from torch import Tensor
 
 
 def world_size() -> int:
+    """Return the number of ranks, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_sum(tensor: Tensor, *more: Tensor) -> Tensor:
-    """Sum `tensor`, and any `more`, over all ranks, in place and in one collective; returns `tensor`.
+    """Sum `tensor`, and any `more`, over all ranks, in place and in one all-reduce.
 
-    Every rank must call it, also one that has only zeros to add.
+    A collective: every rank must call it, also one that has only zeros to add.
+
+    Args:
+        tensor: Any shape; the others are reduced in its dtype.
+        *more: Further tensors on the same device.
+
+    Returns:
+        `tensor`.
     """
     if world_size() > 1:
         tensors = (tensor, *more)
         flat = torch.cat([t.reshape(-1).to(tensor.dtype) for t in tensors]) if more else tensor
         dist.all_reduce(flat)
         if more:
-            for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                t.copy_(part.view_as(t))
+            for t, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                t.copy_(total.view_as(t))
     return tensor
