@@ -19,3 +19,10 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return what Jupyter shows instead of a traceback."""
         return [f"error: {self.what}", *([f"fix: {self.fix}"] if self.fix else [])]
+
+
+def require_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise `UserError` where the value of the option `name` is none of its `choices`."""
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        raise UserError(f"{name}={value!r}", f"choose one of {allowed}")

@@ -1,4 +1,4 @@
-"""Classification losses of the paper. Each is a short file; `base.py` says how they are called, `regulariser.py` is PCB itself."""
+"""Classification losses. `base.py` has their interface, `regulariser.py` is PCB itself."""
 
 from pcb.losses.bags import BAGSLoss
 from pcb.losses.base import ClassifierLoss

@@ -1,4 +1,4 @@
-"""Balanced group softmax, BAGS (Li et al., CVPR 2020): classes compete only with classes of like frequency."""
+"""Balanced group softmax, BAGS (Li et al., CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcb.errors import UserError
 from pcb.losses.base import ClassifierLoss, Reduce
 
 
 class BAGSLoss(ClassifierLoss):
-    """One softmax for each group of classes, each with an "others", and one for (object, background).
+    """One softmax for each group of classes of similar frequency, each with an "others" class.
 
-    Logits: C classes, one "others" for each of the G groups, object, background; C+6 on LVIS. Classes are grouped by
-    `instance_counts` (C,) of the training set at `edges`; a group without a class does not exist.
-    The loss is the sum of the softmaxes' mean cross entropies. A group's mean is over its own positives and `others_ratio` times as many
-    RoIs of the rest, drawn anew each time by torch's generator; without own positives it is 0.
-    Test-time scores: softmax of the group, "others" included, times P(object).
+    A further softmax tells objects from background. Logits: C classes, one "others" for each of
+    the G groups, object, background; C+6 on LVIS. The loss is the sum of the softmaxes' mean cross
+    entropies. Test-time scores: softmax of the group, "others" included, times P(object).
+
+    Args:
+        num_classes: C.
+        instance_counts: (C,) training instances of each class; they decide its group.
+        edges: Smallest count of the second and later groups. A group without a class does not
+            exist.
+        others_ratio: A group's mean is over its own positives and this many times as many other
+            RoIs, drawn anew each time by torch's generator; without own positives it is 0.
+        loss_weight: See `ClassifierLoss`.
+        reduction: See `ClassifierLoss`.
     """
 
     custom_activation = True
@@ -34,54 +43,55 @@ class BAGSLoss(ClassifierLoss):
     ):
         super().__init__(num_classes, loss_weight, reduction)
         if len(instance_counts) != num_classes:
-            raise ValueError(f"{len(instance_counts)} instance_counts for {num_classes} classes")
+            raise UserError(
+                f"{len(instance_counts)} instance_counts for {num_classes} classes",
+                "give one count for each class, without background",
+            )
         self.others_ratio = others_ratio
         group = torch.bucketize(torch.tensor(instance_counts), torch.tensor(edges), right=True)
-        self.num_groups = len(group.unique())
+        groups = group.unique()
+        self.num_groups = len(groups)
         self.extra_channels = self.num_groups + 2
-        for g, which in enumerate(
-            group.unique()
-        ):  # not in checkpoints: they follow from the data set
-            self.register_buffer(
-                f"members{g}", (group == which).nonzero().squeeze(1), persistent=False
-            )
+        for g, value in enumerate(groups):
+            members = (group == value).nonzero().squeeze(1)
+            # Not in checkpoints, since they follow from the data set.
+            self.register_buffer(f"members{g}", members, persistent=False)
 
     def group(self, g: int) -> tuple[Tensor, Tensor]:
-        """Classes of a group (k,), and its logits (k+1,): the classes' own, then its "others"."""
+        """Return the classes (k,) of group `g` and the indices of its logits (k+1,)."""
         members = getattr(self, f"members{g}")
         return members, F.pad(members, (0, 1), value=self.num_classes + g)
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
+        """Compute test-time scores (N, C+1), background last."""
         objectness = cls_score[..., -2:].softmax(dim=-1)
         scores = torch.zeros_like(cls_score[..., : self.num_classes + 1])
         for members, columns in map(self.group, range(self.num_groups)):
-            scores[..., members] = (
-                cls_score[..., columns].softmax(dim=-1)[..., :-1] * objectness[..., :1]
-            )
+            in_group = cls_score[..., columns].softmax(dim=-1)[..., :-1]
+            scores[..., members] = in_group * objectness[..., :1]
         scores[..., -1] = objectness[..., 1]
         return scores
 
     def foreground(self, cls_score: Tensor) -> Tensor:
-        """Scores of the classes divided by their sum: there is no one softmax over them (guess)."""
+        """Compute p̂ (N, C): class scores divided by their sum (our guess)."""
         scores = self.get_activation(cls_score)[..., :-1]
         return scores / scores.sum(dim=-1, keepdim=True)
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        right = self.get_activation(cls_score).argmax(dim=1) == labels
-        return {"acc": 100 * right.float().mean() if len(labels) else cls_score.new_zeros(())}
+        """Compute the percentage of RoIs whose highest score is that of their label."""
+        correct = self.get_activation(cls_score).argmax(dim=1) == labels
+        return {"acc": 100 * correct.float().mean() if len(labels) else cls_score.new_zeros(())}
 
     def compute(
         self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None
     ) -> dict[str, Tensor]:
-        losses = {
-            "loss_cls_objectness": reduce(
-                F.cross_entropy(
-                    logits[:, -2:], (label == self.num_classes).long(), reduction="none"
-                )
-            )
-        }
+        """Compute the loss of each softmax; see `ClassifierLoss.compute`."""
+        is_background = (label == self.num_classes).long()
+        objectness = F.cross_entropy(logits[:, -2:], is_background, reduction="none")
+        losses = {"loss_cls_objectness": reduce(objectness)}
         for g in range(self.num_groups):
             members, columns = self.group(g)
+            # Index of each label within the group; "others" is the last.
             index = torch.full((self.num_classes + 1,), len(members), device=label.device)
             index[members] = torch.arange(len(members), device=label.device)
             target = index[label]
@@ -91,7 +101,15 @@ class BAGSLoss(ClassifierLoss):
         return losses
 
     def draw(self, own: Tensor) -> Tensor:
-        """RoIs that a group learns from: all of its `own` (N,) bool, and at random some of the others."""
-        mine, others = own.nonzero().squeeze(1), (~own).nonzero().squeeze(1)
-        keep = min(len(others), int(self.others_ratio * len(mine)))
-        return torch.cat([mine, others[torch.randperm(len(others), device=own.device)[:keep]]])
+        """Choose the rows that a group learns from.
+
+        Args:
+            own: (N,) bool, RoIs of the group's classes.
+
+        Returns:
+            (n,) int64: all own RoIs, and `others_ratio` times as many random others.
+        """
+        own_rows, other_rows = own.nonzero().squeeze(1), (~own).nonzero().squeeze(1)
+        count = min(len(other_rows), int(self.others_ratio * len(own_rows)))
+        drawn = torch.randperm(len(other_rows), device=own.device)[:count]
+        return torch.cat([own_rows, other_rows[drawn]])

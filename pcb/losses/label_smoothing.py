@@ -1,7 +1,8 @@
-"""Label smoothing and online label smoothing on the foreground classes: two other soft targets, beside which the paper sets PCB (Table 4).
+"""Label smoothing and online label smoothing, with which the paper compares PCB (Table 4).
 
-The paper does not say to which RoIs, over which classes and from when on it applied them. Our guess makes them like for
-like with PCB: positives only, the C foreground classes, from epoch 17 on. `scope='all'`, `start_epoch=1` is the other reading.
+The paper does not say to which RoIs, over which classes and from which epoch on it applied them.
+Our guess treats them like PCB: positives only, the C foreground classes, from epoch 17 on. The
+other reading is `scope='all', start_epoch=1`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcb.errors import require_choice
 from pcb.losses.base import Reduce
 from pcb.losses.soft_labels import SoftLabels
 from pcb.losses.softmax import SoftTargetCrossEntropy
 
 
 class LabelSmoothingLoss(SoftTargetCrossEntropy):
-    """Targets (1 - ε) one-hot + ε / K. `scope='fg'`: on positives, K = C; 'all': on all RoIs, K = C+1 (background included)."""
+    """Cross entropy with targets (1 - ε) one-hot + ε / K.
+
+    Args:
+        num_classes: C.
+        epsilon: ε.
+        start_epoch: First 1-based epoch with smoothing.
+        scope: 'fg': on positives, K = C; 'all': on all RoIs, K = C+1 (background included).
+        **kwargs: See `SoftTargetCrossEntropy`.
+    """
 
     def __init__(
         self,
@@ -27,31 +37,42 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         **kwargs,
     ):
         super().__init__(num_classes, **kwargs)
-        if scope not in ("fg", "all"):
-            raise ValueError(f"scope={scope!r}: 'fg' or 'all'")
-        self.epsilon, self.start_epoch, self.scope, self.epoch = epsilon, start_epoch, scope, 1
+        require_choice("scope", scope, ("fg", "all"))
+        self.epsilon, self.start_epoch, self.scope = epsilon, start_epoch, scope
+        self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the 1-based epoch; `PCBEpochHook` calls it."""
         self.epoch = epoch
 
     def alpha_at(self, step: int | None) -> float:
+        """Return ε, or 0 before `start_epoch`."""
         return self.epsilon if self.epoch >= self.start_epoch else 0.0
 
     def soft_targets(self, classes: Tensor) -> Tensor:
-        return torch.full(
-            (len(classes), self.num_classes), 1 / self.num_classes, device=classes.device
-        )
+        """Return uniform targets (n, C)."""
+        shape = len(classes), self.num_classes
+        return torch.full(shape, 1 / self.num_classes, device=classes.device)
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
+        """Compute the loss; see `ClassifierLoss.compute`."""
         if self.scope == "fg":
             return super().compute(logits, label, reduce, step)
-        return reduce(
-            F.cross_entropy(logits, label, reduction="none", label_smoothing=self.alpha_at(step))
-        )
+        epsilon = self.alpha_at(step)
+        return reduce(F.cross_entropy(logits, label, reduction="none", label_smoothing=epsilon))
 
 
 class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
-    """(1 - a) L_CE + a Σ_i S[y, i] (-log p_i), a = 0.5, with S of `SoftLabels` (Zhang et al., TIP 2021, its CIFAR form)."""
+    """(1 - a) L_CE + a Σ_i S[y, i] (-log p_i), with S of `SoftLabels`.
+
+    Source: Zhang et al., TIP 2021, in its form for CIFAR.
+
+    Args:
+        num_classes: C.
+        alpha: a.
+        start_epoch: First 1-based epoch with smoothing.
+        **kwargs: See `SoftTargetCrossEntropy`.
+    """
 
     def __init__(self, num_classes: int, alpha: float = 0.5, start_epoch: int = 17, **kwargs):
         super().__init__(num_classes, **kwargs)
@@ -59,13 +80,17 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
         self.soft_labels = SoftLabels(num_classes, start_epoch)
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the 1-based epoch; `PCBEpochHook` calls it."""
         self.soft_labels.set_epoch(epoch)
 
     def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
+        """Collect the soft labels of the next epoch. A collective."""
         self.soft_labels.update(probs, classes)
 
     def alpha_at(self, step: int | None) -> float:
-        return self.alpha if self.soft_labels.current_epoch >= self.soft_labels.start_epoch else 0.0
+        """Return a, or 0 before the start epoch."""
+        return self.alpha if self.soft_labels.in_use else 0.0
 
     def soft_targets(self, classes: Tensor) -> Tensor:
-        return self.soft_labels.labels.index_select(0, classes.clamp(max=self.num_classes - 1))
+        """Return the soft labels (n, C) of the last epoch."""
+        return self.soft_labels.rows(classes)

@@ -1,4 +1,4 @@
-"""The loss of LOCE (Feng et al., ICCV 2021), equilibrium by mean classification score. Its memory of features is `LOCERoIHead`."""
+"""The loss of LOCE (Feng et al., ICCV 2021); its feature memory is `pcb.heads.loce.LOCERoIHead`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from pcb.losses.base import ClassifierLoss, Reduce
 
 
 class EquilibriumLoss(ClassifierLoss):
-    """L = -log(s_y e^{z_y} / Σ_j s_j e^{z_j}): cross entropy with logits raised by log s, so that weak classes are given a lead to make up.
+    """Cross entropy with logits raised by log s: L = -log(s_y e^{z_y} / Σ_j s_j e^{z_j}).
 
-    Buffer `scores` (C+1,): s, how sure the model is of each class when it is right: a moving average of softmax_y, background included in
-    the softmax, that `update_scores` learns from. Background's own stays at its start. Test-time scores are the plain softmax.
+    s is the mean score of each class where it is the true one (softmax over C+1 logits), so that
+    classes with low scores get larger gradients. Test-time scores are the plain softmax.
+
+    Args:
+        num_classes: C.
+        momentum: Momentum of the moving average s.
+        start: Initial value of s; that of background never changes.
+        loss_weight: See `ClassifierLoss`.
+        reduction: See `ClassifierLoss`.
+
+    Attributes:
+        scores: Buffer (C+1,), s, background last.
     """
 
     mask_head: ClassVar[dict] = {"predictor_cfg": {"type": "NormedConv2d"}}
+    scores: Tensor
 
     def __init__(
         self,
@@ -35,22 +46,25 @@ class EquilibriumLoss(ClassifierLoss):
 
     @torch.no_grad()
     def update_scores(self, scores: Tensor, classes: Tensor) -> None:
-        """Learn from k mean scores (k,), one for each ground-truth object, and their classes (k,), over all ranks; before the loss.
+        """Update s with new mean scores, before the loss.
 
-        A class with k of them moves by 1 - momentum^k towards their mean. A collective: all ranks must call it.
+        A class with k of them moves by 1 - momentum^k towards their mean. A collective: every rank
+        must call it.
+
+        Args:
+            scores: (k,) mean scores, one for each ground-truth object.
+            classes: (k,) int64, their classes.
         """
-        both = self.scores.new_zeros(2, self.num_classes)
-        both.index_add_(
-            1,
-            classes,
-            torch.stack([scores.to(both.dtype), torch.ones_like(scores, dtype=both.dtype)]),
-        )
-        sums, counts = all_sum(both)
-        kept = self.momentum**counts
+        sums_and_counts = self.scores.new_zeros(2, self.num_classes)
+        values = scores.to(sums_and_counts.dtype)
+        sums_and_counts.index_add_(1, classes, torch.stack([values, torch.ones_like(values)]))
+        sums, counts = all_sum(sums_and_counts)
+        decay = self.momentum**counts
         fg = self.scores[:-1]
-        fg.copy_(torch.where(counts > 0, kept * fg + (1 - kept) * sums / counts.clamp(min=1), fg))
+        updated = decay * fg + (1 - decay) * sums / counts.clamp(min=1)
+        fg.copy_(torch.where(counts > 0, updated, fg))
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
-        return reduce(
-            F.cross_entropy(logits + self.scores.log().to(logits.dtype), label, reduction="none")
-        )
+        """Compute the loss; see `ClassifierLoss.compute`."""
+        raised = logits + self.scores.log().to(logits.dtype)
+        return reduce(F.cross_entropy(raised, label, reduction="none"))

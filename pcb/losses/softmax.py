@@ -1,4 +1,4 @@
-"""Softmax cross entropy whose positives may get soft targets; with the targets of PCB it is the paper's loss (Eq. 10, 11)."""
+"""Softmax cross entropy with soft targets on positives; with PCB's it is the paper's loss."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pcb.errors import require_choice
 from pcb.losses.base import ClassifierLoss, Positives, Reduce
 from pcb.losses.regulariser import Regularised, Regulariser
 from pcb.losses.soft_labels import SoftLabels
 
 
 class SoftTargetCrossEntropy(ClassifierLoss):
-    """(1 - a) L_CE + a Σ_i t_i (-log p_i) on positives, L_CE on background (Eq. 11), over C+1 logits.
+    """(1 - a) L_CE + a Σ_i t_i (-log p_i) on positives, L_CE on background, over C+1 logits.
 
-    Subclasses say what they learn from a batch (`update`), how large a is now (`alpha_at`; 0: plain cross entropy, to
-    the bit) and which targets t a class has (`soft_targets`). Label smoothing, online label smoothing and PCB differ in nothing else.
+    Subclasses define what they learn from a batch (`update`), the weight a (`alpha_at`) and the
+    targets t (`soft_targets`). Label smoothing, online label smoothing and PCB differ in nothing
+    else.
 
-    `space` is where p lives. 'full' (released code): softmax over all C+1 logits, so that the regularised part still
-    pulls a positive away from background. 'fg' (Eq. 10 as printed): softmax over the C foreground logits; a positive
-    then keeps only 1 - a of its gradient against background. The released code takes KL(t || p) in place of the
-    cross entropy: the same gradient, a value smaller by the entropy of the target.
+    Source: Eq. 11. The released code has KL(t || p) instead of the cross entropy: the same
+    gradient, a value smaller by the entropy of t.
+
+    Args:
+        num_classes: C.
+        space: Classes over which p is a softmax. 'full' (released code): all C+1 logits, so that
+            the regularised part still separates a positive from background. 'fg' (Eq. 10 as
+            printed): the C class logits; a positive then keeps only 1 - a of its gradient against
+            background.
+        loss_weight: See `ClassifierLoss`.
+        reduction: See `ClassifierLoss`.
     """
 
     def __init__(
@@ -34,21 +43,31 @@ class SoftTargetCrossEntropy(ClassifierLoss):
         reduction: str = "mean",
     ):
         super().__init__(num_classes, loss_weight, reduction)
-        if space not in ("full", "fg"):
-            raise ValueError(f"space={space!r}: 'full' or 'fg'")
+        require_choice("space", space, ("full", "fg"))
         self.space = space
 
     def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
-        """Foreground probabilities (n, C) of the positives (Eq. 1) and their classes (n,), before the loss is taken."""
+        """Learn from a batch, before its loss is computed.
+
+        Args:
+            probs: (n, C) foreground probabilities of the positives (Eq. 1).
+            classes: (n,) int64, their classes.
+            step: 0-based step, None: the last.
+        """
 
     def alpha_at(self, step: int | None) -> float:
+        """Return the weight a; 0 gives exactly plain cross entropy."""
         raise NotImplementedError
 
     def soft_targets(self, classes: Tensor) -> Tensor:
-        """Classes (n,) -> soft targets (n, C), rows summing to one; whatever for class C, "none" (see `needs_static_shapes`)."""
+        """Return targets (n, C) of classes (n,), rows that sum to one.
+
+        Rows of the class C, for "none", are ignored (see `needs_static_shapes`).
+        """
         raise NotImplementedError
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
+        """Compute the loss; see `ClassifierLoss.compute`."""
         positives = self.positives(label)
         rows, classes, _ = positives
         self.update(self.foreground(logits.detach().index_select(0, rows)), classes, step)
@@ -64,21 +83,22 @@ class SoftTargetCrossEntropy(ClassifierLoss):
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Cross entropy of N RoIs over C+1 logits, of which `positives` (n) get (1 - a) one-hot + a `target` (n, C): values (N,).
+    """Cross entropy (N,) over C+1 logits, with targets (1 - a) one-hot + a `target` on positives.
 
-    One softmax forward, one exponential backward; left to autograd, the second term would cost two more passes over all logits.
+    `target` is (n, C), of the n positives. One softmax forward, one exponential backward: autograd
+    would need two more passes over all logits.
     """
 
     @staticmethod
     def forward(
         ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, alpha: float
     ) -> Tensor:
+        """Compute the loss of each RoI."""
         rows = positives.rows
         log_p = logits.log_softmax(dim=1)
         loss = -log_p.gather(1, label[:, None]).squeeze(1)
-        soft = positives.where(
-            -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1), loss[rows]
-        )
+        soft = -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1)
+        soft = positives.where(soft, loss[rows])
         ctx.save_for_backward(log_p, label, target)
         ctx.alpha, ctx.positives = alpha, positives
         return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, alpha))
@@ -86,21 +106,33 @@ class SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradient with respect to the logits."""
         (log_p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
-        of_soft = ctx.positives.where(grad[rows])
-        onehot = grad.index_add(0, rows, of_soft, alpha=-ctx.alpha)
-        out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -onehot[:, None])
-        out[:, :-1].index_add_(
-            0, rows, target * of_soft[:, None], alpha=-ctx.alpha
-        )  # rows are distinct: no race
+        grad_soft = ctx.positives.where(grad[rows])
+        grad_hard = grad.index_add(0, rows, grad_soft, alpha=-ctx.alpha)
+        out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -grad_hard[:, None])
+        # The rows are distinct, so the order of the sums is fixed.
+        out[:, :-1].index_add_(0, rows, target * grad_soft[:, None], alpha=-ctx.alpha)
         return out, None, None, None, None
 
 
 class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
-    """Cross entropy with PCB: a = α_r and t = column y of M̂, so that L_PCB = -Σ_i M̂[i, y] log p_i (Eq. 10).
+    """Cross entropy with PCB: a = α_r, t = column y of M̂, so L_PCB = -Σ_i M̂[i, y] log p_i.
 
-    With `alpha=0` this is plain cross entropy, to the bit; the matrix is kept all the same. `soft_labels` keeps those of
-    online label smoothing too, for a run whose first epochs are shared with it. Further arguments are those of `Regulariser`.
+    Source: Eq. 10 and 11.
+
+    Args:
+        num_classes: C.
+        alpha: α. With 0 this is exactly plain cross entropy; the matrix is updated all the same.
+        momentum: See `Regulariser`.
+        num_steps: See `Regulariser`.
+        start_epoch: See `Regulariser`.
+        space: See `SoftTargetCrossEntropy`.
+        loss_weight: See `ClassifierLoss`.
+        reduction: See `ClassifierLoss`.
+        soft_labels: Collect the soft labels of online label smoothing too, for a trunk from which
+            it branches.
+        **pcb: Further arguments of `Regulariser`.
     """
 
     def __init__(
@@ -122,17 +154,21 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
         self.soft_labels = SoftLabels(num_classes, start_epoch) if soft_labels else None
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the 1-based epoch; `PCBEpochHook` calls it."""
         super().set_epoch(epoch)
         if self.soft_labels is not None:
             self.soft_labels.set_epoch(epoch)
 
     def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
+        """Update the confusion matrix, and the soft labels where they are kept. A collective."""
         self.pcb.update_confusion(probs, classes, step)
         if self.soft_labels is not None:
             self.soft_labels.update(probs, classes)
 
     def alpha_at(self, step: int | None) -> float:
+        """Return α_r, 0 while PCB is inactive."""
         return self.pcb.alpha_at(step)
 
     def soft_targets(self, classes: Tensor) -> Tensor:
+        """Return the columns of M̂ (n, C)."""
         return self.pcb.soft_targets(classes)
