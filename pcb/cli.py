@@ -18,7 +18,7 @@ from collections.abc import Collection
 from types import FunctionType
 from typing import TYPE_CHECKING
 
-from pcb.errors import UserError
+from pcb.errors import UserError, combined
 from pcb.files import ROOT, unwritable
 
 if TYPE_CHECKING:
@@ -176,10 +176,7 @@ def check_data(arguments: Namespace) -> None:
         except UserError as error:
             faults.append(error)
     if faults:
-        raise UserError(
-            "\n".join(fault.what for fault in faults),
-            "\n".join(dict.fromkeys(fault.fix for fault in faults)),
-        )
+        raise combined(faults)
 
 
 def contact_sheet(arguments: Namespace) -> None:

@@ -1,5 +1,9 @@
 """The one exception for mistakes that a user can fix."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A mistake outside the program.
@@ -26,3 +30,11 @@ def require_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
         allowed = ", ".join(map(repr, choices))
         raise UserError(f"{name}={value!r}", f"choose one of {allowed}")
+
+
+def combined(errors: Sequence[UserError]) -> UserError:
+    """Return one error for several: all faults, then every distinct fix."""
+    return UserError(
+        "\n".join(error.what for error in errors),
+        "\n".join(dict.fromkeys(error.fix for error in errors)),
+    )

@@ -1,4 +1,4 @@
-"""Rare, common, frequent: LVIS's groups of classes, by the number of training images that show one."""
+"""Frequency groups of LVIS: rare, common and frequent classes, by number of training images."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ THRESHOLDS = (10, 100)  # rare <= 10 < common <= 100 < frequent
 
 
 def group(images: int, thresholds: Sequence[int] = THRESHOLDS) -> str:
-    """'r', 'c' or 'f' of a class that so many training images show."""
+    """Return the group of a class: 'r' (rare), 'c' (common) or 'f' (frequent).
+
+    Args:
+        images: Number of training images that show the class.
+        thresholds: Largest number of images of a rare and of a common class.
+    """
     return "r" if images <= thresholds[0] else "c" if images <= thresholds[1] else "f"

@@ -1,1 +1,4 @@
-"""Data: emoji-LVIS, the LVIS index and its checks, sampling, and the mmdet data set. Only `dataset` needs torch."""
+"""Data: downloads, LVIS annotation files and the MMDetection data set made of them.
+
+Only `lvis.dataset` and `lvis.masks` import torch.
+"""

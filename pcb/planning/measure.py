@@ -21,7 +21,7 @@ from mmdet.registry import LOOPS, MODELS
 from mmengine.dist import barrier, is_main_process
 
 from pcb.cluster import provenance
-from pcb.data.lvis.check import OFFICIAL
+from pcb.data.lvis.releases import RELEASES
 from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
 from pcb.files import write_json
@@ -235,7 +235,7 @@ def sizes(study: Study, run: str) -> dict[str, float]:
     """Bytes of checkpoints, from the detector's shapes; of detections, by `DETECTION`."""
     experiment, scale = study.experiments[run], study.scale
     version = scale["datasets"][experiment.dataset]["version"]
-    classes = next(count for count, name in OFFICIAL.items() if name == version)
+    classes = RELEASES[version].classes
     cfg = build.base(study, experiment.backbone)
     overrides = model_overrides(
         experiment,

@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+from pcb.data.lvis.releases import RELEASES
 from pcb.planning.jobs import epochs_to_train
 from pcb.study.experiment import Experiment
 from pcb.study.records import current_record
@@ -182,9 +183,8 @@ def images_of(study: Study, dataset: str, split: str) -> int | None:
     if found is None and "synthetic" in study.scale:
         return study.scale["synthetic"][f"{split}_images"]
     if found is None:
-        from pcb.data.lvis.check import RELEASED
-
-        return RELEASED.get((study.scale["datasets"][dataset]["version"], split), (None,))[0]
+        release = RELEASES[study.scale["datasets"][dataset]["version"]]
+        return release.sizes.get(split, (None,))[0]
     return found
 
 

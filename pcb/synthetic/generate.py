@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from pcb.data.lvis.outlines import outlines
+from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
 from pcb.files import atomic, write_json, write_text
 from pcb.frequency import group
@@ -389,7 +389,7 @@ def annotate(
     """LVIS annotations of the labelled things: polygons of what is visible, their area and box (x, y, width, height)."""
     found = []
     for thing, mask in zip(things, masks, strict=True):
-        polygons, area = outlines(mask)
+        polygons, area = mask_to_polygons(mask)
         if thing.speck and area:
             x, y = polygons[0][:2]
             polygons, area = [[x, y, x + 0.5, y, x + 0.5, y + 0.5, x, y + 0.5]], 0.25

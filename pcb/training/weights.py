@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pcb.data.download import how_to_get
+from pcb.data.download import missing_file_fix
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study import Study
@@ -103,7 +103,7 @@ def from_file(path: Path, name: str, sha256: str | None = None) -> dict:
     if not path.exists():
         raise UserError(
             f"{path}: no pretrained weights for {name}; training does not start at random unasked",
-            f"{how_to_get(path)}; or set backbones.{name}.weights there to another file, or to `random`",
+            f"{missing_file_fix(path)}; or set backbones.{name}.weights there to another file, or to `random`",
         )
     digest = checkpoint.sha256(path)
     if sha256 and digest != sha256:

@@ -1,13 +1,16 @@
-"""`check` finds every fault before a training starts, lists them all, and never swaps versions."""
+"""`check` finds every fault before a training starts and knows which data equals a release."""
 
+import copy
 import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 from datasets import SAMPLE, load, needs_sample, tiny
+from PIL import Image
 
 from pcb.data.lvis.check import check, check_files
+from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.errors import UserError
 from pcb.synthetic.contact_sheet import contact_sheet
 
@@ -29,14 +32,13 @@ def fault(tmp_path, files, **options) -> UserError:
 
 
 @pytest.mark.parametrize("dataset", ["v05", "v1"])
-def test_a_good_set_passes_and_is_described(dataset, tmp_path):
+def test_a_correct_data_set_passes_and_is_described(dataset, tmp_path):
     report = check_files(entry(dataset), tmp_path / "r.json", rfs_threshold=0.05)
     assert report["classes"] == 60 and report["absent"] == [] and report["warnings"] == []
     assert set(report["splits"]) == {"train", "val", "dev"}
     train = report["splits"]["train"]
-    assert (train["images"], train["empty"], train["unusable"]) == (64, 2, 1) and sum(
-        train["groups"].values()
-    ) == 60
+    assert (train["images"], train["empty"], train["unusable"]) == (64, 2, 1)
+    assert sum(train["groups"].values()) == 60
     assert report["repeat_factors"]["epoch"] > report["repeat_factors"]["images"] == 62
 
 
@@ -58,44 +60,32 @@ def test_check_of_a_study_writes_its_report(tmp_path):
     assert check(study, "v05")["repeat_factors"]["largest"] == 1
 
 
-def test_a_version_is_never_taken_for_the_other(tmp_path):
-    error = fault(tmp_path, entry("v1", version="v0.5"))
-    assert "is LVIS v1.0 (60 classes), the scale says v0.5" in str(
-        error
-    ) and "cannot stand in" in str(error)
+def test_a_version_never_replaces_the_other(tmp_path):
+    error = str(fault(tmp_path, entry("v1", version="v0.5")))
+    assert "is LVIS v1.0 (60 classes), the scale expects v0.5" in error
+    assert "cannot replace" in error
 
 
 def test_all_missing_images_are_listed_at_once(tmp_path):
     images = tmp_path / "images"
     shutil.copytree(tiny("v05") / "images", images)
-    gone = sorted(images.iterdir())[3:60:4]
-    for path in gone:
+    removed = sorted(images.iterdir())[3:60:4]
+    for path in removed:
         path.unlink()
     error = fault(tmp_path, entry("v05", images=str(images)))
-    assert f"{len(gone)} image files are missing" in error.what
-    assert (tmp_path / "v05.check.missing.txt").read_text().split() == [str(path) for path in gone]
-    assert (
-        "no such image folder"
-        in fault(tmp_path, entry("v05", images=str(tmp_path / "elsewhere"))).what
-    )
+    assert f"{len(removed)} image files are missing" in error.what
+    listing = tmp_path / "v05.check.missing.txt"
+    assert listing.read_text().split() == [str(path) for path in removed]
+    error = fault(tmp_path, entry("v05", images=str(tmp_path / "elsewhere")))
+    assert "no such image folder" in error.what
 
 
-def test_all_faults_are_told_together(tmp_path):
+def test_all_faults_are_reported_together(tmp_path):
     (tmp_path / "cut.json").write_text('{"images": [')
-    error = fault(
-        tmp_path,
-        entry(
-            "v05",
-            val=str(tmp_path / "cut.json"),
-            dev=str(tmp_path / "none.json"),
-            images=str(tmp_path),
-        ),
-    )
-    assert (
-        "3 faults" in error.what
-        and "at byte 12 of 12" in error.what
-        and "none.json: No such file" in error.what
-    )
+    val, dev = str(tmp_path / "cut.json"), str(tmp_path / "none.json")
+    error = fault(tmp_path, entry("v05", val=val, dev=dev, images=str(tmp_path)))
+    assert "3 faults" in error.what and "at byte 12 of 12" in error.what
+    assert "none.json: No such file" in error.what
     assert "images/" not in error.what and "image files are missing" in error.what
 
 
@@ -104,14 +94,11 @@ def test_a_class_absent_from_train_is_an_error_unless_allowed(tmp_path):
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 5]
     (tmp_path / "train.json").write_text(json.dumps(content))
     name = content["categories"][4]["name"]
-    error = fault(tmp_path, entry("v05", train=str(tmp_path / "train.json")))
-    assert (
-        f"no usable annotation of {name} (1 in all)" in error.what
-        and "allow_absent_classes" in error.fix
-    )
-    report = check_files(
-        entry("v05", train=str(tmp_path / "train.json")), tmp_path / "r.json", allow_absent=True
-    )
+    files = entry("v05", train=str(tmp_path / "train.json"))
+    error = fault(tmp_path, files)
+    assert f"no usable annotation of {name} (1 in all)" in error.what
+    assert "allow_absent_classes" in error.fix
+    report = check_files(files, tmp_path / "r.json", allow_absent=True)
     assert report["absent"] == [4] and name in report["warnings"][0]
 
 
@@ -120,10 +107,8 @@ def test_splits_must_agree(tmp_path):
     content = load(tiny("v05") / "val.json")
     content["categories"][0]["name"] = "unicorn"
     (tmp_path / "val.json").write_text(json.dumps(content))
-    assert (
-        "differ in their classes: ambulance / unicorn (1 in all)"
-        in fault(tmp_path, entry("v05", val=str(tmp_path / "val.json"))).what
-    )
+    error = fault(tmp_path, entry("v05", val=str(tmp_path / "val.json")))
+    assert "differ in their classes: ambulance / unicorn (1 in all)" in error.what
 
 
 @needs_sample
@@ -136,22 +121,113 @@ def test_an_official_file_must_have_official_groups(tmp_path):
     }
     error = fault(tmp_path, real, rfs_threshold=1e-3)
     assert "1040 in all" in error.what and "all factors are 1" in error.what
+    error = fault(tmp_path, {**real, "version": "v1.0"})
+    assert "is LVIS v0.5 (1230 classes), the scale expects v1.0" in error.what
     content = load(SAMPLE / "lvis_val_100.json")
     content["categories"][0]["frequency"] = "f"
-    (tmp_path / "spoilt.json").write_text(json.dumps(content))
-    assert (
-        "LVIS v0.5 has {'r': 454, 'c': 461, 'f': 315}"
-        in fault(tmp_path, {**real, "train": str(tmp_path / "spoilt.json")}).what
-    )
-    assert (
-        "is LVIS v0.5 (1230 classes), the scale says v1.0"
-        in fault(tmp_path, {**real, "version": "v1.0"}).what
-    )
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    error = fault(tmp_path, {**real, "train": str(tmp_path / "changed.json")})
+    assert "LVIS v0.5 has {'r': 454, 'c': 461, 'f': 315}" in error.what
+
+
+# Data that equals a release -----------------------------------------------------------------------
+
+
+def released_counts(version) -> dict:
+    """What the report would say of the released files."""
+    release = RELEASES[version]
+    return {
+        split: {"images": images, "annotations": annotations, "groups": dict(release.groups)}
+        for split, (images, annotations) in release.sizes.items()
+    }
+
+
+def test_releases_are_recognised_by_their_number_of_classes():
+    assert [release.classes for release in RELEASES.values()] == [1230, 1203]
+    assert version_by_classes(1230) == "v0.5" and version_by_classes(1203) == "v1.0"
+    assert version_by_classes(60) is None
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_the_counts_of_a_release_match_it(version):
+    splits = released_counts(version)
+    assert matching_release(version, splits) == version
+    assert matching_release(version, {**splits, "dev": {"images": 1}}) == version
+
+
+@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_one_image_or_annotation_less_matches_no_release(version, split, key):
+    splits = released_counts(version)
+    splits[split][key] -= 1
+    assert matching_release(version, splits) is None
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_groups_or_a_missing_split_match_no_release(split):
+    splits = released_counts("v1.0")
+    splits[split]["groups"] = {"r": 338, "c": 460, "f": 405}
+    assert matching_release("v1.0", splits) is None
+    splits = released_counts("v1.0")
+    del splits[split]
+    assert matching_release("v1.0", splits) is None
+
+
+def test_counts_of_one_version_do_not_match_the_other():
+    assert matching_release("v0.5", released_counts("v1.0")) is None
+    assert matching_release("another", released_counts("v1.0")) is None
+
+
+@pytest.mark.parametrize("dataset", ["v05", "v1"])
+def test_emoji_lvis_matches_no_release(dataset, tmp_path):
+    assert check_files(entry(dataset), tmp_path / "r.json")["matches_release"] is None
+
+
+def official_file(path, images) -> str:
+    """Write an annotation file with the classes and groups of LVIS v1.0 and some images."""
+    groups = "".join(group * count for group, count in RELEASES["v1.0"].groups.items())
+    square = {"bbox": [0, 0, 9, 9], "area": 81, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    content = {
+        "images": [
+            {"id": i, "width": 40, "height": 40, "coco_url": f"http://x/train2017/{i:012d}.jpg"}
+            for i in images
+        ],
+        "annotations": [{**square, "id": i, "image_id": i, "category_id": 1} for i in images],
+        "categories": [
+            {"id": i, "name": f"class {i}", "frequency": group} for i, group in enumerate(groups, 1)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_an_official_looking_file_short_of_images_warns_and_matches_no_release(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "train2017").mkdir()
+    for i in range(5):
+        (tmp_path / f"train2017/{i:012d}.jpg").touch()
+    files = {
+        "version": "v1.0",
+        "train": official_file(tmp_path / "train.json", range(3)),
+        "val": official_file(tmp_path / "val.json", range(3, 5)),
+        "images": str(tmp_path),
+    }
+    report = check_files(files, tmp_path / "r.json", allow_absent=True)
+    assert report["matches_release"] is None
+    train, val, absent = report["warnings"]
+    assert "3 images and 3 annotations; LVIS v1.0 train was released with 100170" in train
+    assert "val was released with 19809 and 244707" in val and "no usable annotation" in absent
+    # The same files match a release of their size, so that only the counts decide.
+    release = copy.deepcopy(RELEASES["v1.0"])
+    release.sizes.update(train=(3, 3), val=(2, 2))
+    monkeypatch.setitem(RELEASES, "v1.0", release)
+    report = check_files(files, tmp_path / "r.json", allow_absent=True)
+    assert report["matches_release"] == "v1.0" and len(report["warnings"]) == 1
 
 
 def test_contact_sheet(tmp_path):
-    from PIL import Image
-
     out = contact_sheet(
         tiny("v1") / "val.json",
         tiny("v1") / "images",

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pcb.data import download as module
-from pcb.data.download import BLOCK, BY_HAND, download, fetch, how_to_get, wanted
+from pcb.data.download import BLOCK_BYTES, V05_BY_HAND, download, fetch, missing_file_fix, expected_files
 from pcb.errors import UserError
 from pcb.study import load_study
 
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(module, "WAIT", 0.0)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
     running = Server()
     threading.Thread(
         target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
@@ -83,39 +83,39 @@ def fault(call, *arguments, **options) -> UserError:
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(server, tmp_path):
-    server.breaks, server.busy = [2 * BLOCK, BLOCK], 2
-    fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", sha256=DIGEST[:8], wait=0)
+    server.breaks, server.busy = [2 * BLOCK_BYTES, BLOCK_BYTES], 2
+    fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", sha256=DIGEST[:8], pause=0)
     assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
-    assert server.asked == [None, f"bytes={2 * BLOCK}-", f"bytes={3 * BLOCK}-"]
+    assert server.asked == [None, f"bytes={2 * BLOCK_BYTES}-", f"bytes={3 * BLOCK_BYTES}-"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"], "no part is left"
 
 
 def test_a_later_call_goes_on_too_unless_the_file_is_another_by_then(server, tmp_path):
-    server.breaks = [BLOCK]
-    error = fault(fetch, f"{server.url}/a.bin", tmp_path / "a.bin", attempts=1, wait=0)
+    server.breaks = [BLOCK_BYTES]
+    error = fault(fetch, f"{server.url}/a.bin", tmp_path / "a.bin", attempts=1, pause=0)
     assert (
         "1 attempts" in error.what
-        and "the same command goes on" in error.fix
+        and "the same command resumes" in error.fix
         and not (tmp_path / "a.bin").exists()
     )
     server.version, server.files["/a.bin"], before = "2", CONTENT[::-1], server.asked[:]
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", wait=0)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", pause=0)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT[::-1] and server.asked[
         len(before)
     ] is None, "begun anew"
     server.version, server.files["/a.bin"] = "1", CONTENT
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256=DIGEST, wait=0)
-    assert server.asked[-1] == f"bytes={BLOCK}-", "the old part went on"
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256=DIGEST, pause=0)
+    assert server.asked[-1] == f"bytes={BLOCK_BYTES}-", "the old part went on"
 
 
 def test_a_server_without_ranges_sends_all_again(server, tmp_path):
-    server.breaks, server.ranges = [BLOCK], False
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256=DIGEST, wait=0)
+    server.breaks, server.ranges = [BLOCK_BYTES], False
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256=DIGEST, pause=0)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_wrong_content_is_refused_and_leaves_nothing(server, tmp_path):
-    error = fault(fetch, f"{server.url}/a.bin", tmp_path / "a.bin", sha256="0676ba61", wait=0)
+    error = fault(fetch, f"{server.url}/a.bin", tmp_path / "a.bin", sha256="0676ba61", pause=0)
     assert f"its sha256 is {DIGEST[:12]}…, not 0676ba61…" in error.what and not list(
         tmp_path.iterdir()
     )
@@ -159,7 +159,7 @@ def study(server, tmp_path, monkeypatch):
         name: {"url": f"{server.url}/{file}", **({"withdrawn": True} if "0.5" in name else {})}
         for name, file in urls.items()
     }
-    monkeypatch.setattr(module, "addresses", lambda: known)
+    monkeypatch.setattr(module, "downloads", lambda: known)
     old = {
         "train": f"{tmp_path}/lvis_v0.5_train.json",
         "val": f"{tmp_path}/own.json",
@@ -183,7 +183,7 @@ def test_all_that_the_public_offers_is_unpacked_in_its_place_and_the_rest_is_nam
     study, server, tmp_path, capsys
 ):
     error = fault(download, study)
-    assert "lvis_v0.5_train.json.zip: 404" in error.what and BY_HAND in error.fix
+    assert "lvis_v0.5_train.json.zip: 404" in error.what and V05_BY_HAND in error.fix
     assert (tmp_path / "lvis_v1_val.json").read_text() == "{}"
     assert {p.name: p.read_text() for p in (tmp_path / "coco/val2017").iterdir()} == {
         "1.jpg": "one",
@@ -194,7 +194,7 @@ def test_all_that_the_public_offers_is_unpacked_in_its_place_and_the_rest_is_nam
     )
     asked = len(server.asked)
     download(study, ["lvis_v1_val.json", "val2017"])
-    assert len(server.asked) == asked and "there already" in capsys.readouterr().out
+    assert len(server.asked) == asked and "exists" in capsys.readouterr().out
     assert "named coco" in fault(download, study, ["coco"]).what
 
 
@@ -211,11 +211,11 @@ def test_a_damaged_archive_is_deleted_and_an_interrupted_unpacking_goes_on(study
 
 def test_the_lvis_scale_names_files_that_can_be_fetched():
     scale = load_study("lvis").scale
-    assert set(wanted(scale)) == set(module.addresses()), (
+    assert set(expected_files(scale)) == set(module.downloads()), (
         "every address serves the scale, every standard file has one"
     )
-    assert wanted(load_study("mini").scale) == {}
-    assert "pcb download lvis_v1_train.json" in how_to_get(Path("x/lvis_v1_train.json"))
-    assert BY_HAND in how_to_get(Path("lvis_v0.5_val.json")) and "generate it again" in how_to_get(
+    assert expected_files(load_study("mini").scale) == {}
+    assert "pcb download lvis_v1_train.json" in missing_file_fix(Path("x/lvis_v1_train.json"))
+    assert V05_BY_HAND in missing_file_fix(Path("lvis_v0.5_val.json")) and "generate it again" in missing_file_fix(
         Path("my.json")
     )

@@ -15,7 +15,7 @@ from datasets import TINY, load, tiny
 from pycocotools import mask as coco
 
 from pcb.data.lvis.index import LVISIndex
-from pcb.data.lvis.outlines import outlines
+from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
 from pcb.frequency import THRESHOLDS, group
 from pcb.study import load_study
@@ -75,7 +75,7 @@ def test_train_follows_the_power_law_and_shows_every_class(dataset):
     assert max(wanted.values()) == TINY.head and min(wanted.values()) == 1
     groups = dict(zip(index.classes, index.frequency(), strict=True))
     assert groups == {name: group(count, TINY.thresholds) for name, count in wanted.items()}
-    assert index.missing == []
+    assert index.missing_images == []
 
 
 def test_every_cluster_has_rare_and_frequent_classes():
@@ -152,15 +152,15 @@ def test_val_shows_each_class_equally_often_and_train_never_shows_its_new_styles
 def test_outline_of_known_shapes():
     mask = np.zeros((6, 8), bool)
     mask[1:4, 2:6] = True
-    assert outlines(mask)[1] == 12 and sorted(outlines(mask)[0][0]) == sorted(
+    assert mask_to_polygons(mask)[1] == 12 and sorted(mask_to_polygons(mask)[0][0]) == sorted(
         [2, 1, 6, 1, 6, 4, 2, 4]
     )
     mask[2, 3] = False
-    assert outlines(mask)[1] == 12, "a hole is filled"
+    assert mask_to_polygons(mask)[1] == 12, "a hole is filled"
     mask[4, 6] = True
-    polygons, area = outlines(mask)
+    polygons, area = mask_to_polygons(mask)
     assert len(polygons) == 2 and area == 13, "pixels that touch at a corner only are apart"
-    assert outlines(np.zeros((4, 4), bool)) == ([], 0)
+    assert mask_to_polygons(np.zeros((4, 4), bool)) == ([], 0)
 
 
 def test_scene_masks_are_disjoint_and_sprites_are_hardly_covered():

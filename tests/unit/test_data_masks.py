@@ -49,7 +49,7 @@ STEPS = {
 def test_each_step_is_that_of_bitmap_masks(step):
     whole = blobs()
     ours, theirs = (
-        STEPS[step](WindowMasks.cut(list(whole), (37, 53))),
+        STEPS[step](WindowMasks.from_bitmaps(list(whole), (37, 53))),
         STEPS[step](BitmapMasks(whole, 37, 53)),
     )
     assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))

@@ -132,7 +132,7 @@ def check_job(dataset):
     scale = study.scale
     about = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
     settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
-    return {"data": about, "settings": settings}
+    return {"data": about, "settings": settings, "format": 2}  # 2: with `matches_release`
 
 
 def pretrains(backbone):

@@ -1,9 +1,10 @@
-"""An annotation file of LVIS, read once: parsed by msgspec, checked, and laid out as Arrow record batches, images as rows.
+"""An LVIS annotation file: parsed by msgspec, checked, and converted to Arrow record batches.
 
-    content = read(path)             # UserError names the byte at which it breaks off, or all that is wrong
-    for batch in batches(path, content): …
+    file = read_annotation_file(path)
+    for batch in record_batches(path, file): …      # images as rows
 
-Coordinates go straight from the file's text to arrays, so that a file of a gigabyte takes little more than its own size to read.
+Coordinates go straight from the file's text to arrays: reading a file of 1 GB takes little more
+memory than its own size.
 """
 
 from __future__ import annotations
@@ -12,58 +13,67 @@ import hashlib
 import mmap
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
 from pcb.errors import UserError
 
-SHOWN = 5  # examples in a message; the rest is counted
-ROWS = 1000  # images in a batch
-KEYS = {
+MAX_EXAMPLES = 5  # in an error message; the rest is only counted
+BATCH_IMAGES = 1000
+REQUIRED_KEYS = {
     "images": ("id", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation"),
     "categories": ("id", "name"),
 }
-AGAIN = "download or generate it again, or mend the path under `datasets` in the scale's YAML"
+FIX = "download or generate it again, or correct its path under `datasets` in the scale's YAML"
+# Default of a required key. msgspec would stop at the first missing key, `check_keys` lists all.
+REQUIRED: Any = UNSET
 
 
 class Image(Struct, gc=False):
-    id: int | UnsetType = UNSET
-    width: int | UnsetType = UNSET
-    height: int | UnsetType = UNSET
-    file_name: str | UnsetType = UNSET
-    coco_url: str | UnsetType = UNSET
-    neg_category_ids: list[int] | UnsetType = UNSET
-    not_exhaustive_category_ids: list[int] | UnsetType = UNSET
+    """An entry of `images`."""
+
+    id: int = REQUIRED
+    width: int = REQUIRED
+    height: int = REQUIRED
+    file_name: str | None = None
+    coco_url: str | None = None
+    neg_category_ids: list[int] | None = None
+    not_exhaustive_category_ids: list[int] | None = None
 
 
 class Annotation(Struct, gc=False):
-    id: int | UnsetType = UNSET
-    image_id: int | UnsetType = UNSET
-    category_id: int | UnsetType = UNSET
-    bbox: list[float] | UnsetType = UNSET
-    area: float | UnsetType = UNSET
-    segmentation: Raw | UnsetType = UNSET  # its text; polygons, or a run-length encoding
+    """An entry of `annotations`. `read_annotation_file` sets `ignore` for unusable ones."""
+
+    id: int = REQUIRED
+    image_id: int = REQUIRED
+    category_id: int = REQUIRED
+    bbox: list[float] = REQUIRED  # x, y, width, height in pixels
+    area: float = REQUIRED
+    segmentation: Raw = REQUIRED  # JSON text of polygons or of a run-length encoding
     iscrowd: int | bool = 0
     ignore: int | bool = False
 
 
-class Content(Struct):
-    images: list[Image] | UnsetType = UNSET
-    annotations: list[Annotation] | UnsetType = UNSET
-    categories: list[dict] | UnsetType = UNSET
+class AnnotationFile(Struct):
+    """The content of an annotation file; `categories` are sorted by id, `sha256` is its digest."""
+
+    images: list[Image] = REQUIRED
+    annotations: list[Annotation] = REQUIRED
+    categories: list[dict] = REQUIRED
     info: dict | None = None
     sha256: str = ""
 
 
-OUTLINE = msgspec.json.Decoder(list[list[float]] | dict)
-ANNOTATION = pa.struct(
+SEGMENTATION_DECODER = msgspec.json.Decoder(list[list[float]] | dict)
+ANNOTATION_TYPE = pa.struct(
     [
         ("id", pa.int64()),
         ("category_id", pa.int32()),
@@ -75,161 +85,184 @@ ANNOTATION = pa.struct(
         ("rle", pa.string()),
     ]
 )
+IMAGE_FIELDS = [
+    ("id", pa.int64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("file_name", pa.string()),
+    ("coco_url", pa.string()),
+    ("neg_category_ids", pa.list_(pa.int32())),
+    ("not_exhaustive_category_ids", pa.list_(pa.int32())),
+]
 SCHEMA = pa.schema(
     [
-        ("id", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("file_name", pa.string()),
-        ("coco_url", pa.string()),
-        ("neg_category_ids", pa.list_(pa.int32())),
-        ("not_exhaustive_category_ids", pa.list_(pa.int32())),
+        *IMAGE_FIELDS,
         ("labels", pa.list_(pa.int32())),
-        ("annotations", pa.list_(ANNOTATION)),
+        ("annotations", pa.list_(ANNOTATION_TYPE)),
     ]
 )
 
 
-def read(path: Path) -> Content:
-    """Parse and check a file. Raises `UserError`: where it breaks off, which keys it lacks, which references lead nowhere."""
+def read_annotation_file(path: Path) -> AnnotationFile:
+    """Parse and check an annotation file.
+
+    Raises:
+        UserError: The file cannot be read, is not valid JSON (with the byte), lacks keys, or has
+            references to nothing; the message lists all such faults.
+    """
     try:
         with open(path, "rb") as file:
-            data = (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-            )
+            size = path.stat().st_size
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", AGAIN) from error
-    try:
-        content = msgspec.json.decode(data, type=Content)
-    except UnicodeDecodeError:
-        raise not_text(path, data) from None
-    except msgspec.ValidationError as error:
-        raise not_text(path, data) or UserError(
-            f"{path} is no LVIS annotation file: {error}", AGAIN
-        ) from error
-    except msgspec.DecodeError as error:
-        place = re.search(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$", str(error))
-        what, byte = place.groups() if place else ("it ends in the middle", len(data))
-        raise UserError(
-            f"{path} is not valid JSON: {what} at byte {byte} of {len(data)} (a download broken off?)",
-            AGAIN,
-        ) from error
+        raise UserError(f"{path}: {error.strerror}", FIX) from error
+    content = _parse(path, data)
     check_keys(path, content)
     check_references(path, content)
-    image = {i.id: i for i in content.images}
+    images = {image.id: image for image in content.images}
     for annotation in content.annotations:
-        annotation.ignore = not usable(annotation, image[annotation.image_id])
-    content.categories.sort(key=lambda c: c["id"])
+        annotation.ignore = not is_usable(annotation, images[annotation.image_id])
+    content.categories.sort(key=lambda category: category["id"])
     content.sha256 = hashlib.sha256(data).hexdigest()
     return content
 
 
-def not_text(path: Path, data: bytes | mmap.mmap) -> UserError | None:
-    """The fault of a file that is not UTF-8."""
+def _parse(path: Path, data: bytes | mmap.mmap) -> AnnotationFile:
+    try:
+        return msgspec.json.decode(data, type=AnnotationFile)
+    except msgspec.ValidationError as error:
+        raise _utf8_fault(path, data) or UserError(
+            f"{path} is not an LVIS annotation file: {error}", FIX
+        ) from error
+    except msgspec.DecodeError as error:
+        match = re.search(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$", str(error))
+        reason, byte = match.groups() if match else ("it is truncated", len(data))
+        raise UserError(
+            f"{path} is not valid JSON: {reason} at byte {byte} of {len(data)}"
+            " (an incomplete download?)",
+            FIX,
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _utf8_fault(path, data) or UserError(f"{path} is not JSON: {error}", FIX) from None
+
+
+def _utf8_fault(path: Path, data: bytes | mmap.mmap) -> UserError | None:
+    """The error for a file that is not UTF-8; None if it is."""
     try:
         str(data, "utf-8")
     except UnicodeDecodeError as error:
-        return UserError(
-            f"{path} is not JSON: byte {error.start} of {len(data)} is not UTF-8 text", AGAIN
-        )
+        where = f"byte {error.start} of {len(data)}"
+        return UserError(f"{path} is not JSON: {where} is not UTF-8 text", FIX)
     return None
 
 
-def usable(annotation: Annotation, image: Image) -> bool:
-    """Whether MMDetection trains on an annotation: a box of at least 1 pixel each way, inside the image, with an area."""
+def is_usable(annotation: Annotation, image: Image) -> bool:
+    """Return whether MMDetection trains on an annotation.
+
+    Its box must be at least 1 pixel wide and high and overlap the image, its area must be positive.
+    """
     x, y, width, height = annotation.bbox
     inside = min(x + width, image.width) > max(x, 0) and min(y + height, image.height) > max(y, 0)
     return inside and width >= 1 and height >= 1 and annotation.area > 0 and not annotation.ignore
 
 
-def check_keys(path: Path, content: Content) -> None:
-    """Raise `UserError` with every list and every key that is missing."""
-    absent = [key for key in KEYS if getattr(content, key) is UNSET]
+def check_keys(path: Path, content: AnnotationFile) -> None:
+    """Raise `UserError` that lists every missing section and key."""
+    absent = [section for section in REQUIRED_KEYS if getattr(content, section) is UNSET]
     if absent:
         raise UserError(
-            f"{path} is no LVIS annotation file: without a list under {', '.join(absent)}", AGAIN
+            f"{path} is not an LVIS annotation file: no list under {', '.join(absent)}", FIX
         )
     faults = []
-    for section, keys in KEYS.items():
+    for section, keys in REQUIRED_KEYS.items():
         entries = getattr(content, section)
         for key in keys:
-            values = (
-                [entry.get(key, UNSET) for entry in entries]
-                if section == "categories"
-                else map(attrgetter(key), entries)
-            )
+            if section == "categories":
+                values = (entry.get(key, UNSET) for entry in entries)
+            else:
+                values = map(attrgetter(key), entries)
             if lacking := [i for i, value in enumerate(values) if value is UNSET]:
-                faults.append(f"{section}: `{key}` is missing in {some(lacking)}")
+                faults.append(f"{section}: `{key}` is missing in {examples(lacking)}")
     unnamed = [
-        i.id
-        for i in content.images
-        if i.id is not UNSET and i.file_name is UNSET and i.coco_url is UNSET
+        image.id
+        for image in content.images
+        if image.id is not UNSET and image.file_name is None and image.coco_url is None
     ]
     if unnamed:
         faults.append(
-            f"images: neither `file_name` (v0.5) nor `coco_url` (v1.0) in the images {some(unnamed)}"
+            "images: neither `file_name` (v0.5) nor `coco_url` (v1.0) in the images "
+            + examples(unnamed)
         )
     if faults:
-        raise UserError(f"{path}:\n  " + "\n  ".join(faults), AGAIN)
+        raise UserError(f"{path}:\n  " + "\n  ".join(faults), FIX)
 
 
-def check_references(path: Path, content: Content) -> None:
-    """Raise `UserError` with every broken reference: ids that are not 1..C, twice, or of nothing."""
+def check_references(path: Path, content: AnnotationFile) -> None:
+    """Raise `UserError` that lists every id that is wrong, repeated, or of no entry."""
     faults, images, annotations = [], content.images, content.annotations
     ids = sorted(
-        (c["id"] for c in content.categories),
+        (category["id"] for category in content.categories),
         key=lambda i: (not isinstance(i, int), i if isinstance(i, int) else 0),
     )
     if ids != list(range(1, len(ids) + 1)):
-        wrong = [i for i in ids if not isinstance(i, int) or not 1 <= i <= len(ids)] or [
-            i for i, n in Counter(ids).items() if n > 1
-        ]
-        faults.append(f"category ids are not 1..{len(ids)} each once: {some(wrong)}")
+        wrong = [i for i in ids if not isinstance(i, int) or not 1 <= i <= len(ids)]
+        wrong = wrong or [i for i, n in Counter(ids).items() if n > 1]
+        faults.append(f"category ids are not 1..{len(ids)} each once: {examples(wrong)}")
     for name, entries in (("image", images), ("annotation", annotations)):
-        if len({e.id for e in entries}) < len(entries):
-            faults.append(
-                f"{name} ids given twice: {some([i for i, n in Counter(e.id for e in entries).items() if n > 1])}"
-            )
-    known_images, known = {i.id for i in images}, set(ids)
-    for what, lost in (
+        if len({entry.id for entry in entries}) < len(entries):
+            counts = Counter(entry.id for entry in entries)
+            repeated = [i for i, n in counts.items() if n > 1]
+            faults.append(f"repeated {name} ids: {examples(repeated)}")
+    known_images, known = {image.id for image in images}, set(ids)
+    for name, lost in (
         ("image", [a.id for a in annotations if a.image_id not in known_images]),
         ("category", [a.id for a in annotations if a.category_id not in known]),
     ):
         if lost:
-            faults.append(f"annotations that name a missing {what}: {some(lost)}")
+            faults.append(f"annotations that name a missing {name}: {examples(lost)}")
     if boxes := [a.id for a in annotations if len(a.bbox) != 4]:
-        faults.append(f"annotations whose bbox is not x, y, width, height: {some(boxes)}")
+        faults.append(f"annotations whose bbox is not x, y, width, height: {examples(boxes)}")
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        listed = ((image.id, getattr(image, key)) for image in images)
         if lost := [
-            i.id for i in images if (listed := getattr(i, key)) and not known.issuperset(listed)
+            i for i, categories in listed if categories and not known.issuperset(categories)
         ]:
-            faults.append(f"images whose {key} name a missing category: {some(lost)}")
+            faults.append(f"images whose {key} name a missing category: {examples(lost)}")
     if faults:
         raise UserError(
             f"{path}:\n  " + "\n  ".join(faults),
-            "use the file as LVIS released it, or mend the program that wrote it",
+            "use the released LVIS file, or correct the program that wrote this one",
         )
 
 
-def some(things: list) -> str:
-    """The first few and the number of all: `3, 7, 9 (3 in all)`."""
-    more = ", …" if len(things) > SHOWN else ""
-    return f"{', '.join(map(str, things[:SHOWN]))}{more} ({len(things)} in all)"
+def examples(values: Collection) -> str:
+    """Return the first few values and the number of all: `3, 7, 9 (3 in all)`."""
+    first = ", ".join(map(str, list(values)[:MAX_EXAMPLES]))
+    return f"{first}{', …' if len(values) > MAX_EXAMPLES else ''} ({len(values)} in all)"
 
 
-def batches(path: Path, content: Content) -> Iterator[pa.RecordBatch]:
-    """The images in the file's order, `ROWS` at a time, each with its annotations in the file's order."""
-    place = {image.id: row for row, image in enumerate(content.images)}
+def record_batches(path: Path, content: AnnotationFile) -> Iterator[pa.RecordBatch]:
+    """Yield the images as record batches of `SCHEMA`, each with its annotations.
+
+    Images and the annotations of an image keep the file's order. A batch has `BATCH_IMAGES` rows.
+
+    Raises:
+        UserError: A segmentation is neither polygons nor a run-length encoding.
+    """
+    row_of = {image.id: row for row, image in enumerate(content.images)}
     by_image: list[list[Annotation]] = [[] for _ in content.images]
     for annotation in content.annotations:
-        by_image[place[annotation.image_id]].append(annotation)
-    for start in range(0, len(by_image), ROWS):
-        yield batch(path, content.images[start : start + ROWS], by_image[start : start + ROWS])
+        by_image[row_of[annotation.image_id]].append(annotation)
+    for start in range(0, len(by_image), BATCH_IMAGES):
+        rows = slice(start, start + BATCH_IMAGES)
+        yield _record_batch(path, content.images[rows], by_image[rows])
 
 
-def batch(path: Path, images: list[Image], annotations: list[list[Annotation]]) -> pa.RecordBatch:
-    flat = [a for some in annotations for a in some]
-    outlines = [outline(path, a) for a in flat]
+def _record_batch(
+    path: Path, images: list[Image], annotations: list[list[Annotation]]
+) -> pa.RecordBatch:
+    flat = [annotation for of_image in annotations for annotation in of_image]
+    segmentations = [_parse_segmentation(path, a) for a in flat]
     boxes = np.array([a.bbox for a in flat], np.float64).ravel()
     columns = {
         "id": [a.id for a in flat],
@@ -238,39 +271,41 @@ def batch(path: Path, images: list[Image], annotations: list[list[Annotation]]) 
         "area": [a.area for a in flat],
         "usable": [int(not a.ignore) for a in flat],
         "iscrowd": [int(bool(a.iscrowd)) for a in flat],
-        "polygons": [None if isinstance(o, dict) else o for o in outlines],
-        "rle": [msgspec.json.encode(o).decode() if isinstance(o, dict) else None for o in outlines],
+        "polygons": [None if isinstance(s, dict) else s for s in segmentations],
+        "rle": [
+            msgspec.json.encode(s).decode() if isinstance(s, dict) else None for s in segmentations
+        ],
     }
     arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, ANNOTATION.field(name).type)
+        column
+        if isinstance(column, pa.Array)
+        else pa.array(column, ANNOTATION_TYPE.field(name).type)
         for name, column in columns.items()
     ]
-    offsets = np.cumsum([0, *map(len, annotations)], dtype=np.int32)
-    structs = pa.StructArray.from_arrays(arrays, fields=list(ANNOTATION))
-    labels = [sorted({a.category_id - 1 for a in some if not a.ignore}) for some in annotations]
-    own = [
-        pa.array([given(getattr(image, field.name)) for image in images], field.type)
-        for field in list(SCHEMA)[:-2]
+    structs = pa.StructArray.from_arrays(arrays, fields=list(ANNOTATION_TYPE))
+    offsets = pa.array(np.cumsum([0, *map(len, annotations)], dtype=np.int32))
+    labels = [
+        sorted({a.category_id - 1 for a in of_image if not a.ignore}) for of_image in annotations
+    ]
+    image_columns = [
+        pa.array([getattr(image, name) for image in images], kind) for name, kind in IMAGE_FIELDS
     ]
     return pa.RecordBatch.from_arrays(
         [
-            *own,
+            *image_columns,
             pa.array(labels, SCHEMA.field("labels").type),
-            pa.ListArray.from_arrays(pa.array(offsets), structs),
+            pa.ListArray.from_arrays(offsets, structs),
         ],
         schema=SCHEMA,
     )
 
 
-def given(value):
-    return None if value is UNSET else value
-
-
-def outline(path: Path, annotation: Annotation) -> list[list[float]] | dict:
+def _parse_segmentation(path: Path, annotation: Annotation) -> list[list[float]] | dict:
     try:
-        return OUTLINE.decode(annotation.segmentation)
+        return SEGMENTATION_DECODER.decode(annotation.segmentation)
     except msgspec.DecodeError as error:
         raise UserError(
-            f"{path}: the segmentation of annotation {annotation.id} is neither polygons nor a run-length encoding: {error}",
-            AGAIN,
+            f"{path}: the segmentation of annotation {annotation.id} is neither polygons"
+            f" nor a run-length encoding: {error}",
+            FIX,
         ) from error

@@ -1,52 +1,55 @@
-"""`pcb check-data`: everything about a data set that could fail a training, found before one starts.
+"""`pcb check-data`: find everything about a data set that could fail a training before one starts.
 
-`check(study, "v05")` reads train, val and dev, lists all faults and all missing images at once, and writes a report.
-It never replaces one LVIS version by the other: v0.5 and v1.0 have different classes and different images.
+`check(study, "v05")` reads train, val and dev, lists all faults and all missing images at once, and
+writes a report. The versions v0.5 and v1.0 never replace each other: they have different classes
+and different images.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from pcb.data.download import how_to_get
-from pcb.data.lvis.annotations import some
-from pcb.data.lvis.index import OFFICIAL, LVISIndex
-from pcb.data.lvis.sampling import repeat_factors
+from pcb.data.download import missing_file_fix
+from pcb.data.lvis.annotations import examples
+from pcb.data.lvis.index import LVISIndex
+from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
+from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
 from pcb.frequency import THRESHOLDS
 from pcb.study import Study
 
-# Rare, common and frequent classes of the releases.
-GROUPS = {"v0.5": {"r": 454, "c": 461, "f": 315}, "v1.0": {"r": 337, "c": 461, "f": 405}}
-# Images and annotations of the released files; fewer may be meant (a subset), so it is a warning.
-RELEASED = {
-    ("v0.5", "train"): (57_263, 693_958),
-    ("v0.5", "val"): (5_000, 50_763),
-    ("v1.0", "train"): (100_170, 1_270_141),
-    ("v1.0", "val"): (19_809, 244_707),
-}
-
 
 def check(study: Study, dataset: str) -> dict:
-    """Check the data set `dataset` ('v05', 'v1') of a study and write the report to `study.paths.data_check(dataset)`.
+    """Check a data set and write the report to `study.paths.data_check(dataset)`.
 
-    Raises `UserError` with every fault; where images are missing, their full list lies beside the report.
+    Args:
+        study: The study whose scale names the files.
+        dataset: 'v05' or 'v1'.
+
+    Returns:
+        The report. Its `matches_release` is 'v0.5' or 'v1.0' if all counts of train and val are
+        those of the release, else None: only then results are comparable with the paper.
+
+    Raises:
+        UserError: The data has faults; all of them are listed. If image files are missing, their
+            full list is written beside the report.
     """
     rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in study.experiments.values())
-    report = study.paths.data_check(dataset)
-    out = check_files(
+    path = study.paths.data_check(dataset)
+    report = check_files(
         study.scale["datasets"][dataset],
-        report,
+        path,
         study.scale["train"]["rfs_threshold"] if rfs else None,
         bool(study.scale.get("allow_absent_classes")),
         study.paths.indices,
     )
-    write_json(report, {"dataset": dataset, **out})
-    return {"dataset": dataset, **out}
+    report = {"dataset": dataset, **report}
+    write_json(path, report)
+    return report
 
 
 def check_files(
@@ -56,163 +59,187 @@ def check_files(
     allow_absent: bool = False,
     cache: Path | None = None,
 ) -> dict:
-    """Check the files that `entry` (version, train, val, dev?, images) names; `rfs_threshold` None: no run repeats images.
+    """Check the files of one data set.
 
-    The indices that it makes of them stay in the folder `cache` for the trainings.
+    Args:
+        entry: The scale's entry under `datasets`: version, train, val, images and optionally dev.
+        report: Path of the report; a list of missing images is written beside it.
+        rfs_threshold: Threshold of repeat factor sampling; None: no run uses it.
+        allow_absent: Warn of classes that train does not show instead of raising.
+        cache: Folder for the indices, which trainings then use.
+
+    Raises:
+        UserError: The data has faults; all of them are listed.
     """
     faults: list[UserError] = []
     warnings: list[str] = []
     splits: dict[str, LVISIndex] = {}
     for split in ("train", "val", "dev"):
-        if split in entry and not Path(entry[split]).exists():
-            faults.append(
-                UserError(f"{entry[split]}: No such file", how_to_get(Path(entry[split])))
-            )
-        elif split in entry:
-            try:
-                splits[split] = LVISIndex(entry[split], entry["images"], cache)
-            except UserError as error:
-                faults.append(error)
+        if split not in entry:
+            continue
+        path = Path(entry[split])
+        if not path.exists():
+            faults.append(UserError(f"{path}: No such file", missing_file_fix(path)))
+            continue
+        try:
+            splits[split] = LVISIndex(path, entry["images"], cache)
+        except UserError as error:
+            faults.append(error)
     for split, index in splits.items():
         faults += check_version(index, split, entry["version"], warnings)
     faults += check_images(splits, Path(entry["images"]), report)
     faults += check_agreement(splits)
     factors = None
     if "train" in splits:
-        train = splits["train"]
-        if train.absent:
-            fault = UserError(
-                f"{train.path}: no usable annotation of {some([train.classes[c] for c in train.absent])}",
-                "use the whole train file; or set `allow_absent_classes: true` in the scale's YAML to train without them",
-            )
-            if allow_absent:
-                warnings.append(fault.what)
-            else:
-                faults.append(fault)
-        factors = repeat_factors(train.labels, rfs_threshold or 0)
-        if rfs_threshold is not None and max(factors.classes.values(), default=1) == 1:
-            rarest = min((n for n in train.image_count if n), default=0) / max(
-                1, len(factors.images)
-            )
-            faults.append(
-                UserError(
-                    f"{train.path}: repeat factor sampling changes nothing: all factors are 1 at {rfs_threshold:g}",
-                    f"set train.rfs_threshold above {rarest:.2g}, the share of images that show the rarest class",
-                )
-            )
+        factors = repeat_factors(splits["train"].labels, rfs_threshold or 0)
+        faults += check_absent_classes(splits["train"], allow_absent, warnings)
+        if rfs_threshold is not None:
+            faults += check_repeat_factors(splits["train"], factors)
+    if len(faults) > 1:
+        listed = "\n".join(map(str, faults))
+        raise UserError(f"{len(faults)} faults in the data:\n{listed}", "fix all, check again")
     if faults:
-        raise (
-            faults[0]
-            if len(faults) == 1
-            else UserError(
-                f"{len(faults)} faults in the data:\n" + "\n".join(str(fault) for fault in faults),
-                "mend them all, then check again",
-            )
-        )
+        raise faults[0]
+    assert factors is not None  # a missing train file is a fault
+    described = {split: describe(index) for split, index in splits.items()}
     return {
         "version": entry["version"],
+        "matches_release": matching_release(entry["version"], described),
         "classes": len(splits["train"].classes),
-        "absent": train.absent,
+        "absent": splits["train"].absent_classes,
         "warnings": warnings,
         "repeat_factors": factors.summary(),
-        "splits": {split: describe(index) for split, index in splits.items()},
+        "splits": described,
     }
 
 
 def check_version(
     index: LVISIndex, split: str, version: str, warnings: list[str]
 ) -> list[UserError]:
-    """The file's version against the scale's, and an official file's groups and size against the release's."""
+    """Compare a file's version with the scale's, an official file's counts with the release's.
+
+    A number of images or annotations that differs is only a warning, since a subset may be meant.
+    """
     if index.version != version:
-        return [
-            UserError(
-                f"{index.path} is LVIS {index.version} ({len(index.classes)} classes), the scale says {version}",
-                f"give the {version} file; the two versions cannot stand in for each other",
-            )
-        ]
-    if OFFICIAL.get(len(index.classes)) != version:
+        what = (
+            f"{index.path} is LVIS {index.version} ({len(index.classes)} classes),"
+            f" the scale expects {version}"
+        )
+        fix = f"use the {version} file; the two versions cannot replace each other"
+        return [UserError(what, fix)]
+    if version_by_classes(len(index.classes)) != version:
         return []
-    groups = dict(Counter(index.frequency()))
-    if groups != GROUPS[version]:
-        return [
-            UserError(
-                f"{index.path}: rare/common/frequent classes are {groups}, LVIS {version} has {GROUPS[version]}",
-                "use the file as LVIS released it",
-            )
-        ]
-    size, released = (len(index), index.annotation_count), RELEASED.get((version, split))
-    if released and size != released:
+    release, groups = RELEASES[version], group_sizes(index)
+    if groups != release.groups:
+        what = (
+            f"{index.path}: rare/common/frequent classes are {groups},"
+            f" LVIS {version} has {release.groups}"
+        )
+        return [UserError(what, "use the file as LVIS released it")]
+    images, annotations = release.sizes.get(split, (None, None))
+    if images and (len(index), index.annotation_count) != (images, annotations):
         warnings.append(
-            f"{index.path}: {size[0]} images and {size[1]} annotations; LVIS {version} {split} was released with "
-            f"{released[0]} and {released[1]}"
+            f"{index.path}: {len(index)} images and {index.annotation_count} annotations;"
+            f" LVIS {version} {split} was released with {images} and {annotations}"
         )
     return []
 
 
 def check_images(splits: dict[str, LVISIndex], folder: Path, report: Path) -> list[UserError]:
-    """All image files must be there."""
+    """Check that every image file exists; write the list of missing ones beside `report`."""
     if not splits:
         return []
+    command = "run `pcb download train2017 val2017` with your --scale"
     if not folder.is_dir():
-        return [
-            UserError(
-                f"{folder}: no such image folder",
-                "run `pcb download train2017 val2017` with your --scale, or mend `images` under `datasets` in its YAML",
-            )
-        ]
-    missing = list(dict.fromkeys(path for index in splits.values() for path in index.missing))
+        fix = f"{command}, or correct `images` under `datasets` in the scale's YAML"
+        return [UserError(f"{folder}: no such image folder", fix)]
+    missing = list(
+        dict.fromkeys(path for index in splits.values() for path in index.missing_images)
+    )
     if not missing:
         return []
     listing = report.with_suffix(".missing.txt")
     write_text(listing, "".join(f"{path}\n" for path in missing))
     return [
         UserError(
-            f"{len(missing)} image files are missing: {some(missing)}; all of them are listed in {listing}",
-            "run `pcb download train2017 val2017` with your --scale (LVIS's val images lie in both), or generate the set again",
+            f"{len(missing)} image files are missing: {examples(missing)};"
+            f" all of them are listed in {listing}",
+            f"{command} (LVIS's val images are in both), or generate the data set again",
         )
     ]
 
 
 def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
-    """All splits must have the same classes, and no image in common."""
+    """Check that all splits have the same classes and no image in common."""
     faults = []
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            a, b = splits[one], splits[other]
-            if a.classes != b.classes:
-                differing = [
-                    f"{x} / {y}" for x, y in zip(a.classes, b.classes, strict=False) if x != y
-                ]
-                counts = f"{len(a.classes)} and {len(b.classes)} classes"
-                faults.append(
-                    UserError(
-                        f"{a.path} and {b.path} differ in their classes: {some(differing) if differing else counts}",
-                        "take both files from the same release",
-                    )
-                )
-            shared = np.intersect1d(a.ids, b.ids).tolist()
-            if shared:
-                faults.append(
-                    UserError(
-                        f"{a.path} and {b.path} share images: {some(shared)}",
-                        "take splits of the same release",
-                    )
-                )
+    for one, other in combinations(splits.values(), 2):
+        both = f"{one.path} and {other.path}"
+        if one.classes != other.classes:
+            pairs = zip(one.classes, other.classes, strict=False)
+            differing = [f"{a} / {b}" for a, b in pairs if a != b]
+            counts = f"{len(one.classes)} and {len(other.classes)} classes"
+            what = f"{both} differ in their classes: "
+            what += examples(differing) if differing else counts
+            faults.append(UserError(what, "take both files from the same release"))
+        if shared := np.intersect1d(one.ids, other.ids).tolist():
+            what = f"{both} share images: {examples(shared)}"
+            faults.append(UserError(what, "use splits of the same release"))
     return faults
 
 
+def check_absent_classes(
+    train: LVISIndex, allow_absent: bool, warnings: list[str]
+) -> list[UserError]:
+    """Check that train shows every class; only warn where the scale allows absent classes."""
+    if not train.absent_classes:
+        return []
+    names = examples([train.classes[label] for label in train.absent_classes])
+    what = f"{train.path}: no usable annotation of {names}"
+    if allow_absent:
+        warnings.append(what)
+        return []
+    fix = (
+        "use the whole train file, or set `allow_absent_classes: true` in the scale's YAML"
+        " to train without them"
+    )
+    return [UserError(what, fix)]
+
+
+def check_repeat_factors(train: LVISIndex, factors: RepeatFactors) -> list[UserError]:
+    """Check that repeat factor sampling repeats anything at all."""
+    if max(factors.classes.values(), default=1) > 1:
+        return []
+    fewest = min((count for count in train.image_count if count), default=0)
+    share = fewest / max(1, len(factors.images))
+    what = (
+        f"{train.path}: repeat factor sampling changes nothing:"
+        f" all factors are 1 at {factors.threshold:g}"
+    )
+    fix = (
+        f"set train.rfs_threshold above {share:.2g}, the share of images that show the rarest class"
+    )
+    return [UserError(what, fix)]
+
+
+def group_sizes(index: LVISIndex) -> dict[str, int]:
+    """Return the number of rare ('r'), common ('c') and frequent ('f') classes."""
+    groups = index.frequency()
+    return {group: groups.count(group) for group in "rcf"}
+
+
 def describe(index: LVISIndex) -> dict:
-    """A split in the report. `unusable` annotations are those that MMDetection drops, `empty` the images left without one."""
-    used = sum(index.instance_count)
+    """Return a split's entry in the report.
+
+    `unusable` annotations are those that MMDetection drops, `empty` images those without any other.
+    """
     return {
         "file": str(index.path),
         "sha256": index.sha256,
         "images": len(index),
         "empty": sum(not labels for labels in index.labels),
         "annotations": index.annotation_count,
-        "unusable": index.annotation_count - used,
-        "groups": {g: index.frequency().count(g) for g in "rcf"},
+        "unusable": index.annotation_count - sum(index.instance_count),
+        "groups": group_sizes(index),
         "thresholds": index.info.get("thresholds", list(THRESHOLDS)),
         "image_count": index.image_count,
     }

@@ -1,7 +1,7 @@
-"""Data sets as MMDetection takes them: `PCBLVISDataset` for every LVIS flavour, `SeededDataset` for exact resuming.
+"""MMDetection data sets: `PCBLVISDataset` for LVIS, `SeededDataset` for exact resuming.
 
-Both are registered in mmdet's DATASETS when this module is imported. Class names and their number come from the
-annotation file; a label is the place of its category id in sorted order. The `lvis` package is not needed.
+Importing this module registers both in mmdet's DATASETS. Class names and their number come from the
+annotation file; label k is category id k + 1. The `lvis` package is not needed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,38 +27,40 @@ from pcb.data.lvis.index import LVISIndex, Objects
 
 @TRANSFORMS.register_module()
 class LoadCachedImage(LoadImageFromFile):
-    """LoadImageFromFile that keeps every decoded image, for sets that fit into memory."""
+    """`LoadImageFromFile` that keeps every decoded image, for data sets that fit into memory."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.cache: dict[str, dict] = {}
 
     def transform(self, results: dict) -> dict:
+        """Add the image at `results["img_path"]` to a copy of `results`."""
         path = results["img_path"]
         if path not in self.cache:
-            loaded = super().transform({"img_path": path})
+            loaded = cast(dict, super().transform({"img_path": path}))
             self.cache[path] = {key: loaded[key] for key in ("img", "img_shape", "ori_shape")}
         return {**results, **self.cache[path], "img": self.cache[path]["img"].copy()}
 
 
-class Rows(Sequence):
-    """The data list of mmengine's BaseDataset, each entry made from the index when it is asked for: nothing is kept twice.
+class LazyDataList:
+    """The data list of mmengine's `BaseDataset`, each entry made from the index on access.
 
-    `kept`: places of images in the index, in order.
+    Args:
+        index: Index of the annotation file.
+        rows: (images,) int: the index's rows that belong to the data set, in order.
     """
 
-    def __init__(self, index: LVISIndex, kept: np.ndarray):
-        self.index, self.kept = index, kept
+    def __init__(self, index: LVISIndex, rows: np.ndarray):
+        self.index, self.rows = index, rows
         paths = index.image_paths
-        self.paths = np.array(
-            [os.fsencode(paths[number]) for number in index.ids.tolist()]
-        )  # an array: workers share it
+        # An array of bytes, unlike a list of objects, stays shared with forked workers.
+        self.paths = np.array([os.fsencode(paths[image_id]) for image_id in index.ids.tolist()])
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.rows)
 
-    def __getitem__(self, place: int) -> dict:
-        row = int(self.kept[place])
+    def __getitem__(self, position: int) -> dict:
+        row = int(self.rows[position])
         height, width = self.index.sizes[row].tolist()
         return {
             "img_path": os.fsdecode(self.paths[row]),
@@ -65,23 +68,35 @@ class Rows(Sequence):
             "seg_map_path": None,
             "height": height,
             "width": width,
-            "instances": instances(self.index.objects(row)),
+            "instances": mmdet_instances(self.index.objects(row)),
         }
 
-    def where(self, keep: np.ndarray) -> Rows:
-        """Those of the images for which `keep`, (number of images,) bool, is true."""
-        return Rows(self.index, self.kept[keep])
+    def where(self, mask: np.ndarray) -> LazyDataList:
+        """Return the images for which `mask`, (images,) bool, is true."""
+        return LazyDataList(self.index, self.rows[mask])
 
 
 @DATASETS.register_module()
 class PCBLVISDataset(BaseDetDataset):
-    """LVIS v0.5, v1.0 or emoji-LVIS, told apart by the annotation file alone.
+    """LVIS v0.5, v1.0 or emoji-LVIS; the annotation file alone decides which.
 
-    data_prefix["img"] is the image folder, flat or with COCO's subfolders. In train (`test_mode=False`) images without
-    a usable annotation and images smaller than 32 pixels are left out, as MMDetection's LVIS configs do; unlike there,
-    an image whose annotations are all too small to be used counts as empty. `cache_images` keeps decoded images;
-    `index_cache` is a folder for the index of the annotations (see LVISIndex), which all processes then share.
-    `metainfo`: classes, frequency ('r', 'c', 'f' per class). Raises `UserError` for a damaged annotation file.
+    In training (`test_mode=False`) images without a usable annotation and images smaller than 32
+    pixels are left out, as in MMDetection's LVIS configs; unlike there, an image whose annotations
+    are all too small to be used counts as empty. `metainfo` has `classes` and `frequency` ('r', 'c'
+    or 'f' of each class).
+
+    Args:
+        ann_file: Annotation file, below `data_root`.
+        data_prefix: Image folder under `img`, flat or with COCO's subfolders.
+        pipeline: Transforms, built or as configs.
+        data_root: Folder of both.
+        cache_images: Keep decoded images in memory.
+        index_cache: Folder for the index of the annotations, which all processes then share.
+        filter_cfg: `filter_empty_gt` and `min_size` (pixels); None: as above.
+        **kwargs: Further arguments of `BaseDetDataset`.
+
+    Raises:
+        UserError: The annotation file is missing or damaged.
     """
 
     def __init__(
@@ -102,9 +117,10 @@ class PCBLVISDataset(BaseDetDataset):
                 {**step, "type": "LoadCachedImage"} if step["type"] == "LoadImageFromFile" else step
                 for step in pipeline
             ]
-        steps = [
-            TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline
-        ]  # whatever the default scope
+        # Built here, since Compose would look transforms up in the default scope.
+        steps = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
+        if filter_cfg is None:
+            filter_cfg = {"filter_empty_gt": True, "min_size": 32}
         super().__init__(
             ann_file=ann_file,
             data_prefix=data_prefix,
@@ -112,86 +128,95 @@ class PCBLVISDataset(BaseDetDataset):
             pipeline=steps,
             serialize_data=False,
             metainfo={"classes": self._index.classes, "frequency": tuple(self._index.frequency())},
-            filter_cfg={"filter_empty_gt": True, "min_size": 32}
-            if filter_cfg is None
-            else filter_cfg,
+            filter_cfg=filter_cfg,
             **kwargs,
         )
 
-    def load_data_list(self) -> Rows:
-        return Rows(self._index, np.arange(len(self._index)))
+    @property
+    def _rows(self) -> np.ndarray:
+        """(images,) int: rows of the index that belong to the data set."""
+        return cast(LazyDataList, self.data_list).rows
 
-    def filter_data(self) -> Rows:
+    def load_data_list(self) -> Any:
+        """Return all images of the annotation file."""
+        return LazyDataList(self._index, np.arange(len(self._index)))
+
+    def filter_data(self) -> Any:
+        """Return the images that the data set uses: in testing all."""
+        images = cast(LazyDataList, self.data_list)
         if self.test_mode:
-            return self.data_list
-        index, empty, least = (
-            self._index,
-            self.filter_cfg.get("filter_empty_gt", False),
-            self.filter_cfg.get("min_size", 0),
-        )
-        return self.data_list.where(
-            (index.shown | (not empty)) & (index.sizes.min(axis=1) >= least)
-        )
+            return images
+        config: dict = self.filter_cfg or {}
+        mask = self._index.sizes.min(axis=1) >= config.get("min_size", 0)
+        if config.get("filter_empty_gt", False):
+            mask &= self._index.has_usable
+        return images.where(mask)
 
     def get_data_info(self, idx: int) -> dict:
-        """As mmengine's, which would copy deeply what is made anew each time."""
+        """Return an image's entry. mmengine would copy it deeply; here it is new each time."""
         return {**self.data_list[idx], "sample_idx": idx}
 
     def prepare_data(self, idx: int) -> dict | None:
-        """The sample of an image. A caching pipeline reads an image's annotations only once."""
+        """Return an image's sample. A caching pipeline reads an image's annotations only once."""
         cached = getattr(self.pipeline.transforms[0], "transform_cached", None)
         if cached is None:
             return super().prepare_data(idx)
-        return cached(
-            int(self._index.ids[self.data_list.kept[idx]]), lambda: self.get_data_info(idx)
-        )
+        return cached(int(self._index.ids[self._rows[idx]]), lambda: self.get_data_info(idx))
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The distinct labels of an image, without building its instances."""
-        return self._index.labels_of(int(self.data_list.kept[idx]))
+        """Return the distinct labels of an image without building its instances."""
+        return self._index.labels_of(int(self._rows[idx]))
 
     @property
     def sizes(self) -> np.ndarray:
-        """(images, 2) height and width of every image."""
-        return self._index.sizes[self.data_list.kept]
+        """(images, 2) int32 height and width of every image, in pixels."""
+        return self._index.sizes[self._rows]
 
 
-def instances(found: Objects) -> list[dict]:
-    """The usable annotations of an image in MMDetection's form: box as corners, label from 0, polygons."""
-    boxes = found.bbox.copy()
+def mmdet_instances(objects: Objects) -> list[dict]:
+    """Return the usable annotations as MMDetection's instances: corners, label from 0, polygons."""
+    boxes = objects.bbox.copy()
     boxes[:, 2:] += boxes[:, :2]
     rows = zip(
         boxes.tolist(),
-        (found.category_id - 1).tolist(),
-        found.iscrowd.tolist(),
-        found.segmentation,
-        found.usable,
+        (objects.category_id - 1).tolist(),
+        objects.iscrowd.tolist(),
+        objects.segmentation,
+        objects.usable,
         strict=True,
     )
     return [
-        {"bbox": box, "bbox_label": label, "ignore_flag": int(crowd), "mask": mask}
-        for box, label, crowd, mask, good in rows
-        if good
+        {"bbox": box, "bbox_label": label, "ignore_flag": int(crowd), "mask": segmentation}
+        for box, label, crowd, segmentation, usable in rows
+        if usable
     ]
 
 
 @DATASETS.register_module()
 class SeededDataset:
-    """Makes every sample a pure function of (seed, epoch, position), so that a resumed run sees what an unbroken one saw.
+    """Make every sample a function of (seed, epoch, position) alone.
 
-    Position i in epoch e is asked for as index `e * len(self) + i`. The random numbers of python, numpy and torch (CPU)
-    are seeded around the sample and put back afterwards, in whichever process loads it.
+    A resumed run then gets the samples of an uninterrupted one. Position i in epoch e has the index
+    `e * len(self) + i`. The random states of python, numpy and torch (CPU) are seeded around the
+    sample and restored afterwards, in whichever process loads it.
+
+    Args:
+        dataset: A data set or its config.
+        seed: Seed of the run.
     """
 
     def __init__(self, dataset: dict | torch.utils.data.Dataset, seed: int = 0):
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        # Any: mmengine's data sets and wrappers have no common base class.
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
 
     @property
     def metainfo(self) -> dict:
+        """Classes and their groups."""
         return self.dataset.metainfo
 
     def full_init(self) -> None:
+        """Load the data list, as mmengine's runner asks for."""
         self.dataset.full_init()
 
     def __len__(self) -> int:
@@ -204,27 +229,28 @@ class SeededDataset:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(images, 2) height and width of every image of an epoch, repeated ones as often as they are shown."""
+        """(samples, 2) int32 height and width of every sample of an epoch, in pixels."""
         repeated = getattr(self.dataset, "repeat_indices", None)
         return self.dataset.sizes if repeated is None else self.dataset.dataset.sizes[repeated]
 
     def get_data_info(self, index: int) -> dict:
+        """Return an image's entry; the epoch does not matter."""
         return self.dataset.get_data_info(index % len(self))
 
     def get_cat_ids(self, index: int) -> list[int]:
+        """Return the distinct labels of an image; the epoch does not matter."""
         return self.dataset.get_cat_ids(index % len(self))
 
 
 @contextmanager
-def seeded(*names: object) -> Iterator[None]:
-    """Random numbers that depend on `names` alone within the block; the global state is the same after it as before."""
-    number = int.from_bytes(
-        hashlib.sha256("/".join(map(str, names)).encode()).digest()[:4], "little"
-    )
+def seeded(*names: object) -> Generator[None]:
+    """Seed all random numbers of the block from `names`; restore the global state afterwards."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    seed = int.from_bytes(digest[:4], "little")
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    random.seed(number)
-    np.random.seed(number)
-    torch.random.default_generator.manual_seed(number)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
     try:
         yield
     finally:

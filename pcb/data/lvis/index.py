@@ -1,11 +1,14 @@
-"""LVISIndex: one annotation file of LVIS v0.5, v1.0 or emoji-LVIS, checked, counted, every image file found.
+"""`LVISIndex`: one annotation file of LVIS v0.5, v1.0 or emoji-LVIS, checked and counted.
 
-    index = LVISIndex("lvis_v1_train.json", "data/coco", cache="results/lvis/index")
-    index.classes, index.image_count, index.frequency(), index.labels, index.missing, index.objects(0)
+    index = LVISIndex("lvis_v1_train.json", "data/coco", cache="results/lvis/data/index")
+    index.classes, index.image_count, index.labels, index.missing_images, index.objects(0)
 
-With `cache` the file is read once, by whoever comes first, into an Arrow file that every process maps into memory: all ranks and all
-workers of a machine share the same pages. Without it the same arrays are in this process's own memory.
-Class `k` (0..C-1) is the category with id `k + 1` everywhere in this package. Needs neither `lvis` nor torch.
+With `cache`, the first process reads the file into an Arrow file that every process maps into
+memory: all ranks and workers of a machine share the same pages. Without it, the same arrays are in
+the memory of this process.
+
+Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package. A *row* is an image's
+position in the file. Needs neither `lvis` nor torch.
 """
 
 from __future__ import annotations
@@ -23,21 +26,36 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from pcb.data.lvis.annotations import ROWS, SCHEMA, Content, batches, read
+from pcb.data.lvis.annotations import (
+    BATCH_IMAGES,
+    IMAGE_FIELDS,
+    SCHEMA,
+    AnnotationFile,
+    read_annotation_file,
+    record_batches,
+)
+from pcb.data.lvis.releases import version_by_classes
+from pcb.errors import UserError
 from pcb.files import atomic, locked
 from pcb.frequency import THRESHOLDS, group
 
-OFFICIAL = {1230: "v0.5", 1203: "v1.0"}  # class counts that only an LVIS release has
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
-FORMAT = 1  # of the cache; another number makes it anew
-ABOUT = b"pcb"  # the cache's own metadata
+CACHE_FORMAT = 1  # caches of another format are remade
+METADATA_KEY = b"pcb"  # of the Arrow schema
 
 
 class Objects(NamedTuple):
-    """The n annotations of one image, in the file's order: views of the index, read-only, not copies.
+    """The n annotations of one image, in the file's order: read-only views of the index.
 
-    id, category_id, area, usable, iscrowd: (n,). bbox: (n, 4) x, y, width, height in pixels.
-    usable: whether MMDetection trains on it. segmentation: per annotation its polygons, each (2k,) x0, y0, x1, …, or an RLE dict.
+    Attributes:
+        id: (n,) int64.
+        category_id: (n,) int32, 1..C.
+        bbox: (n, 4) float64: x, y, width, height in pixels.
+        area: (n,) float64, in pixels.
+        usable: (n,) bool: whether MMDetection trains on it.
+        iscrowd: (n,) bool.
+        segmentation: For each annotation its polygons, (2k,) float64 x0, y0, x1, … each, or a
+            run-length encoding.
     """
 
     id: np.ndarray
@@ -52,11 +70,21 @@ class Objects(NamedTuple):
 class LVISIndex:
     """A checked annotation file.
 
-    categories: dicts sorted by id, so that place = id - 1 = label.   annotation_count: all of them, usable or not.
-    image_count, instance_count: per class, of usable annotations.     labels: per image, its sorted distinct labels.
-    ids, sizes: per image its id, and (height, width); images are in the file's order.   sha256: of the file.
-    `images`, `annotations` and `by_image` are dicts as in the file, made when asked for: gigabytes for LVIS train.
-    Raises `UserError` that lists what is wrong: file missing or damaged, keys missing, references to nothing.
+    Args:
+        annotations: The annotation file.
+        images: Image folder, flat or with COCO's subfolders.
+        cache: Folder for the Arrow file that processes share; None: keep everything in memory.
+
+    Attributes:
+        categories: Entries of the file, sorted by id, so that position = id - 1 = label.
+        annotation_count: Number of annotations, usable or not.
+        image_count: For each class, number of images with a usable annotation.
+        instance_count: For each class, number of usable annotations.
+        info: The file's `info`.
+        sha256: Digest of the file.
+
+    Raises:
+        UserError: The file is missing or damaged, lacks keys, or has references to nothing.
     """
 
     def __init__(
@@ -68,95 +96,97 @@ class LVISIndex:
         self.path = Path(annotations)
         self.folder = Path(images) if images is not None else None
         self.cache = Path(cache) if cache is not None else None
-        about, self._batches = (
-            in_memory(self.path) if self.cache is None else mapped(self.path, self.cache)
-        )
-        self._views: dict[int, Views] = {}
-        self.info: dict = about["info"]
-        self.categories: list[dict] = about["categories"]
-        self.annotation_count: int = about["annotation_count"]
-        self.image_count: list[int] = about["image_count"]
-        self.instance_count: list[int] = about["instance_count"]
-        self.sha256: str = about["sha256"]
+        if self.cache is None:
+            content = read_annotation_file(self.path)
+            summary, batches = _summary(content), list(record_batches(self.path, content))
+        else:
+            summary, batches = _open_cached(self.path, self.cache)
+        self._batches: list[pa.RecordBatch] = batches
+        self._views: dict[int, _BatchView] = {}
+        self.info: dict = summary["info"]
+        self.categories: list[dict] = summary["categories"]
+        self.annotation_count: int = summary["annotation_count"]
+        self.image_count: list[int] = summary["image_count"]
+        self.instance_count: list[int] = summary["instance_count"]
+        self.sha256: str = summary["sha256"]
 
     def __reduce__(self):
-        return LVISIndex, (
-            self.path,
-            self.folder,
-            self.cache,
-        )  # another process maps the file itself
+        # Another process maps the cache itself.
+        return LVISIndex, (self.path, self.folder, self.cache)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return pa.chunked_array(
-            [batch.column(name) for batch in self._batches], SCHEMA.field(name).type
-        )
+        chunks = [batch.column(name) for batch in self._batches]
+        return pa.chunked_array(chunks, SCHEMA.field(name).type)
 
     @cached_property
     def ids(self) -> np.ndarray:
+        """(images,) int64 image ids, in the file's order."""
         return self._column("id").to_numpy()
 
     @cached_property
     def sizes(self) -> np.ndarray:
+        """(images, 2) int32 height and width of every image, in pixels."""
         return np.stack([self._column("height").to_numpy(), self._column("width").to_numpy()], 1)
 
     @property
-    def shown(self) -> np.ndarray:
+    def has_usable(self) -> np.ndarray:
         """(images,) bool: whether an image has a usable annotation."""
-        return (
-            np.concatenate(
-                [np.zeros(0), *(np.diff(batch.column("labels").offsets) for batch in self._batches)]
-            )
-            > 0
-        )
+        counts = [np.diff(batch.column("labels").offsets) for batch in self._batches]
+        return np.concatenate([np.zeros(0), *counts]) > 0
 
     @cached_property
     def labels(self) -> list[tuple[int, ...]]:
+        """Sorted distinct labels of every image's usable annotations."""
         return list(map(tuple, self._column("labels").to_pylist()))
 
     def labels_of(self, row: int) -> list[int]:
-        """The sorted distinct labels of image number `row`."""
-        return self.views(row).labels(row % ROWS).tolist()
+        """Return the sorted distinct labels of one image."""
+        return self._view(row).labels(row % BATCH_IMAGES).tolist()
 
     def objects(self, row: int) -> Objects:
-        """All annotations of image number `row`."""
-        return self.views(row).objects(row % ROWS)
+        """Return all annotations of one image."""
+        return self._view(row).objects(row % BATCH_IMAGES)
 
-    def views(self, row: int) -> Views:
-        number = row // ROWS
+    def _view(self, row: int) -> _BatchView:
+        number = row // BATCH_IMAGES
         if number not in self._views:
-            self._views[number] = Views(self._batches[number])
+            self._views[number] = _BatchView(self._batches[number])
         return self._views[number]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(c["name"] for c in self.categories)
+        """Class names, by label."""
+        return tuple(category["name"] for category in self.categories)
 
     @cached_property
     def version(self) -> str:
-        """'v0.5' or 'v1.0', from the number of classes, else from whether images name a file or only an address."""
-        named = self._column("file_name").null_count < len(self)
-        return OFFICIAL.get(len(self.categories), "v0.5" if named else "v1.0")
+        """'v0.5' or 'v1.0': by the number of classes, else by whether images have file names."""
+        has_names = self._column("file_name").null_count < len(self)
+        return version_by_classes(len(self.categories)) or ("v0.5" if has_names else "v1.0")
 
     @property
-    def absent(self) -> list[int]:
-        """Classes without a usable annotation."""
+    def absent_classes(self) -> list[int]:
+        """Labels of the classes without a usable annotation."""
         return [label for label, count in enumerate(self.image_count) if not count]
 
     def frequency(self, thresholds: tuple[int, int] = THRESHOLDS) -> list[str]:
-        """'r', 'c' or 'f' of each class: the file's `frequency`, else from its (train) image count and `thresholds`."""
-        counts = [
-            c.get("image_count", n) for c, n in zip(self.categories, self.image_count, strict=True)
+        """Return the group of each class: 'r', 'c' or 'f'.
+
+        It is the category's `frequency`, else follows from its `image_count` (of the training
+        split), else from the images counted here.
+        """
+        return [
+            category.get("frequency", group(category.get("image_count", count), thresholds))
+            for category, count in zip(self.categories, self.image_count, strict=True)
         ]
-        computed = [group(n, thresholds) for n in counts]
-        return [c.get("frequency", own) for c, own in zip(self.categories, computed, strict=True)]
 
     @cached_property
     def images(self) -> list[dict]:
-        """The file's entries, as far as LVIS defines them: id, size, name or address, the two lists of federated labels."""
-        names = [name for name in SCHEMA.names if name not in ("labels", "annotations")]
+        """Entries of the file, with the keys that LVIS defines. Gigabytes for LVIS train."""
+        names = [name for name, _ in IMAGE_FIELDS]
         rows = zip(*(self._column(name).to_pylist() for name in names), strict=True)
         return [
             {name: value for name, value in zip(names, row, strict=True) if value is not None}
@@ -165,203 +195,202 @@ class LVISIndex:
 
     @cached_property
     def annotations(self) -> list[dict]:
-        """All annotations as in the file, image by image."""
-        return [annotation for row in range(len(self)) for annotation in self._dicts(row)]
+        """Entries of the file, image by image. Gigabytes for LVIS train."""
+        return [annotation for row in range(len(self)) for annotation in self._entries(row)]
 
     @cached_property
     def by_image(self) -> dict[int, list[dict]]:
-        """Image id -> its usable annotations."""
-        kept = ((row, self.objects(row).usable) for row in range(len(self)))
+        """Usable annotations of each image id. Gigabytes for LVIS train."""
         return {
             int(self.ids[row]): [
-                a for a, good in zip(self._dicts(row), usable, strict=True) if good
+                annotation
+                for annotation, usable in zip(
+                    self._entries(row), self.objects(row).usable, strict=True
+                )
+                if usable
             ]
-            for row, usable in kept
+            for row in range(len(self))
         }
 
-    def _dicts(self, row: int) -> Iterator[dict]:
-        found, image = self.objects(row), int(self.ids[row])
-        plain = (
-            found.id.tolist(),
-            found.category_id.tolist(),
-            found.bbox.tolist(),
-            found.area.tolist(),
-            found.iscrowd.tolist(),
-        )
-        for number, category, box, area, crowd, outline in zip(
-            *plain, found.segmentation, strict=True
+    def _entries(self, row: int) -> Iterator[dict]:
+        objects, image_id = self.objects(row), int(self.ids[row])
+        for number, category, box, area, crowd, segmentation in zip(
+            objects.id.tolist(),
+            objects.category_id.tolist(),
+            objects.bbox.tolist(),
+            objects.area.tolist(),
+            objects.iscrowd.tolist(),
+            objects.segmentation,
+            strict=True,
         ):
-            polygons = (
-                outline if isinstance(outline, dict) else [polygon.tolist() for polygon in outline]
-            )
+            if not isinstance(segmentation, dict):
+                segmentation = [polygon.tolist() for polygon in segmentation]
             yield {
                 "id": number,
-                "image_id": image,
+                "image_id": image_id,
                 "category_id": category,
                 "bbox": box,
                 "area": area,
-                "segmentation": polygons,
+                "segmentation": segmentation,
                 **({"iscrowd": 1} if crowd else {}),
             }
 
     @property
     def image_paths(self) -> dict[int, Path]:
-        """Image id -> file, in whichever known layout it lies; where there is none, the place where it should be."""
+        """File of each image id, in any known layout; a missing file's expected path."""
         return self._files[0]
 
     @property
-    def missing(self) -> list[Path]:
-        """Every image file that is not there."""
+    def missing_images(self) -> list[Path]:
+        """Expected paths of the image files that do not exist."""
         return self._files[1]
 
     @cached_property
     def _files(self) -> tuple[dict[int, Path], list[Path]]:
         root = self.folder or Path()
-        there = {
+        existing = {
             sub: {entry.name for entry in os.scandir(root / sub)}
             if (root / sub).is_dir()
             else set()
             for sub in SUBFOLDERS
         }
         paths, missing = {}, []
-        names, addresses = (
-            self._column("file_name").to_pylist(),
-            self._column("coco_url").to_pylist(),
-        )
-        for number, name, address in zip(self.ids.tolist(), names, addresses, strict=True):
-            places = candidates(name, address)
-            found = next(((sub, file) for sub, file in places if file in there.get(sub, ())), None)
-            if found is None and name and (root / name).is_file():
-                found = ("", name)
-            expected = next(
-                (place for place in places if there.get(place[0])), places[0]
-            )  # in a folder that holds anything
-            paths[number] = root / Path(*(found or expected))
-            if found is None:
-                missing.append(paths[number])
+        names = self._column("file_name").to_pylist()
+        urls = self._column("coco_url").to_pylist()
+        for number, name, url in zip(self.ids.tolist(), names, urls, strict=True):
+            locations = candidate_locations(name, url)
+            location = next((at for at in locations if at[1] in existing.get(at[0], ())), None)
+            if location is None and name and (root / name).is_file():
+                location = ("", name)
+            if location is None:  # expected in the first candidate folder that holds anything
+                location = next((at for at in locations if existing.get(at[0])), locations[0])
+                missing.append(root / Path(*location))
+            paths[number] = root / Path(*location)
         return paths, missing
 
 
-def candidates(file_name: str | None, coco_url: str | None) -> list[tuple[str, str]]:
-    """(subfolder, file) where an image may lie, likeliest first.
+def candidate_locations(file_name: str | None, coco_url: str | None) -> list[tuple[str, str]]:
+    """Return where an image may be, as (subfolder, file), likeliest first.
 
-    v1.0 names it by the last two parts of `coco_url` (some val images lie in train2017); v0.5 by the last 16 characters
-    of `file_name`, which may carry a COCO 2014 prefix. Both are also found in one flat folder.
+    v1.0 names it by the last two parts of `coco_url` (some val images are in train2017); v0.5 by
+    the last 16 characters of `file_name`, which may have a COCO 2014 prefix. Either may also be in
+    one flat folder.
     """
-    out = []
+    locations = []
     if coco_url:
-        sub, name = coco_url.split("/")[-2:]
-        out += [(sub, name), ("", name)]
+        subfolder, name = coco_url.split("/")[-2:]
+        locations += [(subfolder, name), ("", name)]
     if file_name:
         name = file_name.split("/")[-1]
-        out += [(sub, short) for short in (name[-16:], name) for sub in SUBFOLDERS]
-    return out
+        locations += [(sub, short) for short in (name[-16:], name) for sub in SUBFOLDERS]
+    return locations
 
 
-class Views:
-    """numpy views of a record batch's nested lists, by image within the batch."""
+class _BatchView:
+    """numpy views of a record batch's nested lists; `row` is a row of the batch."""
 
     def __init__(self, batch: pa.RecordBatch):
-        each = batch.column("annotations")
-        flat = {field.name: each.values.field(field.name) for field in each.values.type}
-        self.of_image = each.offsets.to_numpy()
-        self.plain = [
-            flat[k].to_numpy(zero_copy_only=False)
-            for k in ("id", "category_id", "area", "usable", "iscrowd")
+        annotations, labels = batch.column("annotations"), batch.column("labels")
+        values = annotations.values
+        columns = {field.name: values.field(field.name) for field in values.type}
+        self.image_offsets = annotations.offsets.to_numpy()
+        self.scalars = [
+            columns[name].to_numpy(zero_copy_only=False)
+            for name in ("id", "category_id", "area", "usable", "iscrowd")
         ]
-        self.bbox = flat["bbox"].values.to_numpy().reshape(-1, 4)
-        self.of_annotation = flat["polygons"].offsets.to_numpy()
-        self.of_polygon = flat["polygons"].values.offsets.to_numpy()
-        self.coordinates = flat["polygons"].values.values.to_numpy()
-        self.rle = flat["rle"] if flat["rle"].null_count < len(flat["rle"]) else None
-        self.label_offsets, self.label_values = (
-            batch.column("labels").offsets.to_numpy(),
-            batch.column("labels").values.to_numpy(),
-        )
+        self.bbox = columns["bbox"].values.to_numpy().reshape(-1, 4)
+        polygons = columns["polygons"]
+        self.annotation_offsets = polygons.offsets.to_numpy()
+        self.polygon_offsets = polygons.values.offsets.to_numpy()
+        self.coordinates = polygons.values.values.to_numpy()
+        rle = columns["rle"]
+        self.rle = rle if rle.null_count < len(rle) else None
+        self.label_offsets, self.label_values = labels.offsets.to_numpy(), labels.values.to_numpy()
 
-    def labels(self, image: int) -> np.ndarray:
-        return self.label_values[self.label_offsets[image] : self.label_offsets[image + 1]]
+    def labels(self, row: int) -> np.ndarray:
+        return self.label_values[self.label_offsets[row] : self.label_offsets[row + 1]]
 
-    def objects(self, image: int) -> Objects:
-        part = slice(*self.of_image[image : image + 2].tolist())
-        number, category, area, usable, crowd = (column[part] for column in self.plain)
-        outlines = [self.segmentation(k) for k in range(part.start, part.stop)]
+    def objects(self, row: int) -> Objects:
+        span = slice(*self.image_offsets[row : row + 2].tolist())
+        number, category, area, usable, crowd = (column[span] for column in self.scalars)
         return Objects(
             number,
             category,
-            self.bbox[part],
+            self.bbox[span],
             area,
             usable.astype(bool),
             crowd.astype(bool),
-            outlines,
+            [self.segmentation(k) for k in range(span.start, span.stop)],
         )
 
     def segmentation(self, annotation: int) -> list[np.ndarray] | dict:
         if self.rle is not None and self.rle[annotation].is_valid:
             return json.loads(self.rle[annotation].as_py())
-        first, last = self.of_annotation[annotation : annotation + 2].tolist()
-        ends = self.of_polygon[first : last + 1].tolist()
-        return [self.coordinates[a:b] for a, b in pairwise(ends)]
+        first, last = self.annotation_offsets[annotation : annotation + 2].tolist()
+        ends = self.polygon_offsets[first : last + 1].tolist()
+        return [self.coordinates[start:end] for start, end in pairwise(ends)]
 
 
-# Reading, and the file that keeps what was read ------------------------------------------------------------------------
+# The file that processes share -------------------------------------------------------------------
 
 
-def in_memory(path: Path) -> tuple[dict, list[pa.RecordBatch]]:
-    content = read(path)
-    return describe(content), list(batches(path, content))
+def _open_cached(path: Path, folder: Path) -> tuple[dict, list[pa.RecordBatch]]:
+    """The summary and mapped batches of `path`, from a cache in `folder`.
 
-
-def mapped(path: Path, folder: Path) -> tuple[dict, list[pa.RecordBatch]]:
-    """What was read of `path`, mapped from a file in `folder`, which is made where it is missing, torn or older than `path`.
-
-    One process makes it; others that come meanwhile wait for it.
+    The cache is made if it is missing, damaged or not of the present file: by one process, while
+    others wait.
     """
-    cached = (
-        folder
-        / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.arrow"
-    )
-    source = identity(path)
-    if (found := load(cached, source)) is None:
-        with locked(folder / f".{cached.stem}.lock", f"the index of {path.name}", wait=True):
-            if (found := load(cached, source)) is None:
-                write(path, cached, source)
-                found = load(cached, source)
-    return found
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    cache = folder / f"{path.stem}-{digest}.arrow"
+    source = _source(path)
+    content = _load_cache(cache, source)
+    if content is None:
+        with locked(folder / f".{cache.stem}.lock", f"the index of {path.name}", wait=True):
+            content = _load_cache(cache, source)
+            if content is None:
+                _write_cache(path, cache, source)
+                content = _load_cache(cache, source)
+    if content is None:
+        raise UserError(
+            f"{cache}: the index was written but cannot be read back",
+            "delete it and run the command again",
+        )
+    return content
 
 
-def identity(path: Path) -> dict:
+def _source(path: Path) -> dict:
+    """What a cache must have been made of: the file by path, size and time, and the format."""
     try:
         stat = path.stat()
     except OSError:
-        return {}
+        return {}  # reading it will raise the error for the user
     return {
         "path": str(path.resolve()),
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "format": FORMAT,
+        "format": CACHE_FORMAT,
     }
 
 
-def load(cached: Path, source: dict) -> tuple[dict, list[pa.RecordBatch]] | None:
-    """The cached file's content; None where it is missing, torn, or not of `source`."""
+def _load_cache(cache: Path, source: dict) -> tuple[dict, list[pa.RecordBatch]] | None:
+    """Summary and batches; None if the cache is missing, damaged, or not of `source`."""
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(cached)))
-        about = json.loads(reader.schema.metadata[ABOUT])
-        if about["source"] != source:
+        reader = pa.ipc.open_file(pa.memory_map(str(cache)))
+        summary = json.loads(reader.schema.metadata[METADATA_KEY])
+        if summary["source"] != source:
             return None
-        return about, [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        return summary, [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
 
 
-def write(path: Path, cached: Path, source: dict) -> None:
-    content = read(path)
-    schema = SCHEMA.with_metadata({ABOUT: json.dumps({**describe(content), "source": source})})
+def _write_cache(path: Path, cache: Path, source: dict) -> None:
+    content = read_annotation_file(path)
+    metadata = {METADATA_KEY: json.dumps({**_summary(content), "source": source})}
     with (
-        atomic(cached) as temporary,
+        atomic(cache) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
+        pa.ipc.new_file(sink, SCHEMA.with_metadata(metadata)) as writer,
         tqdm(
             total=len(content.images),
             desc=f"index of {path.name}",
@@ -370,28 +399,25 @@ def write(path: Path, cached: Path, source: dict) -> None:
             mininterval=2,
         ) as progress,
     ):
-        for batch in batches(path, content):
+        for batch in record_batches(path, content):
             writer.write_batch(batch)
             progress.update(len(batch))
 
 
-def describe(content: Content) -> dict:
-    """What is said of the file as a whole. The counts are of usable annotations."""
-    kept = [a for a in content.annotations if not a.ignore]
-    pairs = {(a.image_id, a.category_id) for a in kept}
-    count = {
-        "instance_count": [a.category_id for a in kept],
-        "image_count": [category for _, category in pairs],
-    }
+def _summary(content: AnnotationFile) -> dict:
+    """Facts of the file as a whole. The counts by class are of usable annotations."""
+    usable = [(a.image_id, a.category_id) for a in content.annotations if not a.ignore]
     classes = len(content.categories)
-    counts = {
-        key: np.bincount(np.array(found, int), minlength=classes + 1)[1:].tolist()
-        for key, found in count.items()
-    }
+
+    def count_by_class(pairs: list[tuple[int, int]] | set[tuple[int, int]]) -> list[int]:
+        ids = np.array([category for _, category in pairs], int)
+        return np.bincount(ids, minlength=classes + 1)[1:].tolist()
+
     return {
         "info": content.info or {},
         "categories": content.categories,
         "annotation_count": len(content.annotations),
         "sha256": content.sha256,
-        **counts,
+        "instance_count": count_by_class(usable),
+        "image_count": count_by_class(set(usable)),
     }

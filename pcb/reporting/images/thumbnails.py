@@ -10,7 +10,7 @@ import hotcoco
 import numpy as np
 from PIL import Image
 
-from pcb.data.lvis.outlines import outlines
+from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
 
 SIDE = 360  # longest side of a photo, pixels; smaller ones stay as they are
@@ -77,7 +77,7 @@ def drawn(segmentation: list[np.ndarray] | dict, height: int, width: int) -> np.
 def outline(mask: np.ndarray) -> str:
     """The outline of a mask as an SVG path in its pixels; of a large mask on a coarser grid."""
     step = -(-max(mask.shape) // GRID)
-    polygons, _ = outlines(mask[step // 2 :: step, step // 2 :: step])
+    polygons, _ = mask_to_polygons(mask[step // 2 :: step, step // 2 :: step])
     return "".join(closed(np.reshape(polygon, (-1, 2)) * step) for polygon in polygons)
 
 
