@@ -11,7 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from pcb.data import download as module
-from pcb.data.download import BLOCK_BYTES, V05_BY_HAND, download, fetch, missing_file_fix, expected_files
+from pcb.data.download import (
+    BLOCK_BYTES,
+    V05_BY_HAND,
+    download,
+    expected_files,
+    fetch,
+    missing_file_fix,
+)
 from pcb.errors import UserError
 from pcb.study import load_study
 
