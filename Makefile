@@ -1,8 +1,10 @@
-# Two commands for a newcomer; each creates .venv when it is missing, then is one plain command.
-#   make demo    the whole paper at the mini scale, two CPU cores, no data needed; prints where to look
-#   make test    the tests, the smoke run of the whole pipeline included
+# Two commands for a newcomer. Each creates .venv if it is missing, then runs one plain command.
+#   make demo    the whole paper at the mini scale on two CPU cores, no data needed
+#   make test    all tests, the smoke run of the whole pipeline included
+# For those who change the code (CONTRIBUTING.md):
+#   make check   style, types, import contract and unit tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench clean-env
+.PHONY: help setup demo test check lint bench clean-env
 
 PYTHON ?= python3
 CORES ?= all
@@ -10,9 +12,9 @@ ENV ?= .venv
 BIN := $(ENV)/bin
 
 help:
-	@sed -n '2,3s/^# //p' Makefile
+	@sed -n '2,5s/^# //p' Makefile
 	@echo "  make setup   only the set-up"
-	@echo "  make bench   how fast: ratios, each against a reference of the same run (QUICK=1 for a rough look)"
+	@echo "  make bench   benchmarks, each against a reference of the same run (QUICK=1: rough)"
 
 setup: $(ENV)/.ready
 
@@ -24,6 +26,17 @@ demo: $(ENV)/.ready
 
 test: $(ENV)/.ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit
+
+lint: $(ENV)/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@$(BIN)/ty check --python $(ENV)
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
 
 bench: $(ENV)/.ready
 	@$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(WRITE),--write) $(NAME)
