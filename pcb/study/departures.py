@@ -1,0 +1,514 @@
+"""What a scale does differently from the paper's own, found by comparing configurations.
+
+`departures(scale)` compares a scale with configs/scale/lvis.yaml, and its detector configs with
+those of LVIS, setting by setting. A differing setting is covered by a `Rule`, which names both
+values in words, or listed as `key: value (LVIS: value)`, or declared in `NO_DEPARTURE`. So none
+can be forgotten. `detector_title` names the detector that a config describes: at the mini scale
+`r50` is a half-width ResNet-18.
+
+MMEngine's own config reader is not used: importing it takes longer than making a page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pcb.errors import UserError
+from pcb.files import ROOT
+from pcb.frequency import THRESHOLDS
+from pcb.study.load import read_yaml
+
+Settings = dict[str, Any]  # dotted path -> value
+
+UNSET = "not set"
+GROUPS = ("Data", "Detector", "Training", "PCB", "Testing", "Other")
+SPLITS = ("train", "test")  # of a detector config: its two pipelines and its two sets of thresholds
+
+# Settings that change no result, or whose content is compared elsewhere.
+NO_DEPARTURE = (
+    *("name", "title", "results", "seeds", "notes", "hardware.*"),
+    *("datasets.*.train", "datasets.*.val", "datasets.*.images"),  # `check-data` reads the files
+    *("backbones.*.config", "backbones.*.sha256"),  # the configs themselves are compared
+    # The scale's `test` replaces these two (pcb/training/build.py).
+    *("model.test_cfg.rcnn.score_thr", "model.test_cfg.rcnn.max_per_img"),
+)
+
+# Steps of a pipeline that yield the same as others: window masks are a faster form of the same
+# annotations, and the sizes of a resize are compared as its settings.
+SAME_STEP = {"LoadWindowMasks": "LoadAnnotations", "RandomChoiceResize": "Resize"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to put a difference into words: `label value (LVIS: value)`.
+
+    Attributes:
+        group: One of `GROUPS`.
+        label: What the settings are about.
+        keys: Patterns of the settings that the words account for; `*` also matches dots.
+        describe: The value in words.
+        equal_words_suffice: Whether there is no departure where the words are equal although
+            the settings differ. Otherwise the settings are then listed by key.
+    """
+
+    group: str
+    label: str
+    keys: tuple[str, ...]
+    describe: Callable[[Settings], str]
+    equal_words_suffice: bool = False
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A difference from the LVIS scale.
+
+    Attributes:
+        group: One of `GROUPS`.
+        label: That of the rule, or the setting's path.
+        sentence: The difference in words, with both values; empty where it has no effect.
+        keys: The settings that it accounts for; those of a detector begin with its backbone.
+    """
+
+    group: str
+    label: str
+    sentence: str
+    keys: tuple[str, ...]
+
+
+def departures(scale: dict) -> list[str]:
+    """The departures of a scale from the LVIS scale, one line for each group of settings.
+
+    Args:
+        scale: A scale as `Study.scale` holds it.
+
+    Returns:
+        Lines such as `Training: batch size 8 (LVIS: 16); warm-up ...`, in the order of `GROUPS`.
+        Empty for the LVIS scale, and for one that differs from it in hardware or paths alone.
+    """
+    found = compare(scale)
+    groups = {g: [d.sentence for d in found if d.group == g and d.sentence] for g in GROUPS}
+    return [f"{group}: {'; '.join(lines)}" for group, lines in groups.items() if lines]
+
+
+def compare(scale: dict) -> list[Departure]:
+    """Every departure of a scale with the settings that it accounts for, in the order of rules."""
+    reference = read_yaml(ROOT / "configs/scale/lvis.yaml")
+    found = explain(flatten(scale), flatten(reference), SCALE_RULES)
+    of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
+    for backbone in scale["backbones"]:
+        ours, lvis = (settings_of(s["backbones"][backbone]["config"]) for s in (scale, reference))
+        for d in explain(ours, lvis, DETECTOR_RULES):
+            same = of_backbones.setdefault((d.group, d.label, d.sentence), {})
+            same[backbone] = tuple(f"{backbone}.{key}" for key in d.keys)
+    for (group, label, sentence), keys in of_backbones.items():
+        if sentence and len(keys) < len(scale["backbones"]):
+            sentence = f"{' and '.join(keys)}: {sentence}"
+        found.append(Departure(group, label, sentence, sum(keys.values(), ())))
+    order = {rule.label: index for index, rule in enumerate((*SCALE_RULES, *DETECTOR_RULES))}
+    return sorted(found, key=lambda d: (GROUPS.index(d.group), order.get(d.label, len(order))))
+
+
+def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Departure]:
+    """Put each difference of two sets of settings into words, by the first rule that covers it."""
+    left = [key for key in {**lvis, **ours} if not matches(key, NO_DEPARTURE)]
+    left = [key for key in left if ours.get(key, UNSET) != lvis.get(key, UNSET)]
+    found = []
+    for rule in rules:
+        covered = tuple(key for key in left if matches(key, rule.keys))
+        if not covered:
+            continue
+        values = rule.describe(ours), rule.describe(lvis)
+        if values[0] != values[1]:
+            sentence = f"{rule.label} {values[0]} (LVIS: {values[1]})"
+        elif rule.equal_words_suffice:
+            sentence = ""
+        else:
+            continue
+        found.append(Departure(rule.group, rule.label, sentence, covered))
+        left = [key for key in left if key not in covered]
+    for key in left:
+        values = (show(settings.get(key, UNSET)) for settings in (ours, lvis))
+        found.append(Departure("Other", key, "{}: {} (LVIS: {})".format(key, *values), (key,)))
+    return found
+
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    """Whether the path of a setting is matched by one of the patterns; `*` also matches dots."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def flatten(value: dict, prefix: str = "") -> Settings:
+    """Settings of nested mappings by dotted path; of a pipeline by step, its order as `steps`."""
+    out: Settings = {}
+    for key, entry in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(entry, dict):
+            out |= flatten(entry, f"{path}.")
+        elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
+            names = [SAME_STEP.get(step["type"], step["type"]) for step in entry]
+            out[f"{path}.steps"] = names
+            for name, step in zip(names, entry, strict=True):
+                options = {k: v for k, v in step.items() if k != "type"}
+                out |= flatten(options, f"{path}.{name}.")
+        else:
+            out[path] = entry
+    return out
+
+
+# Detectors and data -----------------------------------------------------------------------------
+
+
+def read_detector_config(path: str | Path) -> dict:
+    """Read an MMEngine config in Python, with what it inherits by `_base_`, without MMEngine.
+
+    Mappings are merged key by key; `_delete_=True` replaces the inherited mapping. Bases in other
+    formats and MMEngine's `{{_base_.name}}` are not supported.
+
+    Args:
+        path: The file, absolute or relative to the repository.
+
+    Returns:
+        The same as `mmengine.Config.fromfile(path).to_dict()`.
+
+    Raises:
+        UserError: The file does not exist or cannot be executed.
+    """
+    path = ROOT / path
+    names: dict[str, Any] = {"__file__": str(path)}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), names)
+    except OSError as error:
+        raise UserError(
+            f"{path}: no such detector config", "correct `backbones` in the scale's YAML file"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a valid detector config: {error}", "correct that file"
+        ) from error
+    bases = names.pop("_base_", [])
+    inherited: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        inherited |= read_detector_config(path.parent / base)
+    return merge({k: v for k, v in names.items() if not k.startswith("__")}, inherited)
+
+
+def merge(own: dict, inherited: dict) -> dict:
+    """Lay a config over the one that it inherits from, mappings key by key."""
+    out = dict(inherited)
+    for key, value in own.items():
+        if isinstance(value, dict) and key in out:
+            replaces = value.get("_delete_", False)
+            value = {k: v for k, v in value.items() if k != "_delete_"}
+            out[key] = merge(value, {} if replaces else out[key])
+        else:
+            out[key] = value
+    return out
+
+
+def settings_of(config: str | Path) -> Settings:
+    """The settings of a detector config by dotted path."""
+    return flatten(read_detector_config(config))
+
+
+def detector_title(config: str | Path, frozen: bool = True) -> str:
+    """The name of the detector that a config describes: backbone, neck and image size.
+
+    Args:
+        config: The path of the config, absolute or relative to the repository.
+        frozen: Whether to add which parts do not learn, where the type of the model says so.
+
+    Returns:
+        For instance `ResNet-50-FPN, 1333x800`, or
+        `half-width ResNet-18-FPN, 96 px (backbone, FPN and RPN frozen)`.
+    """
+    settings = settings_of(config)
+    title = f"{backbone(settings)}, {image_size(settings, 'test')}"
+    return f"{title} ({frozen_parts(settings)} frozen)" if frozen and is_frozen(settings) else title
+
+
+def data_title(scale: dict) -> str:
+    """The name of a scale's data: `emoji-LVIS` where they are generated, else the scale's title."""
+    return "emoji-LVIS" if "synthetic" in scale else scale["title"]
+
+
+def is_frozen(settings: Settings) -> bool:
+    """Whether a detector trains its RoI heads alone."""
+    return settings["model.type"].startswith("Frozen")
+
+
+# Values in words ----------------------------------------------------------------------------------
+
+
+def show(value: object) -> str:
+    """A setting as a page prints it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(show, value))
+    return str(value)
+
+
+def single(group: str, label: str, key: str, unit: str = "") -> Rule:
+    """A rule about one setting."""
+    return Rule(group, label, (key,), lambda settings: show(settings.get(key, UNSET)) + unit)
+
+
+def images(settings: Settings) -> str:
+    """The images of a scale."""
+    drawn = {k.removeprefix("synthetic."): show(v) for k, v in settings.items()}
+    if "train_images" not in drawn:
+        return "the photographs of the release"
+    return (
+        f"drawn scenes of {drawn.get('classes', '60')} classes, {drawn['train_images']} for "
+        f"training and {drawn['val_images']} for validation, {drawn['size']} px with objects of "
+        f"{drawn.get('sprite', '28, 48').replace(', ', ' to ')} px, at most {drawn['head']} and at "
+        f"least {drawn.get('tail', '1')} training images a class, drawing styles outside training "
+        f"that it does not show with probability {drawn.get('novel_styles', '0')}"
+    )
+
+
+def frequency_groups(settings: Settings) -> str:
+    """The training images up to which a class is rare and common."""
+    rare, common = settings.get("synthetic.thresholds", THRESHOLDS)
+    return f"{show(rare)} and {show(common)} training images"
+
+
+def images_for_gamma(settings: Settings) -> str:
+    """The images besides validation's on which γ of NorCal is chosen."""
+    if not any(matches(key, ("datasets.*.dev",)) for key in settings):
+        return "a sample of the training images"
+    count = settings.get("synthetic.dev_images")
+    return f"{show(count)} images of neither split" if count else "the split `dev`"
+
+
+def weight_files(settings: Settings) -> list[str]:
+    """The starting weights of all backbones, as the scale writes them."""
+    return [value for key, value in settings.items() if matches(key, ("backbones.*.weights",))]
+
+
+def weights(settings: Settings) -> str:
+    """The starting weights of all backbones, by name and origin."""
+    names = []
+    for path in map(Path, weight_files(settings)):
+        if path.name in ("pretrain", "random"):
+            origin = {"pretrain": "pretrained here", "random": "random"}[path.name]
+        elif "synthetic" in path.parts:
+            origin = f"{path.name}, pretrained on drawn scenes of other classes"
+        else:
+            torchvision = re.fullmatch(r"resnet\d+-[0-9a-f]{8}\.pth", path.name)
+            origin = f"{path.name}, pretrained on ImageNet" if torchvision else path.name
+        names.append(origin)
+    # "a, pretrained on b and c, pretrained on b" is "a and c, pretrained on b".
+    *first, last = dict.fromkeys(names)
+    shared = last.partition(",")[2]
+    return " and ".join([*(name.removesuffix(f",{shared}") for name in first), last])
+
+
+def pretraining(settings: Settings) -> str:
+    """The recipe of the pretraining, where the scale has one done."""
+    if "pretrain" not in weight_files(settings):
+        return "none"
+    return (
+        f"of {show(settings['synthetic.pretrain_images'])} scenes, "
+        f"{show(settings['pretrain.iterations'])} iterations of "
+        f"{show(settings['pretrain.batch_size'])} with AdamW, learning rate "
+        f"{show(settings['pretrain.lr'])}, weight decay {show(settings['pretrain.weight_decay'])}"
+    )
+
+
+def scaled_momentum(settings: Settings) -> str:
+    """What γ = 0.99 becomes at the scale (`Study.scaled_gamma`)."""
+    return f"{max(0.0, 1 - 0.01 / settings['pcb.ema_memory_scale']):.4g}"
+
+
+def backbone(settings: Settings) -> str:
+    """Width, type, depth and neck of a detector, for instance `half-width ResNet-18-FPN`."""
+    channels = settings.get("model.backbone.base_channels", 64)
+    width = {64: "", 32: "half-width "}.get(channels, f"{channels}-channel ")
+    depth = settings.get("model.backbone.depth")
+    name = settings["model.backbone.type"] + (f"-{depth}" if depth else "")
+    return f"{width}{name}" + ("-FPN" if settings.get("model.neck.type") == "FPN" else "")
+
+
+def frozen_parts(settings: Settings) -> str:
+    """The parts of a detector that do not learn."""
+    stages = settings.get("model.backbone.frozen_stages", -1)
+    if is_frozen(settings):
+        return "backbone, FPN and RPN"
+    return f"the backbone's stem and {stages} of its 4 stages" if stages >= 0 else "none"
+
+
+def image_size(settings: Settings, split: str) -> str:
+    """The size to which a pipeline resizes: `96 px`, `1333x800`, `1333x640 to 1333x800`."""
+    resize = f"{split}_pipeline.Resize"
+    scales = settings.get(f"{resize}.scales") or [settings[f"{resize}.scale"]]
+    names = [f"{w} px" if w == h else f"{w}x{h}" for w, h in (scales[0], scales[-1])]
+    return " to ".join(dict.fromkeys(names))
+
+
+def in_both(train: str, test: str) -> str:
+    """A value of training and testing, once where it is the same."""
+    return train if train == test else f"{train} in training, {test} in testing"
+
+
+def pyramid(settings: Settings) -> str:
+    """Channels and levels of FPN and RPN."""
+    neck, rpn = settings["model.neck.out_channels"], settings["model.rpn_head.feat_channels"]
+    return f"{show(neck)} and {show(rpn)}, {settings['model.neck.num_outs']} levels"
+
+
+def anchors(settings: Settings) -> str:
+    """Scales, ratios and strides of the anchors."""
+    path = "model.rpn_head.anchor_generator"
+    return ", ".join(
+        f"{name} [{show(settings[f'{path}.{name}'])}]" for name in ("scales", "ratios", "strides")
+    )
+
+
+def proposals(settings: Settings) -> str:
+    """Proposals of an image, and candidates before suppression."""
+    counts = []
+    for path in ("model.train_cfg.rpn_proposal", "model.test_cfg.rpn"):
+        kept, before = (show(settings[f"{path}.{key}"]) for key in ("max_per_img", "nms_pre"))
+        counts.append(f"{kept} of {before} a level")
+    return in_both(*counts)
+
+
+def roi_features(head: str) -> Rule:
+    """The rule about the RoIAlign of a head, `bbox` or `mask`."""
+    path = f"model.roi_head.{head}_roi_extractor"
+
+    def describe(settings: Settings) -> str:
+        size = settings[f"{path}.roi_layer.output_size"]
+        samples = settings[f"{path}.roi_layer.sampling_ratio"] or "adaptive"
+        strides = show(settings[f"{path}.featmap_strides"])
+        return f"{size}x{size} from strides [{strides}], sampling ratio {samples}"
+
+    name = {"bbox": "box", "mask": "mask"}[head]
+    options = ("featmap_strides", "roi_layer.output_size", "roi_layer.sampling_ratio")
+    keys = tuple(f"{path}.{option}" for option in options)
+    return Rule("Detector", f"features of the {name} head", keys, describe)
+
+
+def mask_head(settings: Settings) -> str:
+    """Masks and convolutions of the mask head."""
+    path, side = "model.roi_head.mask_head", settings["model.train_cfg.rcnn.mask_size"]
+    convolutions, channels = settings[f"{path}.num_convs"], settings[f"{path}.conv_out_channels"]
+    return f"{side}x{side} from {convolutions} convolutions of {channels} channels"
+
+
+SYNTHETIC = (
+    *("seed", "classes", "size", "sprite", "train_images", "val_images"),
+    *("head", "tail", "novel_styles"),
+)
+
+SCALE_RULES = (
+    Rule("Data", "images:", tuple(f"synthetic.{key}" for key in SYNTHETIC), images),
+    Rule(
+        "Data",
+        "rare and common classes up to",
+        ("synthetic.thresholds",),
+        frequency_groups,
+        equal_words_suffice=True,
+    ),
+    Rule(
+        "Data",
+        "γ of NorCal, also chosen on",
+        ("datasets.*.dev", "synthetic.dev_images"),
+        images_for_gamma,
+    ),
+    Rule(
+        "Training",
+        "starting weights",
+        ("backbones.*.weights",),
+        weights,
+        equal_words_suffice=True,  # only the folder differs
+    ),
+    Rule(
+        "Training",
+        "pretraining",
+        ("pretrain.*", "synthetic.pretrain_images"),
+        pretraining,
+        equal_words_suffice=True,  # a recipe that no backbone uses
+    ),
+    single("Training", "batch size", "train.batch_size"),
+    single("Training", "learning rate", "train.lr"),
+    single("Training", "factor of the learning rate at its drops", "train.lr_drop"),
+    single("Training", "warm-up", "train.warmup_iters", " iterations"),
+    single("Training", "gradients clipped at norm", "train.clip_grad"),
+    single("Training", "mixed precision", "train.amp"),
+    single("Training", "RFS threshold", "train.rfs_threshold"),
+    Rule("PCB", "γ = 0.99 acts as", ("pcb.ema_memory_scale",), scaled_momentum),
+    single("PCB", "refinement MLPs", "pcb.hidden", " hidden units"),
+    single("PCB", "refinement MLPs start as the identity:", "pcb.identity_start"),
+    single("Testing", "score threshold", "test.score_thr"),
+    single("Testing", "detections an image, at most", "test.max_per_image"),
+)
+
+DETECTOR_RULES = (
+    Rule(
+        "Detector",
+        "backbone",
+        # The channels that enter the FPN follow from the backbone.
+        ("model.backbone.depth", "model.backbone.base_channels", "model.neck.in_channels"),
+        backbone,
+    ),
+    Rule(
+        "Detector",
+        "frozen parts:",
+        ("model.type", "model.backbone.frozen_stages"),
+        frozen_parts,
+    ),
+    Rule(
+        "Detector",
+        "image size",
+        tuple(f"{split}_pipeline.Resize.scale*" for split in SPLITS),
+        lambda settings: in_both(*(image_size(settings, split) for split in SPLITS)),
+    ),
+    Rule(
+        "Detector",
+        "channels of FPN and RPN",
+        (
+            *("model.neck.out_channels", "model.neck.num_outs", "model.rpn_head.*_channels"),
+            # The channels that enter the heads follow from the FPN.
+            *("model.roi_head.*_roi_extractor.out_channels", "model.roi_head.*_head.in_channels"),
+        ),
+        pyramid,
+    ),
+    Rule("Detector", "anchors of", ("model.rpn_head.anchor_generator.*",), anchors),
+    Rule(
+        "Detector",
+        "proposals an image",
+        tuple(
+            f"model.{path}.{key}"
+            for path in ("train_cfg.rpn_proposal", "test_cfg.rpn")
+            for key in ("max_per_img", "nms_pre")
+        ),
+        proposals,
+    ),
+    roi_features("bbox"),
+    single("Detector", "width of the box head", "model.roi_head.bbox_head.fc_out_channels"),
+    roi_features("mask"),
+    Rule(
+        "Detector",
+        "masks",
+        (
+            *("model.roi_head.mask_head.num_convs", "model.roi_head.mask_head.conv_out_channels"),
+            "model.train_cfg.rcnn.mask_size",
+        ),
+        mask_head,
+    ),
+    single("Training", "RoIs sampled an image", "model.train_cfg.rcnn.sampler.num"),
+    single("Training", "anchors sampled for the RPN's loss", "model.train_cfg.rpn.sampler.num"),
+)
