@@ -1,86 +1,117 @@
-"""What a page says around a table, from its sidecar: heading, scale, departures, caption. Plain text, one sentence an item."""
+"""What a page says around a table: heading, data, detector, departures, provenance.
+
+Every function takes `about`, what `gathered/<target>.json` holds besides the numbers, and returns
+plain text. `scale_facts` makes its part on the scale.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pcb.formatting import commit, duration, number
+from pcb.study.departures import data_title, departures, detectors
 
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
+def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
+    """What pages say of a scale and of the backbones that they use, as JSON values."""
+    return {
+        "name": scale["name"],
+        "title": scale["title"],
+        "data": data_title(scale),
+        "detectors": detectors(scale, backbones),
+        "departures": departures(scale),
+        "notes": scale.get("notes", []),
+    }
+
+
 def heading(about: dict) -> str:
+    """The title of a page, for instance `Table 6. The weight α of PCB`."""
     return f"{number(about['target'])}. {about['title']}"
 
 
 def origin(about: dict) -> str:
-    """Where our numbers were measured, in a few words for the head of a column block."""
-    return "measured, " + about["scale"]["title"].split(":")[0]
+    """Data and detector behind our numbers, for the heading of their block of columns."""
+    return f"measured: {about['scale']['data']}, {detector_names(about, 'name')}"
+
+
+def detector_names(about: dict, key: str) -> str:
+    """The detectors of a page by `name` or `title`, or by `paper` those of the paper."""
+    return " / ".join(detector[key] for detector in about["scale"]["detectors"])
 
 
 def warning(about: dict) -> str:
-    """What must be known before comparing the two blocks; empty where data set and recipe are the paper's own."""
-    if about["comparable"]:
+    """What a reader must know before comparing ours with the paper; empty where nothing differs."""
+    scale = about["scale"]
+    if about["comparable"] and not scale["departures"]:
         return ""
-    return f"Ours were measured on {about['scale']['title']}; the paper's on LVIS. Compare directions, not sizes."
+    measured = f"Ours were measured on {scale['data']} with {detector_names(about, 'name')}"
+    if about["comparable"]:
+        return f"{measured}, with departures from the paper's recipe."
+    theirs = f"the paper's on LVIS with {detector_names(about, 'paper')}"
+    return " ".join([f"{measured}; {theirs}. Compare directions, not sizes.", *notes(about)])
+
+
+def notes(about: dict) -> list[str]:
+    """The scale's own notes as sentences."""
+    return [f"{note[0].upper()}{note[1:]}." for note in about["scale"]["notes"]]
 
 
 def statements(about: dict) -> list[str]:
     """The sentences that belong to any copy of the table's numbers."""
-    return [s for s in (warning(about), departures(about)) if s]
-
-
-def departures(about: dict) -> str:
-    return (
-        f"Departures of this scale from the paper: {'; '.join(about['departures'])}."
-        if about["departures"]
-        else ""
-    )
+    found = about["scale"]["departures"]
+    listed = f"Departures from the recipe for LVIS. {'. '.join(found)}." if found else ""
+    return [sentence for sentence in (warning(about), listed) if sentence]
 
 
 def caption(about: dict) -> list[tuple[str, str]]:
-    """(term, text) pairs of the caption: data, seeds, departures, runs, code."""
-    runs = about["runs"]
+    """(term, text) pairs of a caption: data, detector, seeds, departures, runs, code."""
+    runs, scale = about["runs"], about["scale"]
     out = [
-        ("Data", "; ".join(dataset(about, d) for d in about["datasets"])),
+        ("Data", "; ".join(dataset(about, entry) for entry in about["datasets"])),
+        ("Detector", "; ".join(map(detector, scale["detectors"]))),
         ("Seeds", seeds(about)),
-        ("Departures", "; ".join(about["departures"]) or "none: the paper's own recipe"),
+        ("Departures", ". ".join(scale["departures"]) or "none: the recipe for LVIS"),
     ]
+    if scale["notes"]:
+        out.append(("Notes", " ".join(notes(about))))
     if not runs:
-        return [*out, ("Runs", "none of this page's runs has been done at this scale")]
-    dates = sorted(str(r["finished"])[:10] for r in runs if r["finished"])
-    span = (
-        dates[0]
-        if dates and dates[0] == dates[-1]
-        else f"{dates[0]} to {dates[-1]}"
-        if dates
-        else "undated"
-    )
-    many, spent = "s" if len(runs) > 1 else "", duration(sum(r["seconds"] or 0 for r in runs))
-    out.append(("Runs", f"{len(runs)} training{many} finished, {span}, {spent} in all"))
-    if code := sorted({commit(r["git"]) for r in runs if r["git"]}):
+        return [*out, ("Runs", "none of this page's trainings has been run at this scale")]
+    dates = sorted(str(run["finished"])[:10] for run in runs if run["finished"])
+    span = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])) or "undated"
+    plural = "s" if len(runs) > 1 else ""
+    spent = duration(sum(run["seconds"] or 0 for run in runs))
+    out.append(("Runs", f"{len(runs)} training{plural} finished, {span}, {spent} in all"))
+    if code := sorted({commit(run["git"]) for run in runs if run["git"]}):
         out.append(("Code", "git " + ", ".join(code)))
     return out
 
 
+def detector(entry: dict) -> str:
+    """Our detector, and the paper's where it is another."""
+    if entry["title"] == entry["paper"]:
+        return entry["title"]
+    return f"{entry['title']}, where the paper has {entry['paper']}"
+
+
 def seeds(about: dict) -> str:
-    """The seeds of a table; of a page of pictures the one whose detections it shows."""
-    named = ", ".join(map(str, about["seeds"]))
+    """The seeds of a table; for a page of pictures the one whose detections it shows."""
+    names = ", ".join(map(str, about["seeds"]))
     if "shown_seed" not in about:
-        return named
-    return f"{about['shown_seed']}" + (
-        f", the first of the seeds {named}" if len(about["seeds"]) > 1 else ""
-    )
+        return names
+    several = f", the first of the seeds {names}" if len(about["seeds"]) > 1 else ""
+    return f"{about['shown_seed']}{several}"
 
 
 def dataset(about: dict, entry: dict) -> str:
-    name = (
-        f"{about['scale']['title'].split(':')[0]}, {entry['version']} flavour"
-        if not about["comparable"]
-        else f"LVIS {entry['version']}"
-    )
-    if not entry["classes"]:
+    """A data set by name, with its size where a run has been measured on it."""
+    name = f"LVIS {entry['version']}"
+    if not about["comparable"]:
+        name = f"{about['scale']['data']}, {entry['version']} flavour"
+    if not (classes := entry["classes"]):
         return name
-    groups = entry["classes"]
     return (
-        f"{name}: {entry['val_images']} val images, {sum(groups.values())} classes "
-        f"({groups['r']} rare, {groups['c']} common, {groups['f']} frequent)"
+        f"{name}: {entry['val_images']} val images, {sum(classes.values())} classes "
+        f"({classes['r']} rare, {classes['c']} common, {classes['f']} frequent)"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import atomic, write_json
+from pcb.reporting import captions
 from pcb.reporting.claims import verdicts
 from pcb.study import Page, Study, Table
 from pcb.study.records import current_record
@@ -143,14 +144,14 @@ def classes(study: Study, table: Table, found: dict) -> dict:
 
 
 def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]) -> dict:
-    """What any page says of itself: title, scale, seeds, departures, data, and where its runs come from."""
+    """What any page says of itself: title, scale, seeds, data, and where its runs come from."""
     scale = study.scale
+    backbones = [study.experiments[run].backbone for run in target.runs]
     return {
         "target": target.id,
         "title": target.title,
-        "scale": {"name": scale["name"], "title": scale["title"]},
+        "scale": captions.scale_facts(scale, backbones),
         "seeds": list(study.seeds),
-        "departures": scale["departures"],
         "comparable": not scale.get("synthetic"),
         "datasets": datasets(study, target, found),
         "runs": provenance(study, target, seeds),

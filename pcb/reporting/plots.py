@@ -601,7 +601,9 @@ def both_ways(album: Album, least: float = 1e-3) -> Plot:
 def panel(ax: Axes, table: Gathered, source: str, part: str | None = None) -> None:
     """Title and ground of a panel say whose numbers it shows."""
     spread = ", bars ± std over seeds" if len(table.about["seeds"]) > 1 else ""
-    origin = captions.origin(table.about) + spread if source == OURS else "published, LVIS"
+    origin = "published, LVIS"
+    if source == OURS:
+        origin = f"measured: {table.about['scale']['data']}{spread}"
     ax.set_title(f"{source}{f' · {part}' if part else ''}", loc="left")
     ax.set_title(origin, loc="right", fontsize=8, fontweight="normal", color="#666666")
     if source == PAPER:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.formatting import number
-from pcb.reporting.captions import warning
+from pcb.reporting.captions import scale_facts, warning
 from pcb.reporting.gather import read_metrics
 from pcb.reporting.site.build import build, existing, progress
 from pcb.reporting.site.data import runs
@@ -59,12 +59,13 @@ def contents(study: Study) -> str:
     found = {
         (run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds
     }
+    scale = scale_facts(study.scale, study.scale["backbones"])
     far, seeds = progress(runs(study, found)), ", ".join(map(str, study.seeds))
     lines = [
         f"# Results on {study.scale['title']}",
         "",
         f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
-        warning({"comparable": not study.scale.get("synthetic"), "scale": study.scale}),
+        warning({"comparable": not study.scale.get("synthetic"), "scale": scale}),
         "",
         "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.",
         "",

@@ -12,7 +12,7 @@ MMEngine's own config reader is not used: importing it takes longer than making 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +25,7 @@ from pcb.study.load import read_yaml
 
 Settings = dict[str, Any]  # dotted path -> value
 
+LVIS = ROOT / "configs/scale/lvis.yaml"
 UNSET = "not set"
 GROUPS = ("Data", "Detector", "Training", "PCB", "Testing", "Other")
 SPLITS = ("train", "test")  # of a detector config: its two pipelines and its two sets of thresholds
@@ -97,7 +98,7 @@ def departures(scale: dict) -> list[str]:
 
 def compare(scale: dict) -> list[Departure]:
     """Every departure of a scale with the settings that it accounts for, in the order of rules."""
-    reference = read_yaml(ROOT / "configs/scale/lvis.yaml")
+    reference = read_yaml(LVIS)
     found = explain(flatten(scale), flatten(reference), SCALE_RULES)
     of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
     for backbone in scale["backbones"]:
@@ -229,6 +230,30 @@ def detector_title(config: str | Path, frozen: bool = True) -> str:
     settings = settings_of(config)
     title = f"{backbone(settings)}, {image_size(settings, 'test')}"
     return f"{title} ({frozen_parts(settings)} frozen)" if frozen and is_frozen(settings) else title
+
+
+def detectors(scale: dict, backbones: Iterable[str]) -> list[dict[str, str]]:
+    """The detectors of some backbones: ours in short and in full, and the paper's.
+
+    Args:
+        scale: A scale as `Study.scale` holds it.
+        backbones: Keys of its `backbones`.
+
+    Returns:
+        For each one `name` and `title` (without and with its frozen parts) and `paper`.
+    """
+    reference = read_yaml(LVIS)["backbones"]
+    out = []
+    for key in dict.fromkeys(backbones):
+        config = scale["backbones"][key]["config"]
+        out.append(
+            {
+                "name": detector_title(config, frozen=False),
+                "title": detector_title(config),
+                "paper": detector_title(reference[key]["config"]),
+            }
+        )
+    return out
 
 
 def data_title(scale: dict) -> str:

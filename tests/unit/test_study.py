@@ -260,7 +260,7 @@ def every_job(study):
     "keys, value",
     [
         (["scale", "title"], "x"),
-        (["scale", "departures"], ["x"]),
+        (["scale", "notes"], ["x"]),
         (["scale", "hardware", "device"], "cuda"),
         (["scale", "seeds"], [0, 1, 2]),
         (["tables", "table06", "title"], "x"),

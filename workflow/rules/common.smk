@@ -14,6 +14,7 @@ from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
 from pcb.formatting import number
 from pcb.study import canonical, load_study
+from pcb.study.departures import departures
 from pcb.study.load import format_of_results, study_json
 from pcb.study.study import FORMAT
 
@@ -24,7 +25,7 @@ SETTINGS = {"scale", "paper", "seeds", "results"}
 
 
 def study_of(config):
-    """The study that `--config` asks for. A mistake in it, or in any YAML file, ends the run with one message."""
+    """The study that `--config` asks for, and its departures from LVIS. A mistake in it, or in any YAML file, ends the run with one message."""
     try:
         unknown = ", ".join(sorted(set(config) - SETTINGS))
         if unknown:
@@ -35,7 +36,10 @@ def study_of(config):
             overrides["results"] = str(config["results"])
         if "seeds" in config:
             overrides["seeds"] = numbers(config["seeds"])
-        return load_study(config.get("scale", "mini"), config.get("paper"), overrides)
+        study = load_study(
+            config.get("scale", "mini"), config.get("paper"), overrides
+        )
+        return study, departures(study.scale)
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
         sys.exit(2)
@@ -47,7 +51,7 @@ def numbers(value):
     return [int(item) if str(item).strip().isdigit() else item for item in items]
 
 
-study = study_of(config)
+study, DEPARTURES = study_of(config)
 paths = study.paths
 HARDWARE = study.scale["hardware"]
 SYNTHETIC = bool(study.scale.get("synthetic"))
@@ -148,8 +152,9 @@ def gather_job(target):
     """Everything that a page says apart from the measured numbers."""
     about = {
         key: study.scale.get(key)
-        for key in ("title", "departures", "datasets", "synthetic", "seeds")
+        for key in ("title", "notes", "datasets", "synthetic", "seeds")
     }
+    about["departures"] = DEPARTURES
     claims = [
         claim
         for claim in study.resolved.get("claims", [])
@@ -160,7 +165,8 @@ def gather_job(target):
 
 def gather_page_job(page):
     """What a page of pictures shows, and of which data."""
-    about = {key: study.scale.get(key) for key in ("title", "departures", "datasets")}
+    about = {key: study.scale.get(key) for key in ("title", "notes", "datasets")}
+    about["departures"] = DEPARTURES
     return {
         "page": study.resolved["pages"][page],
         "scale": about,

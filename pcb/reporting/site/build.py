@@ -34,13 +34,14 @@ def build(study: Study) -> Path:
         claim["links"] = [{"name": formatting.number(t), "href": f"#{t}"} for t in claim["tables"]]
     entries = data.runs(study, found)
     views = [tables.view(study, target, found) for target in study.tables]
+    scale = captions.scale_facts(study.scale, study.scale["backbones"])
     page = (
         style.templates()
         .get_template("site.html.j2")
         .render(
-            scale=study.scale,
+            scale=scale,
             warning=captions.warning(
-                {"comparable": not study.scale.get("synthetic"), "scale": study.scale}
+                {"comparable": not study.scale.get("synthetic"), "scale": scale}
             ),
             seeds=study.seeds,
             progress=progress(entries),
