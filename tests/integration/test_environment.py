@@ -1,21 +1,20 @@
-"""The two ways to set up, pip and conda, give the same versions; the package holds all its files and tells its own version."""
+"""Set-up: pip and conda give the same versions, and a wheel holds all files of the package."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import yaml
 
 import pcb
+from pcb.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILT_HERE = {
     "onedl-mmcv",
     "onedl-mmdetection",
     "pip",
-}  # left to `make setup`: compiled against the installed torch
+}  # left to `make setup`
 
 
 def lock() -> dict[str, str]:

@@ -223,6 +223,6 @@ def test_the_lvis_scale_names_files_that_can_be_fetched():
     )
     assert expected_files(load_study("mini").scale) == {}
     assert "pcb download lvis_v1_train.json" in missing_file_fix(Path("x/lvis_v1_train.json"))
-    assert V05_BY_HAND in missing_file_fix(Path("lvis_v0.5_val.json")) and "generate it again" in missing_file_fix(
-        Path("my.json")
-    )
+    assert V05_BY_HAND in missing_file_fix(
+        Path("lvis_v0.5_val.json")
+    ) and "generate it again" in missing_file_fix(Path("my.json"))

@@ -24,7 +24,8 @@ def test_real_lvis_annotations():
     assert len(index.absent_classes) == 1040
     assert index.image_count == [c["image_count"] for c in index.categories]
     assert (
-        len(index.missing_images) == 97 and index.image_paths[11813] == SAMPLE / "images/000000011813.jpg"
+        len(index.missing_images) == 97
+        and index.image_paths[11813] == SAMPLE / "images/000000011813.jpg"
     )
 
 
@@ -106,7 +107,9 @@ def test_missing_keys(tmp_path):
         tmp_path, lambda c: c["images"][0].pop("file_name")
     )
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UserError, match="not an LVIS annotation file: Expected `object`, got `array`"):
+    with pytest.raises(
+        UserError, match="not an LVIS annotation file: Expected `object`, got `array`"
+    ):
         LVISIndex(tmp_path / "list.json")
 
 
@@ -143,7 +146,9 @@ def test_unusable_annotations_do_not_count(tmp_path):
     index = LVISIndex(
         by_hand(tmp_path / "a.json", lambda c: c["annotations"][0].update(bbox=[10, 10, 0.5, 20]))
     )
-    assert index.image_count == [1, 0] and index.absent_classes == [1] and index.labels == [(), (0,)]
+    assert (
+        index.image_count == [1, 0] and index.absent_classes == [1] and index.labels == [(), (0,)]
+    )
 
 
 def test_json_with_other_text_counts_bytes_not_letters(tmp_path):
@@ -197,7 +202,9 @@ def reads(monkeypatch):
     """The files that were parsed."""
     parsed = []
     monkeypatch.setattr(
-        module, "read_annotation_file", lambda path, read=module.read_annotation_file: parsed.append(path.name) or read(path)
+        module,
+        "read_annotation_file",
+        lambda path, read=module.read_annotation_file: parsed.append(path.name) or read(path),
     )
     return parsed
 

@@ -1,4 +1,4 @@
-"""configs/paper.yaml is the paper: ids follow from factors, rows resolve, numbers are transcribed, trunks and fingerprints do as said."""
+"""configs/paper.yaml is the paper: ids, rows, published numbers, trunks and fingerprints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from pcb.files import ROOT
 from pcb.planning.jobs import jobs
 from pcb.planning.status import status
 from pcb.study import METRICS, Study, canonical, load_study
-from pcb.study.load import study_json
+from pcb.study.load import format_of_results, study_json
+from pcb.study.study import FORMAT
 
 SPLITS = ("APr", "APc", "APf")
-BEST = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"  # the paper's default: softmax, RFS, α 0.4, γ 0.99
+BEST = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"  # the paper's default
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,15 @@ def study() -> Study:
 
 @pytest.fixture
 def changed(study):
-    """A study with one place of its resolved form changed: changed(["scale", "train", "lr"], 1.0)."""
+    """Change one value of the resolved study: changed(["scale", "train", "lr"], 1.0)."""
 
     def change(keys, value):
         resolved = copy.deepcopy(study.resolved)
         *path, last = keys
-        place = resolved
+        parent = resolved
         for key in path:
-            place = place[key]
-        place[last] = value
+            parent = parent[key]
+        parent[last] = value
         return Study(resolved)
 
     return change
@@ -48,7 +49,7 @@ def rows(study: Study):
     return [(table, row) for table in study.tables.values() for row in table.rows]
 
 
-# ------------------------------------------------------------------------------------------------------ experiments
+# Experiments --------------------------------------------------------------------------------------
 def test_the_paper_has_43_trainings_whose_ids_follow_from_their_factors(study):
     assert len(study.experiments) == 43
     assert all(e.computed_id == key == e.id for key, e in study.experiments.items())
@@ -66,44 +67,42 @@ def test_the_33_trainings_of_the_paper_and_the_10_behind_copied_rows(study):
 
 
 def test_the_paper_s_settings(study):
-    """§4.1: α 0.4, 0.2 (EQL v2), 0.05 (Seesaw); EQL v2 with random sampling, Seesaw with RFS; v1.0 in R-101 only for Table 3."""
+    """§4.1: α by loss, EQL v2 with random sampling, Seesaw with RFS, R-101 in Table 3 only."""
     headline = {
         row.id: study.experiments[row.run]
         for row in study.tables["table02"].rows
         if row.labels["PCB"] == "✓"
     }
-    assert {(e.loss, e.pcb.alpha) for e in headline.values()} == {
-        ("softmax", 0.4),
-        ("eqlv2", 0.2),
-        ("seesaw", 0.05),
+    assert {e.loss: e.pcb.alpha for e in headline.values()} == {
+        "softmax": 0.4,
+        "eqlv2": 0.2,
+        "seesaw": 0.05,
     }
-    assert {e.pcb.gamma for e in headline.values()} == {0.99} and {
-        e.paradigm for e in headline.values()
-    } == {"iterative"}
-    assert {e.sampler for e in study.experiments.values() if e.loss == "eqlv2"} == {"random"}
-    assert {e.sampler for e in study.experiments.values() if e.loss == "seesaw"} == {"rfs"}
-    assert {row.run for _, row in rows(study) if "_r101_" in row.run} == {
-        r.run for r in study.tables["table03"].rows if "_r101_" in r.run
-    }
-    assert (
-        study.schedule == {"epochs": 24, "milestones": [16, 22], "pcb_start_epoch": 17}
-        and study.trunk_epochs == 16
-    )
+    assert {e.pcb.gamma for e in headline.values()} == {0.99}
+    assert {e.paradigm for e in headline.values()} == {"iterative"}
+    samplers = {loss: set() for loss in ("eqlv2", "seesaw")}
+    for e in study.experiments.values():
+        samplers.setdefault(e.loss, set()).add(e.sampler)
+    assert samplers["eqlv2"] == {"random"} and samplers["seesaw"] == {"rfs"}
+    r101 = {row.run for _, row in rows(study) if "_r101_" in row.run}
+    assert r101 == {run for run in study.tables["table03"].runs if "_r101_" in run}
+    assert study.schedule == {"epochs": 24, "milestones": [16, 22], "pcb_start_epoch": 17}
+    assert study.trunk_epochs == 16
 
 
-# ----------------------------------------------------------------------------------------------------------- tables
+# Tables -------------------------------------------------------------------------------------------
 def test_tables_are_the_paper_s_in_its_order_with_equal_labels(study):
     assert list(study.tables) == [f"table{i:02d}" for i in range(1, 12)] + ["figure1"]
     assert [len(t.rows) for t in study.tables.values()] == [6, 16, 14, 9, 3, 6, 6, 9, 4, 6, 3, 1]
     for table in study.tables.values():
         assert {tuple(row.labels) for row in table.rows} == {table.labels}
-        assert set(table.columns) <= set(METRICS) and len(
-            {tuple(r.labels.values()) for r in table.rows}
-        ) == len(table.rows)
+        assert set(table.columns) <= set(METRICS)
+        labels = {tuple(row.labels.values()) for row in table.rows}
+        assert len(labels) == len(table.rows)
 
 
 def test_only_what_the_paper_prints_as_a_dash_lacks_a_number(study):
-    """Table 2 prints no PwB in three rows, Table 3 no AP50 and AP75 in seven; Figure 1 prints none itself."""
+    """Table 2 has no PwB in three rows, Table 3 no AP50 and AP75 in seven; Figure 1 has none."""
     missing = [
         (t.id, r.id, m)
         for t, r in rows(study)
@@ -111,9 +110,8 @@ def test_only_what_the_paper_prints_as_a_dash_lacks_a_number(study):
         if m not in r.paper and t.id != "figure1"
     ]
     assert [m for t, _, m in missing if t == "table02"] == ["PwB"] * 3
-    assert [m for t, _, m in missing if t == "table03"].count("AP50") == 7 and len(
-        missing
-    ) == 3 + 14
+    assert [m for t, _, m in missing if t == "table03"].count("AP50") == 7
+    assert len(missing) == 3 + 14
 
 
 def test_equal_runs_have_equal_published_numbers_wherever_they_are_printed(study):
@@ -124,7 +122,7 @@ def test_equal_runs_have_equal_published_numbers_wherever_they_are_printed(study
             assert first[0] == value, (row.run, row.variant, metric, first, table.id)
 
 
-def distinct(study, dataset):
+def published_splits(study, dataset):
     """Published (AP, APr, APc, APf) of a data set, each run and variant once."""
     return {
         (row.run, row.variant): [row.paper[m] for m in ("AP", *SPLITS)]
@@ -134,31 +132,34 @@ def distinct(study, dataset):
 
 
 def residuals(numbers, outliers=()):
-    """AP minus its least-squares mix of APr, APc and APf (classes of the three kinds are averaged); outliers are not fitted."""
+    """AP minus its least-squares mix of APr, APc and APf; `outliers` are not fitted."""
     values = np.array([v for key, v in numbers.items() if key not in outliers])
     mix = np.linalg.lstsq(values[:, 1:], values[:, 0], rcond=None)[0]
     return mix, {key: v[0] - float(np.dot(v[1:], mix)) for key, v in numbers.items()}
 
 
 def test_published_ap_is_the_mix_of_its_splits(study):
-    """A slip of transcription would stand out: AP is a fixed mix of APr, APc, APf up to rounding, but for one row of the paper itself."""
+    """AP is the mean over classes, so a fixed mix of its splits: a wrong digit stands out.
+
+    One row of the paper itself does: EQL v2 is printed as 26.9, its own splits give 26.66.
+    """
     eql = ("v05_r50_random_eqlv2_plain", "plain")
-    mix, left = residuals(distinct(study, "v05"), outliers=[eql])
+    mix, left = residuals(published_splits(study, "v05"), outliers=[eql])
     assert len(left) == 41 and mix == pytest.approx([0.145, 0.482, 0.372], abs=0.002)
-    assert left.pop(eql) == pytest.approx(0.24, abs=0.02)  # printed 26.9, its own splits say 26.66
+    assert left.pop(eql) == pytest.approx(0.24, abs=0.02)
     assert max(map(abs, left.values())) < 0.065
-    _, left = residuals(distinct(study, "v1"))
+    _, left = residuals(published_splits(study, "v1"))
     assert len(left) == 14 and max(map(abs, left.values())) < 0.075
 
 
 def test_the_linear_check_catches_a_slip(study):
-    numbers = distinct(study, "v05")
+    numbers = published_splits(study, "v05")
     numbers[BEST, "plain"][1] += 1.0  # 22.8 for 21.8
     _, left = residuals(numbers, outliers=[("v05_r50_random_eqlv2_plain", "plain")])
     assert abs(left[BEST, "plain"]) > 0.1
 
 
-# ------------------------------------------------------------------------------------------------- trunks and plans
+# Trunks and plans ---------------------------------------------------------------------------------
 def test_trunks_share_what_happens_before_pcb_and_save_240_of_1074_epochs(study):
     trunks = study.trunks
     assert {key: len(members) for key, members in trunks.items()} == {
@@ -167,16 +168,14 @@ def test_trunks_share_what_happens_before_pcb_and_save_240_of_1074_epochs(study)
         "v05_r50_rfs_softmax_dsn": 2,
     }
     for trunk, members in trunks.items():
-        assert members[0] == trunk and {
-            canonical(study.experiments[m].early_factors(study.registry)) for m in members
-        } == {canonical(study.experiments[trunk].factors)}
-    everything = jobs(study)
-    assert len(everything) == 43 + 3
-    second = 2 * 12 + 3 * 6  # of BAGS (v0.5, and v1.0 in R-101) and LOCE (v0.5, and v1.0 in both)
-    assert (
-        43 * 24 + second == 1074
-        and sum(job.epochs for job in everything) == 1074 - (7 + 7 + 1) * 16 == 834
-    )
+        early = [study.experiments[m].early_factors(study.registry) for m in members]
+        assert members[0] == trunk
+        assert all(factors == study.experiments[trunk].factors for factors in early)
+    all_jobs = jobs(study)
+    assert len(all_jobs) == 43 + 3
+    second_stages = 2 * 12 + 3 * 6  # BAGS on v0.5 and v1.0 (R-101); LOCE also on v1.0 (R-50)
+    assert 43 * 24 + second_stages == 1074
+    assert sum(job.epochs for job in all_jobs) == 1074 - (7 + 7 + 1) * 16 == 834
 
 
 def test_experiments_outside_a_trunk_could_not_share_one(study):
@@ -216,16 +215,13 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
 
 def test_a_second_stage_counts_in_its_own_training_alone(study):
     epochs = {job.run: job.epochs for job in jobs(study, "table03")}
-    assert (
-        epochs["v05_r50_random_bags_plain"] == 24 + 12
-        and epochs["v05_r50_random_loce_plain"] == 24 + 6
-    )
-    assert {run: n for run, n in epochs.items() if n != 24}.keys() == {
-        run for run in epochs if "bags" in run or "loce" in run
-    }
+    assert epochs["v05_r50_random_bags_plain"] == 24 + 12
+    assert epochs["v05_r50_random_loce_plain"] == 24 + 6
+    longer = {run for run, n in epochs.items() if n != 24}
+    assert longer == {run for run in epochs if "bags" in run or "loce" in run}
 
 
-# ------------------------------------------------------------------------------------------------------------ jobs
+# Jobs ---------------------------------------------------------------------------------------------
 def test_momenta_scale_the_memory_of_the_matrix(study, changed):
     lvis = load_study("lvis")
     assert lvis.scale["pcb"]["ema_memory_scale"] == 1
@@ -268,6 +264,7 @@ def every_job(study):
         (["tables", "table06", "labels"], ["x"]),
         (["tables", "table06", "rows", 2, "labels"], ["x"]),
         (["tables", "table06", "rows", 2, "paper"], [1.0] * 5),
+        (["tables", "table06", "plots"], []),
         (["claims"], []),
     ],
 )
@@ -290,13 +287,10 @@ def test_the_recipe_changes_every_training(study, changed, keys, value):
 
 
 def test_a_pretraining_s_recipe_changes_what_starts_from_it(study, changed):
-    with_file, pretrained = (
-        every_job(study),
-        every_job(changed(["scale", "backbones", "r50", "weights"], "pretrain")),
-    )
-    assert {run for kind, run in with_file if with_file[kind, run] == pretrained[kind, run]} == {
-        run for run, experiment in study.experiments.items() if experiment.backbone == "r101"
-    }
+    before = every_job(study)
+    after = every_job(changed(["scale", "backbones", "r50", "weights"], "pretrain"))
+    unchanged = {run for kind, run in before if before[kind, run] == after[kind, run]}
+    assert unchanged == {run for run, e in study.experiments.items() if e.backbone == "r101"}
 
 
 def test_test_settings_change_evaluations_alone(study, changed):
@@ -306,10 +300,8 @@ def test_test_settings_change_evaluations_alone(study, changed):
 
 def test_a_new_variant_evaluates_its_run_alone(study, changed):
     """Table 5 asks for step 1 of γ = 0.9: one evaluation changes, no training does."""
-    before, after = (
-        every_job(study),
-        every_job(changed(["tables", "table05", "rows", 0, "variant"], "step1")),
-    )
+    before = every_job(study)
+    after = every_job(changed(["tables", "table05", "rows", 0, "variant"], "step1"))
     assert [key for key in before if before[key] != after[key]] == [
         ("eval", "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.9")
     ]
@@ -370,12 +362,10 @@ def test_study_json_holds_the_whole_study_whatever_the_order_of_its_keys(scale, 
     path.write_text(json.dumps(study.resolved, sort_keys=True))
     again = load_study(path)
     assert again.resolved == study.resolved and every_job(again) == every_job(study)
-    assert (
-        list(again.tables.values()) == list(study.tables.values()) and again.claims == study.claims
-    )
-    assert again.runs() == study.runs() and [list(r.labels) for _, r in rows(again)] == [
-        list(r.labels) for _, r in rows(study)
-    ]
+    assert list(again.tables.values()) == list(study.tables.values())
+    assert again.claims == study.claims and again.runs() == study.runs()
+    labels = [[list(row.labels) for _, row in rows(s)] for s in (again, study)]
+    assert labels[0] == labels[1]
 
 
 def test_a_checked_study_json_is_the_study_and_an_edited_one_is_checked_again(study, tmp_path):
@@ -389,10 +379,26 @@ def test_a_checked_study_json_is_the_study_and_an_edited_one_is_checked_again(st
         load_study(path)
 
 
+def test_a_study_json_of_an_earlier_version_is_recognised(study, tmp_path):
+    path = tmp_path / "study.json"
+    before = {k: v for k, v in study_json(study).items() if k != "format"}
+    path.write_text(json.dumps(before))
+    assert format_of_results(path) == 1
+    with pytest.raises(UserError, match=r"another version of the pipeline \(format 1"):
+        load_study(path)
+
+
+def test_records_of_an_earlier_version_count_as_not_run(study):
+    """The format enters every fingerprint, so no record made before it can be current."""
+    assert all(study.train_job(run, 0)["format"] == FORMAT for run in study.experiments)
+
+
 def test_the_study_loads_without_torch_and_pandas():
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'pandas', 'numpy', 'mmdet', 'mmengine']));"
-        "from pcb.planning.plan import plan, Costs; from pcb.planning.timings import Pace; from pcb.study import load_study;"
+        "import sys; absent = ['torch', 'pandas', 'numpy', 'mmdet', 'mmengine'];"
+        "sys.modules.update(dict.fromkeys(absent));"
+        "from pcb.planning.plan import plan, Costs;"
+        "from pcb.planning.timings import Pace; from pcb.study import load_study;"
         "study = load_study('smoke'); print(plan(Costs(study, Pace.of(study))).count('v1_r50'))"
     )
     done = subprocess.run(

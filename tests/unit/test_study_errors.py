@@ -42,7 +42,7 @@ def edited(tmp_path, source, pattern, replacement):
         (
             r"^  lr_drop: .*",
             "  lr_drop: 3e-1",
-            "train.lr_drop: '3e-1' is not of type 'number' (YAML reads 3e-1 as text; write it as 0.3",
+            "train.lr_drop: '3e-1' is not of type 'number' (YAML reads 3e-1 as text;",
         ),
         (r"^  amp: none", "  amp: fp8", "train.amp: 'fp8' is not one of"),
         (r"^seeds: .*", "seeds: []", "seeds: [] "),
