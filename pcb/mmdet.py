@@ -1,28 +1,33 @@
-"""Registers the method with mmdet: `custom_imports = dict(imports=['pcb.mmdet'])` in a config, or `import pcb.mmdet`.
+"""Registers the method with MMDetection: `custom_imports = dict(imports=["pcb.mmdet"])`.
 
-After that the names below work as `type=` in any mmdet config, and `PCBEpochHook` in `custom_hooks`. docs/plugin.md shows how.
+After that, or after `import pcb.mmdet`, the classes that pcb/registry.py lists work as `type=` in
+any MMDetection config, and `PCBEpochHook` in `custom_hooks`. See docs/plugin.md.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 try:
     from mmdet.registry import HOOKS, MODELS
 except ImportError as error:
     raise ImportError(
-        "pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation says"
+        "pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation "
+        "describes"
     ) from error
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop, Runner
 
-from pcb import heads, losses
 from pcb.errors import UserError
+from pcb.heads.loce import prefill
+from pcb.losses import Regulariser
 from pcb.registry import LOSSES, PARADIGMS, load_class
 
 
 def register(cls: type) -> None:
-    """Make a class known to MMDetection under its name, as `type=` of a config.
+    """Register a class with MMDetection under its name, as `type=` of a config.
 
     Does nothing where that very class is registered already.
 
@@ -32,33 +37,37 @@ def register(cls: type) -> None:
     registered = MODELS.module_dict.get(cls.__name__, cls)
     if registered is not cls:
         raise UserError(
-            f"{cls.__name__} of {cls.__module__}: MMDetection has a class of that name, "
-            f"of {registered.__module__}",
+            f"MMDetection already has a class {cls.__name__}, of {registered.__module__}, "
+            f"which is not that of {cls.__module__}",
             "rename the class",
         )
     MODELS.register_module(module=cls, force=True)
 
 
-def _classes() -> set[str]:
-    """The classes that the registry names, as `module:Class`."""
+def _registry_classes() -> set[str]:
+    """Return the classes that the registry lists, as `module:Class`."""
     stages = (loss.second_stage for loss in LOSSES.values())
-    named = {entry.cls for entry in (*LOSSES.values(), *PARADIGMS.values())}
-    return {*named, *(stage.roi_head for stage in stages if stage)} - {""}
+    classes = {entry.cls for entry in (*LOSSES.values(), *PARADIGMS.values())}
+    return {*classes, *(stage.roi_head for stage in stages if stage)} - {""}
 
 
-for spec in sorted(_classes()):
+for spec in sorted(_registry_classes()):
     register(load_class(spec))
 
 
 @HOOKS.register_module()
 class PCBEpochHook(Hook):
-    """Tells every loss that has `set_epoch` the 1-based epoch, and reports when PCB starts to act.
+    """Sets the 1-based epoch of every loss that has `set_epoch`, and reports when PCB starts.
 
-    Idempotent, and right after a resume: the epoch comes from the runner. The iteration at which the gate opened is logged once and kept in
-    the message hub (so also in checkpoints) as `pcb_gate_opened_at_iteration`.
+    The epoch comes from the runner, so it is right after a resume. The iteration at which PCB
+    starts is logged once, and kept in the message hub (and so in checkpoints) under `KEY`. While
+    PCB waits for classes, the hook warns at the end of each epoch.
 
     Args:
-        iterations: what counts as an epoch where the loop is mmengine's `IterBasedTrainLoop`, which itself counts none.
+        iterations: Iterations of an epoch, for MMEngine's `IterBasedTrainLoop`, which counts none.
+
+    Raises:
+        UserError: The loop counts no epochs and `iterations` is missing.
     """
 
     KEY = "pcb_gate_opened_at_iteration"
@@ -66,82 +75,85 @@ class PCBEpochHook(Hook):
     def __init__(self, iterations: int | None = None):
         self.iterations = iterations
 
-    def before_train_epoch(self, runner) -> None:
-        modules = list(_model(runner).modules())
-        self.gates = [m for m in modules if isinstance(m, losses.Regulariser) and m.alpha]
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Find the losses of the model and set their epoch."""
+        modules: list[Any] = list(_bare_model(runner).modules())
+        self.regularisers = [m for m in modules if isinstance(m, Regulariser) and m.alpha]
         self.listeners = [m for m in modules if hasattr(m, "set_epoch")]
-        if (
-            not self.iterations
-            and isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop)
-            and self.gates
-        ):
+        counts_epochs = not isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop)
+        if self.regularisers and not self.iterations and not counts_epochs:
             raise UserError(
                 "IterBasedTrainLoop counts no epochs, by which PCB would start",
-                "say how many iterations are an epoch: dict(type='PCBEpochHook', iterations=...); "
+                "give the iterations of an epoch: dict(type='PCBEpochHook', iterations=...); "
                 "or train with EpochBasedTrainLoop",
             )
-        self.tell(runner)
+        self.set_epochs(runner)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the epoch at the first iteration of each, where `iterations` defines it."""
         if self.iterations and runner.iter % self.iterations == 0:
-            self.tell(runner)
+            self.set_epochs(runner)
 
-    def tell(self, runner) -> None:
+    def set_epochs(self, runner: Runner) -> None:
+        """Set the epoch of every loss."""
         for module in self.listeners:
             module.set_epoch(self.epoch(runner))
 
-    def epoch(self, runner) -> int:
-        """The 1-based epoch."""
+    def epoch(self, runner: Runner) -> int:
+        """Return the 1-based epoch."""
         return 1 + (runner.iter // self.iterations if self.iterations else runner.epoch)
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Log the iteration at which PCB starts, once."""
         if self.KEY not in runner.message_hub.runtime_info and any(
-            gate.is_active for gate in self.gates
+            regulariser.is_active for regulariser in self.regularisers
         ):
             runner.message_hub.update_info(self.KEY, runner.iter)
             runner.logger.info(
-                f"PCB regularisation acts from iteration {runner.iter} on (epoch {self.epoch(runner)})"
+                f"PCB regularisation acts from iteration {runner.iter} on "
+                f"(epoch {self.epoch(runner)})"
             )
         if self.iterations and (runner.iter + 1) % self.iterations == 0:
             self.warn(runner)
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Warn about unseen classes."""
         if not self.iterations:
             self.warn(runner)
 
-    def warn(self, runner) -> None:
-        """At the end of an epoch: which classes PCB still waits for."""
-        for gate in self.gates:
-            waiting = (
-                gate.unseen_classes()
-                if gate.epoch >= gate.start_epoch and not gate.is_active
-                else []
-            )
-            if waiting:
+    def warn(self, runner: Runner) -> None:
+        """Log the classes that PCB still waits for, after its start epoch."""
+        for regulariser in self.regularisers:
+            if regulariser.epoch < regulariser.start_epoch or regulariser.is_active:
+                continue
+            if unseen := regulariser.unseen_classes():
                 runner.logger.warning(
-                    f"PCB is still shut: {len(waiting)} classes have had no positive yet: {waiting[:20]}; "
-                    "name those without any training sample in the loss's `absent`"
+                    f"PCB is still inactive: {len(unseen)} classes have had no positive yet: "
+                    f"{unseen[:20]}; name those without any training sample in the loss's `absent`"
                 )
 
 
 @HOOKS.register_module()
 class LOCEFillHook(Hook):
-    """Fills LOCE's memory and mean scores before the first iteration; a training that is resumed has them in its checkpoint."""
+    """Fills LOCE's memory and mean scores before the first iteration of a training.
+
+    A resumed training has them in its checkpoint.
+
+    Args:
+        images_per_class: Images of every class from which they are filled.
+    """
 
     def __init__(self, images_per_class: int = 5):
         self.images_per_class = images_per_class
 
-    def before_train(self, runner) -> None:
-        model = _model(runner)
+    def before_train(self, runner: Runner) -> None:
+        """Fill the memory where it is empty."""
+        model, dataset = _bare_model(runner), runner.train_dataloader.dataset
         if not model.roi_head.memory.written.any():
-            heads.loce.prefill(
-                model,
-                runner.train_dataloader.dataset,
-                self.images_per_class,
-                get_rank(),
-                get_world_size(),
-            )
+            prefill(model, dataset, self.images_per_class, get_rank(), get_world_size())
 
 
-def _model(runner):
+def _bare_model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

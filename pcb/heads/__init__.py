@@ -1,4 +1,8 @@
-"""RoI heads of the paper's paradigms, on the one step protocol of `stepped.py`; and LOCE's, which has a memory and one step."""
+"""RoI heads of the paper's paradigms, and LOCE's.
+
+The paradigms share the step protocol of `stepped.py`; LOCE's head has a feature memory and one
+step.
+"""
 
 from pcb.heads.deep_supervision import DeepSupervisionRoIHead
 from pcb.heads.iterative import IterativeRoIHead

@@ -1,122 +1,160 @@
-"""LOCE's memory-augmented feature sampling (Feng et al., ICCV 2021): weak classes are trained on remembered RoI features too.
+"""LOCE's memory-augmented feature sampling (Feng et al., ICCV 2021).
 
-Used in LOCE's second stage, with `EquilibriumLoss`. Needs torch's generator only, so that a seed fixes what is drawn.
+In LOCE's second stage, with `EquilibriumLoss`, classes with low scores are trained on stored RoI
+features too. All random choices use torch's generator, so a seed determines them.
 """
 
 from __future__ import annotations
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.structures.bbox import bbox2roi
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-Memory = tuple[Tensor, Tensor, Tensor]  # features (n, D, h, w), box targets (n, 4), labels (n,)
+from pcb.heads.stepped import pool
+
+Features = tuple[Tensor, Tensor, Tensor]  # (n, D, h, w), their box targets (n, 4), labels (n,)
 
 
 class FeatureMemory(nn.Module):
-    """A ring of RoI features for each class, all of it in buffers and so in checkpoints: C · size · D · h · w values of float32.
+    """A ring buffer of RoI features for each class.
 
-    That is 4.9 GB for LVIS, on the model's device, in each process; a checkpoint holds that of rank 0.
+    All of it is in buffers and so in checkpoints: C · size · D · h · w float32 values, 4.9 GB for
+    LVIS, on the model's device, in each process. A checkpoint holds that of rank 0.
+
+    Args:
+        num_classes: C.
+        size: Features of each class.
+        shape: D, h, w of a feature.
+
+    Attributes:
+        features: Buffer (C, size, D, h, w).
+        targets: Buffer (C, size, 4), box targets.
+        written: Buffer (C,) int64, features written since the start.
     """
+
+    features: Tensor
+    targets: Tensor
+    written: Tensor
 
     def __init__(self, num_classes: int, size: int, shape: tuple[int, int, int]):
         super().__init__()
         self.size = size
         self.register_buffer("features", torch.zeros(num_classes, size, *shape))
         self.register_buffer("targets", torch.zeros(num_classes, size, 4))
-        self.register_buffer(
-            "written", torch.zeros(num_classes, dtype=torch.int64)
-        )  # since the start
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
 
     @property
     def filled(self) -> Tensor:
-        """(C,) number of features at hand for each class."""
+        """Number of stored features of each class, (C,)."""
         return self.written.clamp(max=self.size)
 
     @torch.no_grad()
     def write(self, features: Tensor, targets: Tensor, labels: Tensor) -> None:
-        """Remember (n, D, h, w) features with their box targets (n, 4) and labels (n,), over the oldest of their class."""
+        """Store features over the oldest of their class.
+
+        Args:
+            features: (n, D, h, w).
+            targets: (n, 4) box targets.
+            labels: (n,) int64 of 0 .. C-1.
+        """
         for c in labels.unique().tolist():
-            mine = (labels == c).nonzero().squeeze(1)
-            slots = (self.written[c] + torch.arange(len(mine), device=labels.device)) % self.size
-            mine, slots = mine[-self.size :], slots[-self.size :]
-            self.features[c, slots] = features[mine].to(self.features.dtype)
-            self.targets[c, slots] = targets[mine].to(self.targets.dtype)
+            rows = (labels == c).nonzero().squeeze(1)
+            slots = (self.written[c] + torch.arange(len(rows), device=labels.device)) % self.size
+            rows, slots = rows[-self.size :], slots[-self.size :]
+            self.features[c, slots] = features[rows].to(self.features.dtype)
+            self.targets[c, slots] = targets[rows].to(self.targets.dtype)
             self.written[c] += (labels == c).sum()
 
     @torch.no_grad()
-    def draw(self, weights: Tensor, classes: int, each: int) -> Memory:
-        """`each` features of every one of `classes` different classes, drawn by `weights` (C,) among those remembered."""
+    def draw(self, weights: Tensor, classes: int, per_class: int) -> Features:
+        """Draw different classes that have features, and features of each.
+
+        Args:
+            weights: (C,) relative probabilities of the classes.
+            classes: Number of classes, fewer where fewer have features.
+            per_class: Number of features of each, with replacement.
+
+        Returns:
+            Features (n, D, h, w), box targets (n, 4) and labels (n,).
+        """
         weights = torch.where(self.filled > 0, weights, 0)
         count = min(classes, int((weights > 0).sum()))
         if not count:
             return self.features[:0, 0], self.targets[:0, 0], self.written[:0]
-        drawn = torch.multinomial(weights, count).repeat_interleave(each)
+        drawn = torch.multinomial(weights, count).repeat_interleave(per_class)
         slots = (torch.rand(len(drawn), device=drawn.device) * self.filled[drawn]).long()
         return self.features[drawn, slots], self.targets[drawn, slots], drawn
 
 
 class LOCERoIHead(StandardRoIHead):
-    """The standard head; its batch of RoIs grows by remembered features of classes that the model is unsure of.
+    """The standard head, with stored features of low-scoring classes added to its batch of RoIs.
 
-    In each iteration: `jitter` boxes around every ground-truth box, each side moved by up to 1/6 of width or height, are
-    pooled (without gradient) and remembered; `classes` classes are drawn with probability ∝ 1 / s, with `each` features
-    of every one; the mean scores s learn from the ground-truth objects and from the classes drawn; then the loss is taken over all.
+    In each iteration, boxes jittered around every ground-truth box are pooled (without gradient)
+    and stored; classes are drawn with probability ∝ 1 / s, s the mean scores of `EquilibriumLoss`;
+    s learns from the ground-truth objects and from the classes drawn; then the loss is computed on
+    all RoIs.
+
+    Args:
+        memory: Stored features of each class.
+        jitter: Boxes around each ground-truth box, each side moved by up to 1/6 of width or height.
+        classes: Classes drawn in each iteration.
+        per_class: Features of each class drawn.
+        **kwargs: Those of MMDetection's StandardRoIHead.
     """
 
     def __init__(
-        self, memory: int = 80, jitter: int = 16, classes: int = 8, each: int = 4, **kwargs
+        self, memory: int = 80, jitter: int = 16, classes: int = 8, per_class: int = 4, **kwargs
     ):
         super().__init__(**kwargs)
         head = self.bbox_head
-        self.jitter, self.classes, self.each = jitter, classes, each
-        self.memory = FeatureMemory(
-            head.num_classes, memory, (head.in_channels, *head.roi_feat_size)
-        )
+        self.jitter, self.classes, self.per_class = jitter, classes, per_class
+        shape = head.in_channels, *head.roi_feat_size
+        self.memory = FeatureMemory(head.num_classes, memory, shape)
 
     @torch.no_grad()
-    def remember(self, x: tuple[Tensor, ...], samples: list) -> None:
-        """Write features of boxes jittered around the ground truth of the images behind the feature pyramid `x`."""
-        boxes, labels = zip(
-            *((s.gt_instances.bboxes, s.gt_instances.labels) for s in samples), strict=True
-        )
-        rois = bbox2roi([jitter(b, self.jitter) for b in boxes])
+    def store_features(self, x: tuple[Tensor, ...], samples: list) -> None:
+        """Store features of boxes jittered around the ground truth.
+
+        Args:
+            x: Feature pyramid of a batch of images.
+            samples: Their DetDataSamples.
+        """
+        boxes = [sample.gt_instances.bboxes for sample in samples]
+        labels = [sample.gt_instances.labels for sample in samples]
+        rois = bbox2roi([jitter_boxes(b, self.jitter) for b in boxes])
         if len(rois):
             truth = torch.cat(boxes).repeat_interleave(self.jitter, dim=0)
             targets = self.bbox_head.bbox_coder.encode(rois[:, 1:], truth)
-            self.memory.write(
-                self._pool(x, rois), targets, torch.cat(labels).repeat_interleave(self.jitter)
-            )
+            roi_labels = torch.cat(labels).repeat_interleave(self.jitter)
+            self.memory.write(pool(self, x, rois), targets, roi_labels)
 
     def loss(
         self, x: tuple[Tensor, ...], rpn_results_list: list, batch_data_samples: list
     ) -> dict[str, Tensor]:
-        self.remember(x, batch_data_samples)
-        return super().loss(x, rpn_results_list, batch_data_samples)
-
-    def _pool(self, x: tuple[Tensor, ...], rois: Tensor) -> Tensor:
-        feats = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
-        return self.shared_head(feats) if self.with_shared_head else feats
+        """Store features, then compute the losses; overrides StandardRoIHead."""
+        self.store_features(x, batch_data_samples)
+        # MMDetection annotates a feature pyramid as a tuple of one tensor.
+        return super().loss(x, rpn_results_list, batch_data_samples)  # ty: ignore[invalid-argument-type]
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list) -> dict:
+        """Compute the losses of sampled RoIs and drawn features; overrides StandardRoIHead."""
         head, rois = self.bbox_head, bbox2roi([res.priors for res in sampling_results])
-        labels, weights, box_targets, box_weights = head.get_targets(
-            sampling_results, self.train_cfg
-        )
-        objects = objects_of(sampling_results)
-        feats = self._pool(x, rois)
+        targets = head.get_targets(sampling_results, self.train_cfg)
+        labels, weights, box_targets, box_weights = targets
+        objects = object_indices(sampling_results)
+        feats = pool(self, x, rois)
         drawn, drawn_targets, drawn_labels = self.memory.draw(
-            1 / head.loss_cls.scores[:-1], self.classes, self.each
+            1 / head.loss_cls.scores[:-1], self.classes, self.per_class
         )
         cls_score, bbox_pred = head(torch.cat([feats, drawn.to(feats.dtype)]))
         labels = torch.cat([labels, drawn_labels])
-        groups = torch.cat(
-            [objects, len(objects) + drawn_labels]
-        )  # one score for each object, and for each class drawn
-        head.loss_cls.update_scores(
-            *mean_scores(cls_score.detach(), labels, groups, head.num_classes)
-        )
+        # One mean score for each ground-truth object, and one for each class drawn.
+        groups = torch.cat([objects, len(objects) + drawn_labels])
+        means, classes = mean_scores(cls_score.detach(), labels, groups, head.num_classes)
+        head.loss_cls.update_scores(means, classes)
         losses = head.loss(
             cls_score,
             bbox_pred,
@@ -134,62 +172,84 @@ class LOCERoIHead(StandardRoIHead):
         }
 
 
-def jitter(boxes: Tensor, times: int) -> Tensor:
-    """Each of (g, 4) boxes `times` times over, every side moved by up to 1/6 of the box's width or height: (g * times, 4)."""
+def jitter_boxes(boxes: Tensor, times: int) -> Tensor:
+    """Repeat each of (g, 4) boxes and move every side by up to 1/6 of its width or height.
+
+    Returns:
+        (g * times, 4) boxes, x1, y1, x2, y2.
+    """
     boxes = boxes.repeat_interleave(times, dim=0)
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     return boxes + (torch.rand_like(boxes) * 2 - 1) * size / 6
 
 
-def objects_of(sampling_results: list) -> Tensor:
-    """Which ground-truth object each sampled RoI belongs to, numbered through the batch; -1: none."""
+def object_indices(sampling_results: list) -> Tensor:
+    """Return the ground-truth object of each sampled RoI.
+
+    Returns:
+        (N,) int64, numbered through the batch; -1: none.
+    """
     objects, offset = [], 0
-    for res in sampling_results:
-        objects += [
-            offset + res.pos_assigned_gt_inds,
-            res.pos_assigned_gt_inds.new_full((len(res.neg_priors),), -1),
-        ]
-        offset += res.num_gts
+    for result in sampling_results:
+        assigned = result.pos_assigned_gt_inds
+        objects += [offset + assigned, assigned.new_full((len(result.neg_priors),), -1)]
+        offset += result.num_gts
     return torch.cat(objects)
 
 
 def mean_scores(
     logits: Tensor, labels: Tensor, groups: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean softmax score of the true class within each group of foreground RoIs: (k,), and the groups' classes (k,)."""
+    """Compute the mean score of the true class within each group of foreground RoIs.
+
+    Args:
+        logits: (N, C+1).
+        labels: (N,) int64: 0 .. C-1 foreground, C background.
+        groups: (N,) int64, the group of each RoI; a group has RoIs of one class.
+        num_classes: C.
+
+    Returns:
+        Mean softmax scores (k,) and the groups' classes (k,).
+    """
     fg = labels < num_classes
     scores = logits[fg].float().softmax(dim=1).gather(1, labels[fg, None]).squeeze(1)
-    distinct, index, counts = groups[fg].unique(return_inverse=True, return_counts=True)
+    distinct, index, counts = torch.unique(groups[fg], return_inverse=True, return_counts=True)
     means = scores.new_zeros(len(distinct)).index_add_(0, index, scores) / counts
     return means, torch.empty_like(distinct).scatter_(0, index, labels[fg])
 
 
 @torch.no_grad()
 def prefill(
-    model: nn.Module, dataset, images_per_class: int, rank: int = 0, ranks: int = 1
+    model: TwoStageDetector, dataset, images_per_class: int, rank: int = 0, ranks: int = 1
 ) -> None:
-    """Fill memory and mean scores of a detector with a `LOCERoIHead` from `images_per_class` images of every class, as in evaluation.
+    """Fill the memory and the mean scores of a detector before its training.
 
-    `dataset`: an mmdet training set. Each of several ranks takes images of its own; all must call this.
+    A collective: every rank must call it; each takes images of its own.
+
+    Args:
+        model: A detector with a `LOCERoIHead`; runs as in evaluation.
+        dataset: An MMDetection training set.
+        images_per_class: Images of every class, as far as there are so many.
+        rank: This rank.
+        ranks: Number of ranks.
     """
     head, training = model.roi_head, model.training
     model.eval()
-    found: dict[int, int] = {}
+    image_counts: dict[int, int] = {}
     scores, classes = [], []
     for index in range(rank, len(dataset), ranks):
         present = set(dataset.get_cat_ids(index))
-        if all(found.get(c, 0) >= images_per_class for c in present):
+        if all(image_counts.get(c, 0) >= images_per_class for c in present):
             continue
         for c in present:
-            found[c] = found.get(c, 0) + 1
+            image_counts[c] = image_counts.get(c, 0) + 1
         data = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
         x, truth = model.extract_feat(data["inputs"]), data["data_samples"][0].gt_instances
-        head.remember(x, data["data_samples"])
+        head.store_features(x, data["data_samples"])
         logits = head._bbox_forward(x, bbox2roi([truth.bboxes]))["cls_score"]
         scores.append(logits.float().softmax(dim=1).gather(1, truth.labels[:, None]).squeeze(1))
         classes.append(truth.labels)
-    empty = head.bbox_head.loss_cls.scores[:0]
-    head.bbox_head.loss_cls.update_scores(
-        torch.cat([empty, *scores]), torch.cat([empty.long(), *classes])
-    )
+    loss = head.bbox_head.loss_cls
+    empty = loss.scores[:0]  # so that a rank without images can join the collective
+    loss.update_scores(torch.cat([empty, *scores]), torch.cat([empty.long(), *classes]))
     model.train(training)

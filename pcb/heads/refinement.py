@@ -1,4 +1,4 @@
-"""CrowdDet's refinement module as a paradigm (paper App. C, Table 11): predictions are joined to the penultimate feature."""
+"""CrowdDet's refinement module as a paradigm (App. C, Table 11)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pcb.heads.stepped import Prediction, SteppedRoIHead
 
 
 class RefinementRoIHead(SteppedRoIHead):
-    """h^0 = f, h^{r+1} = ReLU(FC [f ; p^r ; b^r]) with f the output of the shared layers, p^r foreground scores, b^r box deltas.
+    """h^0 = f, h^{r+1} = ReLU(FC [f ; p^r ; b^r]), with the same predictors on every h^r.
 
-    The same predictors read every h^r. CrowdDet refines once, repeats the prediction four times in the input and has
-    predictors of its own for the refined step (Chu et al., CVPR 2020). How the paper took it to LVIS it does not say:
-    three steps, shared predictors, no repetition and the step weights of the iterative paradigm are our guess, so that
-    the two differ in the refinement alone. Nothing is detached.
+    f is the output of the shared layers, p^r the foreground scores, b^r the box deltas. Nothing is
+    detached.
+
+    Source: Chu et al., CVPR 2020, which refines once, repeats the prediction four times in the
+    input and has own predictors for the refined step. The paper does not describe its form on LVIS:
+    three steps, shared predictors, no repetition and the step weights of the iterative paradigm are
+    our guess, so that the two paradigms differ in the refinement alone.
+
+    Args:
+        **kwargs: Those of `SteppedRoIHead`.
     """
 
     def __init__(self, **kwargs):
@@ -33,6 +39,7 @@ class RefinementRoIHead(SteppedRoIHead):
             nn.init.zeros_(self.refine.bias)
 
     def steps(self, roi_feats: Tensor) -> list[Prediction]:
+        """Return the predictions of all steps; see `SteppedRoIHead.steps`."""
         head, feature = self.bbox_head, roi_feats.flatten(1)
         for fc in head.shared_fcs:
             feature = torch.relu(fc(feature))
@@ -40,8 +47,7 @@ class RefinementRoIHead(SteppedRoIHead):
         while len(predictions) < self.num_steps:
             logits, boxes = predictions[-1]
             scores = head.loss_cls.get_activation(logits)[:, : head.num_classes]
-            hidden = torch.relu(
-                self.refine(torch.cat([feature, scores.to(feature.dtype), boxes], dim=1))
-            )
-            predictions.append((head.fc_cls(hidden), head.fc_reg(hidden)))
+            joined = torch.cat([feature, scores.to(feature.dtype), boxes], dim=1)
+            refined = torch.relu(self.refine(joined))
+            predictions.append((head.fc_cls(refined), head.fc_reg(refined)))
         return predictions

@@ -1,7 +1,8 @@
-"""The step protocol of the RoI heads: a proposal is classified R times, every step is trained, the last one is used.
+"""The step protocol of the RoI heads: R predictions for each proposal, of which the last is used.
 
-A paradigm (iterative, deep supervision, refinement) subclasses `SteppedRoIHead` and says in `steps` how RoI features
-become R predictions. Losses, test-time choice of a step and access to all steps are written here once.
+A paradigm (iterative, deep supervision, refinement) subclasses `SteppedRoIHead` and defines in
+`steps` how RoI features become R predictions. The base class computes losses and chooses steps at
+test time.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.structures.bbox import bbox2roi
 from torch import Tensor
 
-from pcb.errors import UserError
+from pcb.errors import UserError, require_choice
 
-Prediction = tuple[
-    Tensor, Tensor
-]  # logits (N, channels), box deltas (N, 4C), or (N, 4) where class-agnostic
+# Logits (N, channels) and box deltas (N, 4C), or (N, 4) where class-agnostic.
+Prediction = tuple[Tensor, Tensor]
 
 
 class SteppedRoIHead(StandardRoIHead):
     """Mask R-CNN's RoI head with R predictions for each proposal.
 
-    Loss (Eq. 19): Σ_r w_r L_cls^r + L_loc^R + L_mask; with `regression='each'` (Eq. 12) Σ_r w_r (L_cls^r + L_loc^r) + L_mask.
-    Proposals are matched to ground truth once and never move. Losses keep mmdet's names, summed over steps.
+    Loss (Eq. 19): Σ_r w_r L_cls^r + L_loc^R + L_mask; with `regression='each'` (Eq. 12):
+    Σ_r w_r (L_cls^r + L_loc^r) + L_mask. Proposals are matched to ground truth once and never move.
+    Losses keep MMDetection's names, summed over steps.
 
     Args:
-        num_steps: R. With 1 this is the standard head.
-        step_weights: w_r. A loss that needs R (α_r) has its own `num_steps`; the two must agree.
-        regression: 'last' or 'each'.
-        test_cls_step, test_reg_step: 0-based step whose logits and boxes are used for detection; None: the last.
+        num_steps: R; 1 is the standard head. A loss with a `num_steps` must agree.
+        step_weights: w_r, R of them.
+        regression: Steps whose boxes are trained, the 'last' or 'each'.
+        test_cls_step: 0-based step whose logits are used for detection; None: the last.
+        test_reg_step: 0-based step whose boxes are used for detection; None: the last.
+        **kwargs: Those of MMDetection's StandardRoIHead.
+
+    Raises:
+        UserError: The number of steps, of weights and of the loss's steps do not agree.
     """
 
     def __init__(
@@ -43,47 +49,58 @@ class SteppedRoIHead(StandardRoIHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        name = type(self).__name__
         if len(step_weights) != num_steps:
             raise UserError(
-                f"{type(self).__name__}: {num_steps} steps, {len(step_weights)} step_weights",
+                f"{name}: {num_steps} steps, {len(step_weights)} step_weights",
                 "give one weight for each step",
             )
-        if regression not in ("last", "each"):
-            raise UserError(
-                f"{type(self).__name__}: regression={regression!r}", "choose 'last' or 'each'"
-            )
+        require_choice("regression", regression, ("last", "each"))
         regulariser = getattr(self.bbox_head.loss_cls, "pcb", None)
         if regulariser is not None and regulariser.num_steps != num_steps:
             raise UserError(
-                f"{type(self).__name__} has {num_steps} steps, its loss was built with num_steps={regulariser.num_steps}",
+                f"{name} has {num_steps} steps, its loss was built with "
+                f"num_steps={regulariser.num_steps}",
                 "give both the same number",
             )
-        self.num_steps, self.step_weights, self.regression = (
-            num_steps,
-            tuple(step_weights),
-            regression,
-        )
+        self.num_steps, self.step_weights = num_steps, tuple(step_weights)
+        self.regression = regression
         self.test_cls_step, self.test_reg_step = test_cls_step, test_reg_step
 
     def steps(self, roi_feats: Tensor) -> list[Prediction]:
-        """RoI features (N, D, h, w) -> the predictions of all R steps, first to last."""
+        """Compute the predictions of all R steps, first to last; for subclasses.
+
+        Args:
+            roi_feats: (N, D, h, w) pooled features.
+
+        Returns:
+            R pairs of logits (N, channels) and box deltas (N, 4C).
+        """
         raise NotImplementedError
 
     def roi_features(self, x: tuple[Tensor, ...], rois: Tensor) -> Tensor:
-        """Feature pyramid and RoIs (N, 5: image, x1, y1, x2, y2) -> pooled features (N, D, h, w)."""
-        feats = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
-        return self.shared_head(feats) if self.with_shared_head else feats
+        """Pool features (N, D, h, w) of RoIs (N, 5: image, x1, y1, x2, y2) from the pyramid `x`."""
+        return pool(self, x, rois)
 
     def step_predictions(self, x: tuple[Tensor, ...], rois: Tensor) -> list[Prediction]:
-        """Raw logits and box deltas of every step for the given RoIs, in one forward pass. Scores: `bbox_head.loss_cls.get_activation`."""
+        """Compute logits and box deltas of every step, in one forward pass.
+
+        Scores follow from logits by `bbox_head.loss_cls.get_activation`.
+
+        Args:
+            x: Feature pyramid.
+            rois: (N, 5: image, x1, y1, x2, y2).
+
+        Returns:
+            As `steps`.
+        """
         return self.steps(self.roi_features(x, rois))
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict:
         feats = self.roi_features(x, rois)
         steps = self.steps(feats)
-        cls_step, reg_step = (
-            -1 if s is None else s for s in (self.test_cls_step, self.test_reg_step)
-        )
+        cls_step = -1 if self.test_cls_step is None else self.test_cls_step
+        reg_step = -1 if self.test_reg_step is None else self.test_reg_step
         return {
             "cls_score": steps[cls_step][0],
             "bbox_pred": steps[reg_step][1],
@@ -92,6 +109,7 @@ class SteppedRoIHead(StandardRoIHead):
         }
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list) -> dict:
+        """Compute the losses of the sampled RoIs; overrides StandardRoIHead."""
         rois = bbox2roi([res.priors for res in sampling_results])
         results = self._bbox_forward(x, rois)
         targets = self.bbox_head.get_targets(sampling_results, self.train_cfg)
@@ -107,42 +125,77 @@ class SteppedRoIHead(StandardRoIHead):
         bbox_targets: Tensor,
         bbox_weights: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of all steps against the one set of targets, in step order, as a matrix that learns from each needs it."""
+        """Compute the losses of all steps against one set of targets.
+
+        They are computed in step order, in which the confusion matrix learns.
+
+        Args:
+            steps: Predictions of all steps.
+            rois: (N, 5: image, x1, y1, x2, y2).
+            labels: (N,) int64: 0 .. C-1 foreground, C background.
+            label_weights: (N,).
+            bbox_targets: (N, 4).
+            bbox_weights: (N, 4).
+
+        Returns:
+            The losses to log, summed over steps, and the accuracy of the last step.
+        """
         losses: dict[str, Tensor] = {}
-        for step, (weight, (cls_score, bbox_pred)) in enumerate(
-            zip(self.step_weights, steps, strict=True)
-        ):
-            last = step == self.num_steps - 1
-            for key, value in self.classification_loss(
-                cls_score, labels, label_weights, step
-            ).items():
-                losses[key] = losses.get(key, 0) + weight * value
+        box_targets = rois, labels, label_weights, bbox_targets, bbox_weights
+
+        def add(key: str, value: Tensor) -> None:
+            losses[key] = losses[key] + value if key in losses else value
+
+        for step, (cls_score, bbox_pred) in enumerate(steps):
+            weight, last = self.step_weights[step], step == self.num_steps - 1
+            classification = self.classification_loss(cls_score, labels, label_weights, step)
+            for key, value in classification.items():
+                add(key, weight * value)
             if last or self.regression == "each":
-                loss = self.bbox_head.loss(
-                    None, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights
-                )["loss_bbox"]
-                losses["loss_bbox"] = (
-                    losses.get("loss_bbox", 0) + (weight if self.regression == "each" else 1) * loss
-                )
+                loss = self.bbox_head.loss(None, bbox_pred, *box_targets)["loss_bbox"]
+                add("loss_bbox", (weight if self.regression == "each" else 1) * loss)
         losses.update(self.accuracy(steps[-1][0], labels))
         return losses
 
     def classification_loss(
         self, cls_score: Tensor, labels: Tensor, label_weights: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Loss of one step, as a dict. It is also taken of no RoIs at all: other ranks may wait in a collective."""
+        """Compute the classification losses of one step.
+
+        Also called with N = 0, since other ranks may wait in a collective.
+
+        Args:
+            cls_score: (N, channels) logits.
+            labels: (N,) int64.
+            label_weights: (N,).
+            step: 0-based step.
+
+        Returns:
+            The losses by name.
+        """
         loss = self.bbox_head.loss_cls
         kwargs = {"step": step} if getattr(loss, "takes_step", False) else {}
-        value = loss(
-            cls_score,
-            labels,
-            label_weights,
-            avg_factor=(label_weights > 0).sum().clamp(min=1),
-            **kwargs,
-        )
+        avg_factor = (label_weights > 0).sum().clamp(min=1)
+        value = loss(cls_score, labels, label_weights, avg_factor=avg_factor, **kwargs)
         return value if isinstance(value, dict) else {"loss_cls": value}
 
     def accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the accuracy of logits (N, channels) in percent, under MMDetection's names."""
         if self.bbox_head.custom_activation:
             return self.bbox_head.loss_cls.get_accuracy(cls_score, labels)
         return {"acc": accuracy(cls_score, labels)}
+
+
+def pool(head: StandardRoIHead, x: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+    """Pool features of RoIs from a feature pyramid, for any RoI head.
+
+    Args:
+        head: The RoI head.
+        x: Feature pyramid.
+        rois: (N, 5: image, x1, y1, x2, y2).
+
+    Returns:
+        (N, D, h, w) features.
+    """
+    feats = head.bbox_roi_extractor(x[: head.bbox_roi_extractor.num_inputs], rois)
+    return head.shared_head(feats) if head.with_shared_head else feats

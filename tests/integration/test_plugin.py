@@ -273,7 +273,7 @@ def test_an_absent_class_shuts_pcb_until_it_is_named():
         pcb.mmdet.PCBEpochHook(),
         gates(torch.nn.ModuleList([PCBSeesawLoss(3, start_epoch=1)])),
     )
-    hook.gates, lines = [gate], []
+    hook.regularisers, lines = [gate], []
     runner = type(
         "R", (), {"logger": type("L", (), {"warning": lambda self, text: lines.append(text)})()}
     )

@@ -247,7 +247,7 @@ def test_loce_remembers_in_a_ring():
         4,
         1,
     ]
-    features, targets, labels = memory.draw(torch.ones(3), classes=8, each=4)
+    features, targets, labels = memory.draw(torch.ones(3), classes=8, per_class=4)
     assert (
         sorted(labels.unique().tolist()) == [1, 2] and len(labels) == 8
     )  # never a class that nothing is known of
@@ -262,7 +262,7 @@ def test_loce_draws_weak_classes_more_often():
     memory = FeatureMemory(2, 1, (1, 1, 1))
     memory.write(torch.zeros(2, 1, 1, 1), torch.zeros(2, 4), torch.tensor([0, 1]))
     drawn = torch.cat(
-        [memory.draw(1 / torch.tensor([0.9, 0.1]), classes=1, each=1)[2] for _ in range(500)]
+        [memory.draw(1 / torch.tensor([0.9, 0.1]), classes=1, per_class=1)[2] for _ in range(500)]
     )
     assert 0.86 < drawn.float().mean() < 0.94
 
