@@ -1,4 +1,4 @@
-"""Small data sets for the tests of pcb.data: a tiny emoji-LVIS, a hand-made annotation file, the real LVIS sample."""
+"""Small data sets for tests: a tiny emoji-LVIS, a hand-made annotation file, a real LVIS sample."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ TINY = Recipe(
 )
 SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/lvis_v0.5_sample"
 needs_sample = pytest.mark.skipif(
-    not SAMPLE.exists(), reason=f"{SAMPLE} (100 real LVIS v0.5 annotations) is not there"
+    not SAMPLE.exists(), reason=f"{SAMPLE} (100 real LVIS v0.5 images) is missing"
 )
 
 HAND = {
@@ -44,14 +44,14 @@ HAND = {
     "categories": [{"id": 1, "name": "dove"}, {"id": 2, "name": "owl"}],
 }
 
-KEPT: list[TemporaryDirectory] = []  # removed when the session ends
+FOLDERS: list[TemporaryDirectory] = []  # removed when the session ends
 
 
 @cache
 def tiny(dataset: str) -> Path:
-    """Folder of the tiny set, drawn once per session."""
-    KEPT.append(TemporaryDirectory(prefix="emoji-lvis-"))
-    folder = Path(KEPT[-1].name) / dataset
+    """Return the folder of the tiny data set, drawn once per session."""
+    FOLDERS.append(TemporaryDirectory(prefix="emoji-lvis-"))
+    folder = Path(FOLDERS[-1].name) / dataset
     write_dataset(TINY, dataset, folder)
     return folder
 
@@ -61,7 +61,7 @@ def load(path: Path) -> dict:
 
 
 def by_hand(path: Path, change=lambda content: None) -> Path:
-    """Write the hand-made annotation file, after `change` has spoilt it."""
+    """Write the hand-made annotation file as `change` modifies it."""
     content = copy.deepcopy(HAND)
     change(content)
     path.write_text(json.dumps(content))

@@ -1,9 +1,10 @@
-"""LVISIndex reads both versions in both layouts, says what is wrong with a bad file, and keeps what it read for all processes."""
+"""`LVISIndex` reads both versions in all layouts, lists a file's faults, and shares its cache."""
 
 import json
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -23,14 +24,12 @@ def test_real_lvis_annotations():
     assert sum(index.instance_count) == len(index.annotations) == 977
     assert len(index.absent_classes) == 1040
     assert index.image_count == [c["image_count"] for c in index.categories]
-    assert (
-        len(index.missing_images) == 97
-        and index.image_paths[11813] == SAMPLE / "images/000000011813.jpg"
-    )
+    assert len(index.missing_images) == 97
+    assert index.image_paths[11813] == SAMPLE / "images/000000011813.jpg"
 
 
 @pytest.mark.parametrize("dataset, version", [("v05", "v0.5"), ("v1", "v1.0")])
-def test_versions_are_told_apart(dataset, version):
+def test_versions_are_recognised(dataset, version):
     for split in ("train", "val", "dev"):
         assert LVISIndex(tiny(dataset) / f"{split}.json").version == version
 
@@ -54,7 +53,7 @@ def test_v05_images_are_found_in_every_layout(tmp_path, where):
 
 
 @pytest.mark.parametrize("where", ["train2017/000000000007.jpg", "000000000007.jpg"])
-def test_v1_images_lie_where_their_address_says_or_flat(tmp_path, where):
+def test_v1_images_are_found_by_their_url_or_in_a_flat_folder(tmp_path, where):
     def v1(content):
         for image in content["images"]:
             del image["file_name"]
@@ -82,16 +81,16 @@ def test_missing_file():
 def test_truncated_file_names_the_byte(tmp_path):
     data = (tiny("v05") / "val.json").read_bytes()
     (tmp_path / "half.json").write_bytes(data[:5000])
-    with pytest.raises(
-        UserError, match=r"half\.json is not valid JSON: .* at byte (49\d\d|5000) of 5000"
-    ):
+    message = r"half\.json is not valid JSON: .* at byte (49\d\d|5000) of 5000"
+    with pytest.raises(UserError, match=message):
         LVISIndex(tmp_path / "half.json")
     (tmp_path / "binary.json").write_bytes(b'{"info": "\xff\xfe"}')
     with pytest.raises(UserError, match="byte 10 of 14 is not UTF-8"):
         LVISIndex(tmp_path / "binary.json")
 
 
-def bad(tmp_path, change) -> str:
+def faults(tmp_path, change) -> str:
+    """Return what is wrong with the hand-made file as `change` modifies it."""
     with pytest.raises(UserError) as caught:
         LVISIndex(by_hand(tmp_path / "bad.json", change))
     assert "bad.json" in caught.value.what and caught.value.fix
@@ -99,13 +98,11 @@ def bad(tmp_path, change) -> str:
 
 
 def test_missing_keys(tmp_path):
-    assert "no list under annotations" in bad(tmp_path, lambda c: c.pop("annotations"))
-    assert "annotations: `bbox` is missing in 1 (1 in all)" in bad(
-        tmp_path, lambda c: c["annotations"][1].pop("bbox")
-    )
-    assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in bad(
-        tmp_path, lambda c: c["images"][0].pop("file_name")
-    )
+    assert "no list under annotations" in faults(tmp_path, lambda c: c.pop("annotations"))
+    what = faults(tmp_path, lambda c: c["annotations"][1].pop("bbox"))
+    assert "annotations: `bbox` is missing in 1 (1 in all)" in what
+    what = faults(tmp_path, lambda c: c["images"][0].pop("file_name"))
+    assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in what
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(
         UserError, match="not an LVIS annotation file: Expected `object`, got `array`"
@@ -120,25 +117,25 @@ def test_references_to_nothing_are_all_listed(tmp_path):
             for i in range(9)
         ]
 
-    what = bad(tmp_path, many)
+    what = faults(tmp_path, many)
     assert "annotations that name a missing image: 0, 1, 2, 3, 4, … (9 in all)" in what
     assert "annotations that name a missing category: 0, 1, 2, 3, 4, … (9 in all)" in what
-    assert "neg_category_ids name a missing category" in bad(
-        tmp_path, lambda c: c["images"][0].update(neg_category_ids=[5])
-    )
+    what = faults(tmp_path, lambda c: c["images"][0].update(neg_category_ids=[5]))
+    assert "neg_category_ids name a missing category" in what
 
 
 def test_category_ids_must_count_from_one(tmp_path):
-    assert "category ids are not 1..2 each once: 0" in bad(
-        tmp_path, lambda c: c["categories"][0].update(id=0)
-    )
-    assert "category ids are not 1..2 each once: 2" in bad(
-        tmp_path, lambda c: c["categories"][0].update(id=2)
-    )
+    for wrong in (0, 2):
+        what = faults(tmp_path, lambda c, i=wrong: c["categories"][0].update(id=i))
+        assert f"category ids are not 1..2 each once: {wrong}" in what
 
 
-def test_ids_given_twice(tmp_path):
-    what = bad(tmp_path, lambda c: (c["annotations"][1].update(id=1), c["images"][1].update(id=7)))
+def test_repeated_ids(tmp_path):
+    def repeat(content):
+        content["annotations"][1].update(id=1)
+        content["images"][1].update(id=7)
+
+    what = faults(tmp_path, repeat)
     assert "repeated image ids: 7" in what and "repeated annotation ids: 1" in what
 
 
@@ -151,12 +148,11 @@ def test_unusable_annotations_do_not_count(tmp_path):
     )
 
 
-def test_json_with_other_text_counts_bytes_not_letters(tmp_path):
+def test_errors_in_json_count_bytes_not_characters(tmp_path):
     text = json.dumps({"info": {"by": "ααα"}}, ensure_ascii=False)[:-1] + ", }"
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    with pytest.raises(
-        UserError, match=rf"at byte {len(text.encode()) - 1} of {len(text.encode())}"
-    ):
+    size = len(text.encode())
+    with pytest.raises(UserError, match=rf"at byte {size - 1} of {size}"):
         LVISIndex(tmp_path / "a.json")
 
 
@@ -175,7 +171,7 @@ def test_generated_files_have_lvis_keys():
     } == set(content["categories"][0])
 
 
-# The file that processes share -------------------------------------------------------------------------------------------
+# The file that processes share -------------------------------------------------------------------
 
 
 def everything(index) -> list:
@@ -199,76 +195,75 @@ def everything(index) -> list:
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The files that were parsed."""
+    """Names of the files that were parsed."""
     parsed = []
-    monkeypatch.setattr(
-        module,
-        "read_annotation_file",
-        lambda path, read=module.read_annotation_file: parsed.append(path.name) or read(path),
-    )
+
+    def read(path, original=module.read_annotation_file):
+        parsed.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(module, "read_annotation_file", read)
     return parsed
 
 
-def test_what_the_index_says_is_what_the_file_says(tmp_path):
-    content, index = (
-        load(tiny("v1") / "train.json"),
-        LVISIndex(tiny("v1") / "train.json", cache=tmp_path),
-    )
+def test_the_index_has_the_content_of_the_file(tmp_path):
+    file, by_id = tiny("v1") / "train.json", itemgetter("id")
+    content, index = load(file), LVISIndex(file, cache=tmp_path)
     assert index.categories == content["categories"]
-    assert sorted(index.annotations, key=lambda a: a["id"]) == sorted(
-        content["annotations"], key=lambda a: a["id"]
-    )
-    kept = ("id", "width", "height", "coco_url", "neg_category_ids", "not_exhaustive_category_ids")
-    assert index.images == [{key: image[key] for key in kept} for image in content["images"]]
+    assert sorted(index.annotations, key=by_id) == sorted(content["annotations"], key=by_id)
+    keys = ("id", "width", "height", "coco_url", "neg_category_ids", "not_exhaustive_category_ids")
+    assert index.images == [{key: image[key] for key in keys} for image in content["images"]]
 
 
-def test_a_mapped_index_equals_one_in_memory_and_travels_by_its_path(tmp_path, reads):
-    file = tiny("v05") / "train.json"
-    plain, mapped = (
-        LVISIndex(file, tiny("v05") / "images"),
-        LVISIndex(file, tiny("v05") / "images", tmp_path / "cache"),
-    )
-    assert everything(mapped) == everything(plain)
-    assert len(pickle.dumps(mapped)) < 1000 and everything(
-        pickle.loads(pickle.dumps(mapped))
-    ) == everything(plain)
-    assert reads == ["train.json"] * 2, "one reading for each, none for the pickles"
+def test_a_mapped_index_equals_one_in_memory_and_is_pickled_by_its_path(tmp_path, reads):
+    file, images = tiny("v05") / "train.json", tiny("v05") / "images"
+    in_memory, mapped = LVISIndex(file, images), LVISIndex(file, images, tmp_path / "cache")
+    assert everything(mapped) == everything(in_memory)
+    pickled = pickle.dumps(mapped)
+    assert len(pickled) < 1000 and everything(pickle.loads(pickled)) == everything(in_memory)
+    assert reads == ["train.json"] * 2, "each read once, none for the pickle"
     with pytest.raises(ValueError, match="read-only"):
         mapped.objects(0).bbox[0] = 0
 
 
-def test_whoever_comes_first_makes_the_file_and_the_others_wait(tmp_path, reads):
+def test_one_process_makes_the_cache_while_the_others_wait(tmp_path, reads):
+    def count(_):
+        return LVISIndex(tiny("v05") / "val.json", cache=tmp_path).annotation_count
+
     with ThreadPoolExecutor(4) as pool:
-        found = list(
-            pool.map(
-                lambda _: LVISIndex(tiny("v05") / "val.json", cache=tmp_path).annotation_count,
-                range(4),
-            )
-        )
-    assert reads == ["val.json"] and len(set(found)) == 1
+        counts = set(pool.map(count, range(4)))
+    assert reads == ["val.json"] and len(counts) == 1
 
 
-@pytest.mark.parametrize("spoil", ["cut", "empty", "other text"])
-def test_a_torn_file_is_made_anew(tmp_path, reads, spoil):
+@pytest.mark.parametrize("damage", ["cut", "empty", "other text"])
+def test_a_damaged_cache_is_remade(tmp_path, reads, damage):
     whole = everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path))
     (cached,) = tmp_path.glob("*.arrow")
     data = cached.read_bytes()
-    cached.unlink()  # a file that is mapped is never written to
-    cached.write_bytes({"cut": data[:-100], "empty": b"", "other text": b"x" * 100}[spoil])
+    cached.unlink()  # a mapped file must not be written to
+    cached.write_bytes({"cut": data[:-100], "empty": b"", "other text": b"x" * 100}[damage])
     assert everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path)) == whole
     assert len(reads) == 2 and cached.read_bytes() == data
 
 
-def test_a_changed_annotation_file_is_read_again_and_a_broken_one_leaves_nothing(tmp_path, reads):
+def test_a_changed_annotation_file_is_read_again_and_a_broken_one_leaves_no_cache(tmp_path, reads):
     file = by_hand(tmp_path / "a.json")
     assert LVISIndex(file, cache=tmp_path / "cache").image_count == [1, 1]
     by_hand(file, lambda c: c["annotations"].pop())
     os.utime(file, ns=(1, 1))
-    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [0, 1] and len(reads) == 2
+    assert LVISIndex(file, cache=tmp_path / "cache").image_count == [0, 1]
+    assert len(reads) == 2
     file.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         LVISIndex(file, cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def test_a_cache_of_another_format_is_remade(tmp_path, reads, monkeypatch):
+    file = tiny("v05") / "val.json"
+    before = everything(LVISIndex(file, cache=tmp_path))
+    monkeypatch.setattr(module, "CACHE_FORMAT", module.CACHE_FORMAT + 1)
+    assert everything(LVISIndex(file, cache=tmp_path)) == before and len(reads) == 2
 
 
 def test_more_images_than_a_batch_holds(tmp_path, monkeypatch):
@@ -276,20 +271,17 @@ def test_more_images_than_a_batch_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_IMAGES", 7)
     monkeypatch.setattr("pcb.data.lvis.annotations.BATCH_IMAGES", 7)
     index = LVISIndex(tiny("v05") / "train.json", cache=tmp_path)
-    assert everything(index) == whole and [index.labels_of(row) for row in range(64)] == list(
-        map(list, index.labels)
-    )
+    assert everything(index) == whole
+    assert [index.labels_of(row) for row in range(64)] == list(map(list, index.labels))
 
 
-def test_run_length_encodings_and_crowds_pass_through(tmp_path):
+def test_run_length_encodings_and_crowds_are_kept(tmp_path):
     rle = {"size": [80, 100], "counts": [5, 7, 7988]}
-    file = by_hand(
-        tmp_path / "a.json", lambda c: c["annotations"][0].update(segmentation=rle, iscrowd=1)
-    )
+    crowd = {"segmentation": rle, "iscrowd": 1}
+    file = by_hand(tmp_path / "a.json", lambda c: c["annotations"][0].update(crowd))
     index = LVISIndex(file, cache=tmp_path)
-    assert index.annotations[0]["segmentation"] == rle and index.annotations[0]["iscrowd"] == 1
+    assert {key: index.annotations[0][key] for key in crowd} == crowd
     assert np.array_equal(index.objects(1).segmentation[0][0], [0, 0, 5, 0, 5, 5])
+    by_hand(file, lambda c: c["annotations"][1].update(segmentation=[1, 2]))
     with pytest.raises(UserError, match="segmentation of annotation 2 is neither polygons"):
-        LVISIndex(
-            by_hand(tmp_path / "a.json", lambda c: c["annotations"][1].update(segmentation=[1, 2]))
-        )
+        LVISIndex(file)

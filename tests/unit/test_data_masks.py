@@ -1,4 +1,4 @@
-"""`WindowMasks` says what MMDetection's BitmapMasks says, to the bit, through the whole of a training's pipeline."""
+"""`WindowMasks` equals MMDetection's `BitmapMasks` exactly, through a whole training pipeline."""
 
 import pickle
 
@@ -46,16 +46,13 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_each_step_is_that_of_bitmap_masks(step):
-    whole = blobs()
-    ours, theirs = (
-        STEPS[step](WindowMasks.from_bitmaps(list(whole), (37, 53))),
-        STEPS[step](BitmapMasks(whole, 37, 53)),
-    )
+def test_each_step_equals_that_of_bitmap_masks(step):
+    bitmaps = blobs()
+    ours = STEPS[step](WindowMasks.from_bitmaps(list(bitmaps), (37, 53)))
+    theirs = STEPS[step](BitmapMasks(bitmaps, 37, 53))
     assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))
-    assert np.array_equal(ours.to_ndarray(), theirs.to_ndarray()) and np.array_equal(
-        ours.areas, theirs.areas
-    )
+    assert np.array_equal(ours.to_ndarray(), theirs.to_ndarray())
+    assert np.array_equal(ours.areas, theirs.areas)
 
 
 def pipeline(load):
@@ -68,47 +65,46 @@ def pipeline(load):
     ]
 
 
-def batch(load, annotations, images, places):
+def batch(load, annotations, images, positions):
     init_default_scope("mmdet")
     data = PCBLVISDataset(
         ann_file=str(annotations), data_prefix=dict(img=str(images)), pipeline=pipeline(load)
     )
     items = []
-    for place in places:
-        with seeded(place):
-            items.append(data[place])
+    for position in positions:
+        with seeded(position):
+            items.append(data[position])
     prepare = DetDataPreprocessor(mean=[0, 0, 0], std=[1, 1, 1], pad_mask=True, pad_size_divisor=32)
     return prepare(pickle.loads(pickle.dumps(pseudo_collate(items))), True)
 
 
-def same_targets(annotations, images, places, size):
-    ours, theirs = (
-        batch(load, annotations, images, places) for load in ("LoadWindowMasks", "LoadAnnotations")
-    )
+def check_targets(annotations, images, positions, size):
+    """Compare the mask targets of both ways of loading, return both batches."""
+    ours = batch("LoadWindowMasks", annotations, images, positions)
+    theirs = batch("LoadAnnotations", annotations, images, positions)
     assert torch.equal(ours["inputs"], theirs["inputs"])
     for a, b in zip(ours["data_samples"], theirs["data_samples"], strict=True):
         a, b = a.gt_instances, b.gt_instances
         assert torch.equal(a.bboxes, b.bboxes) and torch.equal(a.labels, b.labels)
-        assert isinstance(a.masks, WindowMasks) and np.array_equal(
-            a.masks.to_ndarray(), b.masks.to_ndarray()
-        )
-        number = torch.arange(3 * len(a)) % len(a)
-        boxes = a.bboxes[number] + 4 * torch.randn(len(number), 4)
+        assert isinstance(a.masks, WindowMasks)
+        assert np.array_equal(a.masks.to_ndarray(), b.masks.to_ndarray())
+        indices = torch.arange(3 * len(a)) % len(a)
+        boxes = a.bboxes[indices] + 4 * torch.randn(len(indices), 4)
         targets = [
-            mask_target([boxes], [number], [x.masks], ConfigDict(mask_size=size)) for x in (a, b)
+            mask_target([boxes], [indices], [x.masks], ConfigDict(mask_size=size)) for x in (a, b)
         ]
         assert torch.equal(*targets) and 0 < targets[0].mean() < 1
     return ours, theirs
 
 
-def test_targets_are_bit_for_bit_those_of_the_stock_pipeline():
-    ours, theirs = same_targets(
-        tiny("v05") / "train.json", tiny("v05") / "images", range(0, 40, 5), 14
+def test_targets_equal_those_of_the_stock_pipeline():
+    folder = tiny("v05")
+    batches = check_targets(folder / "train.json", folder / "images", range(0, 40, 5), 14)
+    ours, theirs = (
+        len(pickle.dumps([sample.gt_instances.masks for sample in batch["data_samples"]]))
+        for batch in batches
     )
-    sizes = [
-        len(pickle.dumps([s.gt_instances.masks for s in x["data_samples"]])) for x in (ours, theirs)
-    ]
-    assert sizes[0] < sizes[1] / 3
+    assert ours < theirs / 3
 
 
 @needs_sample
@@ -118,9 +114,10 @@ def test_targets_on_real_photographs():
         data_prefix=dict(img=str(SAMPLE / "images")),
         pipeline=[],
     )
-    there = [k for k in range(len(data)) if data.get_data_info(k)["img_id"] in (11813, 6894, 6460)]
-    assert len(there) == 3
-    same_targets(SAMPLE / "lvis_val_100.json", SAMPLE / "images", there, 28)
+    with_files = (11813, 6894, 6460)
+    positions = [k for k in range(len(data)) if data.get_data_info(k)["img_id"] in with_files]
+    assert len(positions) == 3
+    check_targets(SAMPLE / "lvis_val_100.json", SAMPLE / "images", positions, 28)
 
 
 def test_an_image_without_masks():

@@ -1,4 +1,4 @@
-# Data and pretrained weights, and the check that every training waits for.
+# Data, pretrained weights, and the data check that every training waits for.
 
 if SYNTHETIC:
 
@@ -34,7 +34,7 @@ rule download:  # on demand only: `snakemake --config scale=lvis download`
     resources:
         mem_mb=500,
     message:
-        "Fetch what the scale needs and the public offers; progress is in {log}"
+        "Download the public files that the scale needs; progress is in {log}"
     shell:
         "pcb download &> {log:q}"
 
@@ -55,7 +55,7 @@ rule check_data:
     params:
         job=job(lambda w: check_job(w.dataset)),
     message:
-        "Check the data set {wildcards.dataset}: versions, counts, every image file"
+        "Check the data set {wildcards.dataset}: version, counts, every image file"
     shell:
         "pcb check-data {wildcards.dataset:q} &> {log:q}"
 
