@@ -1,7 +1,9 @@
 """Pairwise Class Balance for long-tailed instance segmentation (He et al., CVPR 2022), reproduced.
 
-`pcb.study` is the paper as data, `pcb.confusion`, `pcb.losses` and `pcb.heads` are the method, `pcb.mmdet` registers it
-with mmdet, `pcb.engine` trains and evaluates one experiment, `pcb.reporting` turns results into tables.
+`pcb.confusion`, `pcb.losses`, `pcb.heads` and `pcb.calibration` are the method, and `pcb.mmdet`
+registers it with MMDetection. The pipeline: `pcb.study` is the paper as data; `pcb.training`,
+`pcb.inference` and `pcb.evaluation` make the numbers, `pcb.reporting` the pages
+(docs/architecture.md).
 """
 
 __version__ = "0.1.0"
