@@ -1,1 +1,1 @@
-"""emoji-LVIS: the drawn data set in LVIS format, and the small frozen-backbone detector that it is used with."""
+"""emoji-LVIS, a generated data set in LVIS format, and the detector of its smallest scales."""

@@ -1,4 +1,4 @@
-"""Contact sheet: a page of a data set's scenes with mask outlines, class names and their r/c/f groups, to look at.
+"""Contact sheet: scenes of a data set with mask outlines, class names and frequency groups.
 
 contact_sheet("data/v05/train.json", "data/v05/images", "sheet.png")
 """
@@ -16,7 +16,9 @@ from pcb.synthetic.scenes import random_state
 
 GROUPS = {"r": ("rare", "#c2410c"), "c": ("common", "#1d4ed8"), "f": ("frequent", "#15803d")}
 PAPER, INK, FAINT = "#fbfaf7", "#22252a", "#6b7280"
-GAP, HEAD = 14, 64
+GAP, HEADER = 14, 64  # pixels: space between scenes, height of the header
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 
 def contact_sheet(
@@ -29,127 +31,142 @@ def contact_sheet(
     seed: int = 0,
     at_most: int = 12,
 ) -> Path:
-    """Draw `count` random images that have annotations, each fitted into `side` pixels, to the PNG `out`; return its path.
+    """Draw random images that have annotations on one page.
 
-    Of a crowded image the `at_most` largest objects are drawn. Raises `UserError` where the file is bad or no image is there.
+    Args:
+        annotations: annotation file in LVIS format.
+        images: image folder.
+        out: PNG file to write.
+        count: number of images.
+        columns: images in a row.
+        side: side in pixels that each image is fitted into.
+        seed: seed of the choice of images.
+        at_most: objects drawn on each image, the largest ones.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: the annotation file is broken, or no image exists.
     """
     index = LVISIndex(annotations, images)
-    there = [
+    available = [
         image
         for image in index.images
         if index.by_image[image["id"]] and index.image_paths[image["id"]].is_file()
     ]
-    if not there:
+    if not available:
         raise UserError(
             f"{index.folder}: none of the images of {index.path} is there",
-            "mend the image folder, or generate the data",
+            "correct the image folder, or generate the data",
         )
-    order = random_state("sheet", seed).permutation(len(there))[:count]
-    chosen = [there[i] for i in sorted(order)]
+    order = random_state("sheet", seed).permutation(len(available))[:count]
+    chosen = [available[i] for i in sorted(order)]
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
-    page = Image.new("RGB", (columns * (side + GAP) + GAP, HEAD + rows * (side + GAP)), PAPER)
-    header(page, index)
-    for place, image in enumerate(chosen):
+    pitch = side + GAP
+    page = Image.new("RGB", (columns * pitch + GAP, HEADER + rows * pitch), PAPER)
+    draw_header(page, index)
+    for position, image in enumerate(chosen):
         objects = sorted(index.by_image[image["id"]], key=lambda a: -a["area"])[:at_most]
-        tile = scene(
-            Image.open(index.image_paths[image["id"]]).convert("RGB"), objects, index, side
-        )
-        page.paste(
-            tile,
-            (
-                GAP + place % columns * (side + GAP) + (side - tile.width) // 2,
-                HEAD + place // columns * (side + GAP) + (side - tile.height) // 2,
-            ),
-        )
+        picture = Image.open(index.image_paths[image["id"]]).convert("RGB")
+        tile = annotated_image(picture, objects, index, side)
+        row, column = divmod(position, columns)
+        left = GAP + column * pitch + (side - tile.width) // 2
+        top = HEADER + row * pitch + (side - tile.height) // 2
+        page.paste(tile, (left, top))
     with atomic(out) as temporary:
         page.save(temporary, format="PNG")
     return Path(out)
 
 
-def header(page: Image.Image, index: LVISIndex) -> None:
-    """Name of the file, what it holds, and the colours of the three groups."""
+def draw_header(page: Image.Image, index: LVISIndex) -> None:
+    """Write the name of the file, what it holds, and the colours of the three groups."""
     draw = ImageDraw.Draw(page)
-    draw.text(
-        (GAP, 12),
-        f"{index.path.parent.name}/{index.path.name}",
-        fill=INK,
-        font=ImageFont.load_default(20),
+    title = f"{index.path.parent.name}/{index.path.name}"
+    draw.text((GAP, 12), title, fill=INK, font=ImageFont.load_default(20))
+    facts = (
+        f"LVIS {index.version} format   {len(index)} images   "
+        f"{index.annotation_count} instances   {len(index.classes)} classes"
     )
-    facts = f"LVIS {index.version} format   {len(index)} images   {index.annotation_count} instances   {len(index.classes)} classes"
     draw.text((GAP, 38), facts, fill=FAINT, font=ImageFont.load_default(13))
     font, groups = ImageFont.load_default(14), index.frequency()
     x = page.width - GAP
     for group in "fcr":
-        word, colour = GROUPS[group]
-        text = f"{word} ({groups.count(group)})"
+        name, colour = GROUPS[group]
+        text = f"{name} ({groups.count(group)})"
         x -= int(draw.textlength(text, font=font))
         draw.text((x, 14), text, fill=INK, font=font)
         draw.rounded_rectangle((x - 20, 17, x - 7, 30), 3, fill=colour)
         x -= 40
 
 
-def scene(image: Image.Image, objects: list[dict], index: LVISIndex, side: int) -> Image.Image:
-    """The image fitted into `side`, with its objects' outlines and names."""
+def annotated_image(
+    image: Image.Image, objects: list[dict], index: LVISIndex, side: int
+) -> Image.Image:
+    """Fit an image into `side` pixels and draw the outlines and names of objects."""
     scale = side / max(image.size)
-    size = [max(1, round(scale * s)) for s in image.size]
-    tile = image.resize(size, Image.LANCZOS)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    tile = image.resize((width, height), Image.Resampling.LANCZOS)
     groups = index.frequency()
     draw = ImageDraw.Draw(tile)
     for annotation in objects:
+        if not isinstance(annotation["segmentation"], list):
+            continue  # run-length encoded, as crowds are
         colour = GROUPS[groups[annotation["category_id"] - 1]][1]
-        for polygon in (
-            annotation["segmentation"] if isinstance(annotation["segmentation"], list) else ()
-        ):
+        for polygon in annotation["segmentation"]:
             corners = [
                 (scale * x, scale * y) for x, y in zip(polygon[::2], polygon[1::2], strict=True)
             ]
             draw.line([*corners, corners[0]], fill="white", width=4, joint="curve")
             draw.line([*corners, corners[0]], fill=colour, width=2, joint="curve")
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Box] = []
     for annotation in sorted(objects, key=lambda a: a["bbox"][1]):
-        label(
-            draw,
-            annotation,
-            index.classes[annotation["category_id"] - 1],
-            groups[annotation["category_id"] - 1],
-            scale,
-            size,
-            taken,
+        label = annotation["category_id"] - 1
+        x, y, box_width, _ = annotation["bbox"]
+        anchor = scale * (x + box_width / 2), scale * y
+        taken.append(
+            draw_label(draw, index.classes[label], groups[label], anchor, (width, height), taken)
         )
     return tile
 
 
-def label(
+def draw_label(
     draw: ImageDraw.ImageDraw,
-    annotation: dict,
     name: str,
     group: str,
-    scale: float,
-    size: list[int],
-    taken: list,
-) -> None:
-    """The class name above its object, moved down where another name stands already."""
+    anchor: tuple[float, float],
+    size: tuple[int, int],
+    taken: list[Box],
+) -> Box:
+    """Write a class name above its object, lower where another label stands already.
+
+    Args:
+        draw: the image's canvas.
+        name: class name.
+        group: `r`, `c` or `f`.
+        anchor: middle of the upper edge of the object's box, in pixels of the canvas.
+        size: width and height of the canvas in pixels.
+        taken: boxes of earlier labels.
+
+    Returns:
+        The box of the label.
+    """
     font = ImageFont.load_default(12)
     text = f"{name.split('_(')[0].replace('_', ' ')}  {group}"
     width, height = draw.textlength(text, font=font) + 10, 17
-    x = min(
-        max(0, scale * (annotation["bbox"][0] + annotation["bbox"][2] / 2) - width / 2),
-        max(0, size[0] - width - 1),
-    )
-    y = min(max(0, scale * annotation["bbox"][1] - height / 2), size[1] - height - 1)
+    x = min(max(0, anchor[0] - width / 2), max(0, size[0] - width - 1))
+    y = min(max(0, anchor[1] - height / 2), size[1] - height - 1)
     for _ in range(len(taken) + 1):
-        clash = next(
-            (
-                box
-                for box in taken
-                if x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height
-            ),
-            None,
-        )
-        if clash is None or clash[3] + 1 + height > size[1]:
+        hit = [
+            box
+            for box in taken
+            if x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height
+        ]
+        if not hit or hit[0][3] + 1 + height > size[1]:
             break
-        y = clash[3] + 1
-    taken.append((x, y, x + width, y + height))
-    draw.rounded_rectangle(taken[-1], 4, fill=GROUPS[group][1])
+        y = hit[0][3] + 1
+    box = (x, y, x + width, y + height)
+    draw.rounded_rectangle(box, 4, fill=GROUPS[group][1])
     draw.text((x + 5, y + 1), text, fill="white", font=font)
+    return box

@@ -1,11 +1,12 @@
-"""emoji-LVIS: a small long-tailed instance segmentation set in LVIS format, drawn from a seed.
+"""emoji-LVIS: a small long-tailed instance segmentation data set in LVIS format, drawn from a seed.
 
-    generate(study, "v05")       # results/<scale>/data/v05/{train,val,dev}.json, images/, manifest.json
+    generate(study, "v05")  # results/<scale>/data/v05/{train,val,dev}.json, images/, manifest.json
 
-It obeys LVIS's own rules: a power law of classes with rare ones in the same cluster as frequent ones, federated
-labels (negative and not-exhaustive categories), images without usable labels, and the two flavours of file naming.
-Some drawing styles appear only outside train, so that there is something to generalise to. Images and annotations
-depend on the recipe alone: the same bytes on every machine (see pcb/synthetic/scenes.py).
+It follows the rules of LVIS: class frequencies obey a power law, with rare and frequent classes in
+the same cluster of look-alikes; labels are federated (negative and not-exhaustive categories); some
+training images have no usable label; files are named as in v0.5 or in v1.0. Some drawing styles
+appear outside train only, which tests generalisation. Images and annotations depend on the recipe
+alone: every machine writes the same bytes (see pcb/synthetic/scenes.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,7 +30,7 @@ from pcb.errors import UserError
 from pcb.files import atomic, write_json, write_text
 from pcb.frequency import group
 from pcb.study import Study
-from pcb.synthetic.scenes import ASSETS, Look, atlas, draw, random_state
+from pcb.synthetic.scenes import ASSETS, SceneStyle, atlas, draw_scene, random_state
 
 # Drawing styles that look alike count as one, so that "unseen in train" means unseen.
 STYLE_GROUPS = {
@@ -39,19 +41,32 @@ STYLE_GROUPS = {
     "fxemoji": "fxemoji",
     "emojione": "emojione",
 }
-FIRST_ID = {
-    "train": 100_001,
-    "val": 200_001,
-    "dev": 300_001,
-}  # image ids, as COCO's unique over all splits
-URL = "http://images.cocodataset.org/"  # LVIS v1.0 names an image's file by this address's last two parts
-LARGE = Path(__file__).with_name("large.yaml")
+FIRST_ID = {"train": 100_001, "val": 200_001, "dev": 300_001}  # image ids are unique over splits
+URL = "http://images.cocodataset.org/"  # v1.0 names an image's file by the last two parts of a URL
 VERSIONS = {"v05": "v0.5", "v1": "v1.0", "pretrain": "v0.5"}
+
+PAIRS_PER_SCENE = 4.75  # (image, class) pairs in val, dev and pretraining, the same for all classes
+SECOND_INSTANCE = 0.1  # probability that a class of a scene has a second instance there
+UNLABELLED = 0.05  # probability of an instance without a label: "not exhaustive" in that image
+NEGATIVE = 0.5  # probability that an absent class of another cluster is a negative category
+EMPTY_EVERY = 32  # one training image in so many has no usable label
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A scale's `synthetic` section. `thresholds`: train images up to which a class is rare, and up to which common."""
+    """The `synthetic` section of a scale.
+
+    Attributes:
+        seed: seed of everything random.
+        size: side of a scene in pixels.
+        train_images: images of train; likewise `val_images`, `dev_images`, `pretrain_images`.
+        thresholds: largest number of training images of a rare and of a common class.
+        head: training images of the most frequent class.
+        tail: training images of the rarest class.
+        novel_styles: probability that an object outside train has a style unseen in train.
+        classes: classes of each flavour, 60 or 180.
+        sprite: smallest and largest side of a sprite in pixels.
+    """
 
     seed: int = 0
     size: int = 96
@@ -60,150 +75,161 @@ class Recipe:
     dev_images: int = 240
     pretrain_images: int = 2000
     thresholds: tuple[int, int] = (3, 14)
-    head: int = 60  # train images of the most frequent class, and of the rarest
+    head: int = 60
     tail: int = 1
-    novel_styles: float = (
-        0.15  # chance that an object outside train has a style that train never shows
-    )
-    classes: int = 60  # or 180: those of large.yaml too
-    sprite: tuple[int, int] = (28, 48)  # side of a sprite, pixels
-
-    OBJECTS = 4.75  # (image, class) pairs per scene outside train, all classes alike
-    SECOND = 0.1  # chance that a scene shows another instance of a class
-    UNLABELLED = 0.05  # chance that it shows one which nobody labelled: the category is "not exhaustive" there
-    NEGATIVE = (
-        0.5  # chance that an absent class outside the present ones' clusters is verified absent
-    )
-    EMPTY = 32  # one train image in so many has no usable label
+    novel_styles: float = 0.15
+    classes: int = 60
+    sprite: tuple[int, int] = (28, 48)
 
     @classmethod
-    def read(cls, synthetic: dict | None) -> Recipe:
-        """From the scale's `synthetic` mapping. Raises `UserError` for a missing section or an unknown key."""
-        if not synthetic:
+    def read(cls, section: dict[str, Any] | None) -> Recipe:
+        """Read the `synthetic` section of a scale; missing keys have their defaults.
+
+        Raises:
+            UserError: the section is missing or has an unknown key.
+        """
+        if not section:
             raise UserError(
                 "this scale has no `synthetic` section, so its data is not generated",
-                "put the files where `datasets` says",
+                "put the data files where the scale's `datasets` expects them",
             )
-        unknown = sorted(set(synthetic) - {f.name for f in fields(cls)})
+        known = sorted(field.name for field in fields(cls))
+        unknown = sorted(set(section) - set(known))
         if unknown:
-            raise UserError(
-                f"synthetic: unknown keys {unknown}", f"use {sorted(f.name for f in fields(cls))}"
-            )
-        return cls(
-            **{
-                **synthetic,
-                **{
-                    pair: tuple(synthetic.get(pair, getattr(cls, pair)))
-                    for pair in ("thresholds", "sprite")
-                },
-            }
-        )
+            raise UserError(f"synthetic: unknown keys {unknown}", f"use {known}")
+        options: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in section.items()
+        }
+        return cls(**options)
 
-    def told(self) -> dict:
-        """As the manifest tells it: what came to the recipe later only where it is not as before, so that old manifests stay."""
-        later = {"classes": Recipe.classes, "sprite": Recipe.sprite}
+    def stored(self) -> dict[str, Any]:
+        """Recipe as stored in the manifest.
+
+        Options added later are omitted at their defaults, so old manifests still match.
+        """
+        added_later = ("classes", "sprite")
         return {
             key: value
             for key, value in asdict(self).items()
-            if key not in later or json.dumps(value) != json.dumps(later[key])
+            if key not in added_later or value != getattr(Recipe, key)
         }
 
 
 @dataclass
-class Thing:
-    """One object of a scene: its class, its sprite, and how it is annotated."""
+class SceneObject:
+    """One object of a scene: its class, its sprite, and how it is annotated.
+
+    Attributes:
+        name: class name.
+        tile: number of its sprite in the atlas.
+        labelled: whether it has an annotation.
+        speck: annotated with a box of half a pixel, as some of LVIS are; too small for training.
+    """
 
     name: str
     tile: int
     labelled: bool = True
-    speck: bool = (
-        False  # annotated with a box of half a pixel, as LVIS has some: no training can use it
-    )
+    speck: bool = False
 
 
 def generate(study: Study, dataset: str) -> None:
-    """Write the data set `dataset` ('v05', 'v1' or 'pretrain') below `study.paths.data(dataset)`, its manifest last."""
-    write_dataset(
-        Recipe.read(study.scale.get("synthetic")),
-        dataset,
-        study.paths.data(dataset),
-        study.paths.data_manifest(dataset),
-    )
+    """Write a data set of the study, `v05`, `v1` or `pretrain`; its manifest is written last."""
+    write_dataset(Recipe.read(study.scale.get("synthetic")), dataset, study.paths.data(dataset))
 
 
-def write_dataset(recipe: Recipe, dataset: str, folder: Path, manifest: Path | None = None) -> dict:
-    """Draw every split of `dataset` into `folder`; return the manifest (file -> sha256), which is written last."""
+def write_dataset(recipe: Recipe, dataset: str, folder: Path) -> dict[str, Any]:
+    """Draw all splits of a data set into `folder`.
+
+    Args:
+        recipe: sizes, seed and class frequencies.
+        dataset: `v05`, `v1` or `pretrain`.
+        folder: where annotation files, `images/` and, last, `manifest.json` are written.
+
+    Returns:
+        The manifest: `dataset`, `recipe`, `files` (file -> sha256) and the `sha256` of all.
+
+    Raises:
+        UserError: there is no such data set, or its images cannot hold the most frequent class.
+    """
     if dataset not in VERSIONS:
         raise UserError(f"no synthetic data set {dataset!r}", f"choose one of {sorted(VERSIONS)}")
-    manifest = manifest or folder / "manifest.json"
+    manifest = folder / "manifest.json"
     manifest.unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
-    plans = plan(recipe, dataset)
+    splits = plan(recipe, dataset)
     files: dict[str, str] = {}
-    with tqdm(
-        total=sum(map(len, plans.values())),
-        desc=f"emoji-LVIS {dataset}",
-        unit="scene",
-        mininterval=2,
-    ) as progress:
-        for split, scenes in plans.items():
-            write_split(recipe, dataset, split, scenes, folder, files, progress)
-    whole = hashlib.sha256(
-        "".join(f"{name} {digest}\n" for name, digest in sorted(files.items())).encode()
-    ).hexdigest()
-    record = {"dataset": dataset, "recipe": recipe.told(), "sha256": whole, "files": files}
+    scenes = sum(map(len, splits.values()))
+    with tqdm(total=scenes, desc=f"emoji-LVIS {dataset}", unit="scene", mininterval=2) as progress:
+        for split in splits:
+            files |= _write_split(recipe, dataset, split, splits[split], folder, progress)
+    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
+    record = {
+        "dataset": dataset,
+        "recipe": recipe.stored(),
+        "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "files": files,
+    }
     write_json(manifest, record)
     return record
 
 
-# Which classes, and how often --------------------------------------------------------------------------------------
+# Classes, their frequencies and their styles ------------------------------------------------------
 
 
 @cache
-def assets() -> dict:
+def task_classes() -> dict[str, Any]:
+    """Content of assets/classes.yaml: the 60 classes, their clusters, flavours and order."""
     return yaml.safe_load((ASSETS / "classes.yaml").read_text())
 
 
 @cache
 def clusters(count: int = 60) -> dict[str, str]:
-    """Class -> cluster of confusable classes, over both flavours."""
-    found = assets()["clusters"]
+    """Map each class of both flavours to its cluster of confusable classes.
+
+    Args:
+        count: classes of each flavour, 60 or 180.
+    """
+    found = task_classes()["clusters"]
     if count == 180:
-        found = {**found, **yaml.safe_load(LARGE.read_text())["clusters"]}
+        more = yaml.safe_load((ASSETS / "classes_180.yaml").read_text())
+        found = {**found, **more["clusters"]}
     return {name: cluster for cluster, names in found.items() for name in names}
 
 
 @cache
 def classes(dataset: str, count: int = 60) -> list[str]:
-    """Class names of a data set, most frequent in train first (pretraining: alphabetical, all alike).
+    """List the classes of a data set, the most frequent in train first.
 
-    The 60 are dealt by measured difficulty (tools/deal_classes.py). The 180 are dealt at random, each cluster evenly over all ranks.
+    The 60 classes are ordered by measured difficulty (tools/deal_classes.py); the 180 at random,
+    with each cluster spread evenly over all ranks. Pretraining classes are equally frequent and in
+    alphabetical order.
     """
-    known = clusters(count)
+    cluster = clusters(count)
     if dataset == "pretrain":
-        return sorted(set(atlas().index["classes"]) - set(known))
+        return sorted(set(atlas().index["classes"]) - set(cluster))
     if count == 60:
-        return assets()["order"][dataset]
-    elsewhere = {
-        name for flavour, names in assets()["only"].items() if flavour != dataset for name in names
-    }
+        return task_classes()["order"][dataset]
+    limited = task_classes()["only"].items()
+    elsewhere = {name for flavour, names in limited if flavour != dataset for name in names}
     rng = random_state("order", count, dataset)
     rank = {}
-    for cluster in dict.fromkeys(known.values()):
-        members = [name for name in known if known[name] == cluster and name not in elsewhere]
+    for each in dict.fromkeys(cluster.values()):
+        members = [name for name in cluster if cluster[name] == each and name not in elsewhere]
         start = rng.random_sample()
-        rank |= {
-            members[k]: (place + start) / len(members)
-            for place, k in enumerate(rng.permutation(len(members)))
-        }
+        for position, k in enumerate(rng.permutation(len(members))):
+            rank[members[k]] = (position + start) / len(members)
     return sorted(rank, key=rank.__getitem__)
 
 
 def image_counts(recipe: Recipe, dataset: str) -> dict[str, int]:
-    """Train images of each class: a geometric fall from `head` to `tail`; for pretraining the same for all."""
+    """Number of training images of each class.
+
+    A geometric sequence from `head` to `tail`; the same for all classes in pretraining.
+    """
     names = classes(dataset, recipe.classes)
     if dataset == "pretrain":
-        return dict.fromkeys(names, int(recipe.pretrain_images * recipe.OBJECTS) // len(names))
+        return dict.fromkeys(names, int(recipe.pretrain_images * PAIRS_PER_SCENE) // len(names))
     fall = recipe.head / recipe.tail
     return {
         name: round(recipe.tail * fall ** (1 - rank / (len(names) - 1)))
@@ -213,153 +239,173 @@ def image_counts(recipe: Recipe, dataset: str) -> dict[str, int]:
 
 @cache
 def styles(name: str, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Style groups of a class: those of train, and the one or two that only appear elsewhere."""
+    """Style groups of a class: those of train, and the one or two that only other splits show."""
     rng = random_state("styles", seed, name)
-    groups = sorted({STYLE_GROUPS[s] for s in atlas().styles(name)})
+    groups = sorted({STYLE_GROUPS[style] for style in atlas().styles(name)})
     groups = [groups[i] for i in rng.permutation(len(groups))]
-    held = 1 if len(groups) < 4 or rng.random_sample() < 0.5 else 2
-    return tuple(groups[held:]), tuple(groups[:held])
+    novel = 1 if len(groups) < 4 or rng.random_sample() < 0.5 else 2
+    return tuple(groups[novel:]), tuple(groups[:novel])
 
 
 def choose_tile(
     name: str, rng: np.random.RandomState, recipe: Recipe, split: str, dataset: str
 ) -> int:
+    """Draw one of the sprites of a class, in a style that the split may show."""
     groups, novel = styles(name, recipe.seed)
     if dataset == "pretrain":
         groups = groups + novel
     elif split != "train" and rng.random_sample() < recipe.novel_styles:
         groups = novel
-    group = groups[int(rng.random_sample() * len(groups))]
-    tiles = [
-        tile for style, tile in sorted(atlas().styles(name).items()) if STYLE_GROUPS[style] == group
-    ]
+    chosen = groups[int(rng.random_sample() * len(groups))]
+    drawings = sorted(atlas().styles(name).items())
+    tiles = [tile for style, tile in drawings if STYLE_GROUPS[style] == chosen]
     return tiles[int(rng.random_sample() * len(tiles))]
 
 
-# Which objects in which scene ---------------------------------------------------------------------------------------
+# Objects of each scene ----------------------------------------------------------------------------
 
 
-def plan(recipe: Recipe, dataset: str) -> dict[str, list[list[Thing]]]:
-    """Split -> scenes -> things, with train's power law and the same number of each class in val and dev."""
-    counts = {"train": image_counts(recipe, dataset)}
-    images = {"train": recipe.pretrain_images if dataset == "pretrain" else recipe.train_images}
-    if dataset != "pretrain":
-        for split, number in (("val", recipe.val_images), ("dev", recipe.dev_images)):
-            images[split] = number
-            names = classes(dataset, recipe.classes)
-            counts[split] = dict.fromkeys(names, max(1, int(number * recipe.OBJECTS) // len(names)))
-    return {
-        split: plan_split(recipe, dataset, split, counts[split], images[split]) for split in images
-    }
+def plan(recipe: Recipe, dataset: str) -> dict[str, list[list[SceneObject]]]:
+    """Choose the objects of every scene of every split.
+
+    Train follows the power law; val and dev show each class equally often.
+    """
+    counts = image_counts(recipe, dataset)
+    if dataset == "pretrain":
+        return {"train": plan_split(recipe, dataset, "train", counts, recipe.pretrain_images)}
+    splits = {"train": plan_split(recipe, dataset, "train", counts, recipe.train_images)}
+    for split, images in (("val", recipe.val_images), ("dev", recipe.dev_images)):
+        equal = dict.fromkeys(counts, max(1, int(images * PAIRS_PER_SCENE) // len(counts)))
+        splits[split] = plan_split(recipe, dataset, split, equal, images)
+    return splits
 
 
 def plan_split(
     recipe: Recipe, dataset: str, split: str, counts: dict[str, int], images: int
-) -> list[list[Thing]]:
-    """Deal each class to as many images as `counts` says, evenly filled; the train images without labels come last."""
+) -> list[list[SceneObject]]:
+    """Distribute the classes over the images of a split so that all images are about as full.
+
+    Args:
+        recipe: seed, styles and image numbers.
+        dataset: `v05`, `v1` or `pretrain`.
+        split: `train`, `val` or `dev`.
+        counts: number of images of each class.
+        images: number of images; in train, the last ones have no usable label.
+
+    Returns:
+        The objects of each image.
+
+    Raises:
+        UserError: a class is to appear in more images than there are.
+    """
     rng = random_state("plan", recipe.seed, dataset, split)
-    empty = images // recipe.EMPTY if split == "train" and dataset != "pretrain" else 0
-    unlabelled = 0 if dataset == "pretrain" else recipe.UNLABELLED
+    pretraining = dataset == "pretrain"
+    empty = images // EMPTY_EVERY if split == "train" and not pretraining else 0
+    unlabelled = 0 if pretraining else UNLABELLED
     usable = images - empty
-    if max(counts.values()) > usable:
+    most = max(counts.values())
+    if most > usable:
         raise UserError(
-            f"synthetic: the most frequent class is to appear in {max(counts.values())} of {usable} {split} images",
+            f"synthetic: the most frequent class is to appear in {most} of {usable} {split} images",
             "lower `head` or raise the number of images",
         )
-    scenes: list[list[Thing]] = [[] for _ in range(images)]
+    scenes: list[list[SceneObject]] = [[] for _ in range(images)]
     load = np.zeros(usable)
     for name, count in counts.items():
         chosen = np.argsort(load + 2.5 * rng.random_sample(usable), kind="stable")[:count]
         load[chosen] += 1
         for i in np.sort(chosen):
-            draws = rng.random_sample(2)
-            labelled = (
-                [True] + [True] * (draws[0] < recipe.SECOND) + [False] * (draws[1] < unlabelled)
-            )
-            scenes[i] += [
-                Thing(name, choose_tile(name, rng, recipe, split, dataset), flag)
-                for flag in labelled
-            ]
+            second, without_label = rng.random_sample(2) < (SECOND_INSTANCE, unlabelled)
+            for labelled in [True] + [True] * int(second) + [False] * int(without_label):
+                tile = choose_tile(name, rng, recipe, split, dataset)
+                scenes[i].append(SceneObject(name, tile, labelled))
     for i in range(usable, images):
-        names = [
-            list(counts)[int(rng.random_sample() * len(counts) / 3)] for _ in range(3)
-        ]  # of the frequent third
-        scenes[i] = [
-            Thing(name, choose_tile(name, rng, recipe, split, dataset), False) for name in names
-        ]
+        # Objects of the frequent third of the classes, none of them labelled.
+        names = [list(counts)[int(rng.random_sample() * len(counts) / 3)] for _ in range(3)]
+        tiles = [choose_tile(name, rng, recipe, split, dataset) for name in names]
+        scenes[i] = [SceneObject(*pair, labelled=False) for pair in zip(names, tiles, strict=True)]
         scenes[i][0].speck = i % 2 == 0
-    return [[things[i] for i in rng.permutation(len(things))] for things in scenes]
+    return [[objects[i] for i in rng.permutation(len(objects))] for objects in scenes]
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
-def write_split(
+def _write_split(
     recipe: Recipe,
     dataset: str,
     split: str,
-    scenes: list[list[Thing]],
+    scenes: list[list[SceneObject]],
     folder: Path,
-    files: dict[str, str],
     progress: tqdm,
-) -> None:
-    """Draw the scenes, write them and the split's annotation file; add their sha256 to `files`."""
-    names, cluster = sorted(classes(dataset, recipe.classes)), clusters(recipe.classes)
+) -> dict[str, str]:
+    """Draw a split's scenes, write images and annotation file, and return file -> sha256."""
+    names = sorted(classes(dataset, recipe.classes))
     category_id = {name: i + 1 for i, name in enumerate(names)}
-    images, annotations = [], []
-    for number, things in enumerate(scenes):
+    style = SceneStyle(size=recipe.size, sprite=recipe.sprite)
+    files: dict[str, str] = {}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for number, objects in enumerate(scenes):
         rng = random_state("scene", recipe.seed, dataset, split, number)
-        pixels, masks = draw(
-            [thing.tile for thing in things], rng, Look(size=recipe.size, sprite=recipe.sprite)
-        )
-        image = image_entry(dataset, split, FIRST_ID[split] + number, recipe.size, rng)
-        path = folder / "images" / image.pop("path")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
+        pixels, masks = draw_scene([item.tile for item in objects], rng, style)
+        image, path = image_entry(dataset, split, FIRST_ID[split] + number, recipe.size, rng)
+        file = folder / "images" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as temporary:
             Image.fromarray(pixels).save(temporary, quality=92, subsampling=0)
-        files[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-        annotations += annotate(things, masks, image["id"], category_id, len(annotations))
-        image.update(federated(things, category_id, rng, recipe))
-        images.append(image)
+        files[f"images/{path}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        annotations += annotate(objects, masks, image["id"], category_id, len(annotations) + 1)
+        images.append({**image, **federated_labels(objects, category_id, rng, recipe.classes)})
         progress.update()
-    info = {
-        "description": f"emoji-LVIS {dataset} {split}, generated; LVIS's names and format, no photograph, addresses are only names",
-        "version": VERSIONS[dataset],
-        "seed": recipe.seed,
-        "thresholds": list(recipe.thresholds),
+    content = {
+        "info": {
+            "description": f"emoji-LVIS {dataset} {split}, generated; LVIS's names and format, "
+            "no photograph, addresses are only names",
+            "version": VERSIONS[dataset],
+            "seed": recipe.seed,
+            "thresholds": list(recipe.thresholds),
+        },
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": category_entries(recipe, dataset, category_id, annotations),
     }
-    counted = image_counts(recipe, dataset)
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=True) + "\n"
+    write_text(folder / f"{split}.json", text)
+    files[f"{split}.json"] = hashlib.sha256(text.encode()).hexdigest()
+    return files
+
+
+def category_entries(
+    recipe: Recipe, dataset: str, category_id: dict[str, int], annotations: list[dict]
+) -> list[dict]:
+    """Entries of `categories`: counts are those of the split, `frequency` is that of train."""
+    cluster, train_images = clusters(recipe.classes), image_counts(recipe, dataset)
     instances = Counter(a["category_id"] for a in annotations)
-    appearing = Counter(c for _, c in {(a["image_id"], a["category_id"]) for a in annotations})
-    categories = [
+    images = Counter(i for _, i in {(a["image_id"], a["category_id"]) for a in annotations})
+    return [
         {
             "id": i,
             "name": name,
             "synonyms": [name],
             "synset": f"{name}.n.01",
             "def": cluster.get(name, "pretraining"),
-            "image_count": appearing[i],
+            "image_count": images[i],
             "instance_count": instances[i],
-            "frequency": group(counted[name], recipe.thresholds),
+            "frequency": group(train_images[name], recipe.thresholds),
         }
         for name, i in category_id.items()
     ]
-    whole = {
-        "info": info,
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True) + "\n"
-    write_text(folder / f"{split}.json", text)
-    files[f"{split}.json"] = hashlib.sha256(text.encode()).hexdigest()
 
 
 def image_entry(
     dataset: str, split: str, image_id: int, size: int, rng: np.random.RandomState
-) -> dict:
-    """An entry of `images` and the `path` of its file: v0.5 names a file, v1.0 an address (some of val's in train2017)."""
+) -> tuple[dict[str, Any], str]:
+    """Entry of `images`, and the path of its file below the image folder.
+
+    v0.5 gives a file name, v1.0 a URL, which for some images of val names train2017.
+    """
     name = f"{image_id:012d}.jpg"
     entry = {
         "id": image_id,
@@ -370,57 +416,78 @@ def image_entry(
         "date_captured": "",
     }
     if VERSIONS[dataset] == "v0.5":
-        return {
-            **entry,
-            "file_name": f"COCO_{'train' if split == 'train' else 'val'}2014_{name}",
-            "path": name,
-        }
-    place = "train2017" if split == "train" or rng.random_sample() < 0.25 else "val2017"
-    return {**entry, "coco_url": f"{URL}{place}/{name}", "path": f"{place}/{name}"}
+        release = "train" if split == "train" else "val"
+        return {**entry, "file_name": f"COCO_{release}2014_{name}"}, name
+    release = "train2017" if split == "train" or rng.random_sample() < 0.25 else "val2017"
+    path = f"{release}/{name}"
+    return {**entry, "coco_url": f"{URL}{path}"}, path
 
 
 def annotate(
-    things: list[Thing],
+    objects: list[SceneObject],
     masks: list[np.ndarray],
     image_id: int,
     category_id: dict[str, int],
-    first: int,
+    first_id: int,
 ) -> list[dict]:
-    """LVIS annotations of the labelled things: polygons of what is visible, their area and box (x, y, width, height)."""
+    """Annotations in LVIS format of the labelled objects that are visible.
+
+    Args:
+        objects: the objects of a scene.
+        masks: visible pixels of each, (size, size) bool.
+        image_id: id of the image.
+        category_id: class name -> id.
+        first_id: id of the first annotation.
+
+    Returns:
+        Entries of `annotations`; polygons and boxes (x, y, width, height) in pixels.
+    """
     found = []
-    for thing, mask in zip(things, masks, strict=True):
+    for item, mask in zip(objects, masks, strict=True):
         polygons, area = mask_to_polygons(mask)
-        if thing.speck and area:
+        if item.speck and area:
             x, y = polygons[0][:2]
             polygons, area = [[x, y, x + 0.5, y, x + 0.5, y + 0.5, x, y + 0.5]], 0.25
-        if (thing.labelled or thing.speck) and area:
+        if (item.labelled or item.speck) and area:
             xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
-            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             found.append(
                 {
-                    "id": first + len(found) + 1,
+                    "id": first_id + len(found),
                     "image_id": image_id,
-                    "category_id": category_id[thing.name],
+                    "category_id": category_id[item.name],
                     "segmentation": polygons,
                     "area": area,
-                    "bbox": box,
+                    "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
                 }
             )
     return found
 
 
-def federated(
-    things: list[Thing], category_id: dict[str, int], rng: np.random.RandomState, recipe: Recipe
-) -> dict:
-    """Categories verified absent (the cluster mates of what is there, and some others), and those not labelled exhaustively."""
-    cluster = clusters(recipe.classes)
-    present = {thing.name for thing in things}
-    mates = {cluster[name] for name in present if name in cluster}
+def federated_labels(
+    objects: list[SceneObject],
+    category_id: dict[str, int],
+    rng: np.random.RandomState,
+    count: int,
+) -> dict[str, list[int]]:
+    """Federated labels of an image.
+
+    Negative categories are all absent classes of the clusters that the scene shows and some others;
+    not exhaustive are the classes with an unlabelled object.
+
+    Args:
+        objects: the objects of the scene.
+        category_id: class name -> id.
+        rng: draws the other negative categories.
+        count: classes of each flavour, 60 or 180.
+    """
+    cluster = clusters(count)
+    present = {item.name for item in objects}
+    shown = {cluster[name] for name in present if name in cluster}
     draws = rng.random_sample(len(category_id))
-    absent = [
+    negative = [
         i
         for (name, i), draw in zip(category_id.items(), draws, strict=True)
-        if name not in present and (cluster.get(name) in mates or draw < recipe.NEGATIVE)
+        if name not in present and (cluster.get(name) in shown or draw < NEGATIVE)
     ]
-    partial = sorted({category_id[thing.name] for thing in things if not thing.labelled})
-    return {"neg_category_ids": absent, "not_exhaustive_category_ids": partial}
+    partial = sorted({category_id[item.name] for item in objects if not item.labelled})
+    return {"neg_category_ids": negative, "not_exhaustive_category_ids": partial}

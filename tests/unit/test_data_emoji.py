@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,27 @@ from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
 from pcb.frequency import THRESHOLDS, group
 from pcb.study import load_study
-from pcb.synthetic.generate import Recipe, classes, clusters, image_counts, styles, write_dataset
-from pcb.synthetic.scenes import Look, atlas, draw, random_state
+from pcb.synthetic.generate import (
+    EMPTY_EVERY,
+    PAIRS_PER_SCENE,
+    Recipe,
+    classes,
+    clusters,
+    image_counts,
+    styles,
+    write_dataset,
+)
+from pcb.synthetic.scenes import SceneStyle, atlas, draw_scene, random_state
 
 FLAVOURS = ("v05", "v1")
 
 
 @pytest.mark.parametrize("dataset", [*FLAVOURS, "pretrain"])
-def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_order(dataset, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_under_another_hash_seed(dataset, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from pcb.synthetic.generate import Recipe, write_dataset; import json;"
-        "write_dataset(Recipe(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))"
+        "import json, sys; from pathlib import Path;"
+        "from pcb.synthetic.generate import Recipe, write_dataset;"
+        "write_dataset(Recipe.read(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))"
     )
     recipe = json.dumps(TINY.__dict__)
     subprocess.run(
@@ -45,15 +56,14 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_order(dataset, tmp
 
 
 def test_another_seed_gives_other_scenes(tmp_path):
-    small = {**TINY.__dict__, "pretrain_images": 29}
-    first = write_dataset(Recipe(**{**small, "seed": 1}), "pretrain", tmp_path)["files"]
+    first = write_dataset(replace(TINY, seed=1), "pretrain", tmp_path)["files"]
     assert set(first.values()).isdisjoint(
         load(tiny("pretrain") / "manifest.json")["files"].values()
     )
 
 
-def test_bytes_are_those_of_every_other_machine():
-    """Annotations as committed; the JPEG files too, where the encoder is the locked one."""
+def test_bytes_equal_the_committed_digests():
+    """JPEG files are compared where the installed encoder is the locked one."""
     files = load(tiny("v05") / "manifest.json")["files"]
     golden = load(Path(__file__).parent / "emoji_golden.json")
     assert {name: digest for name, digest in files.items() if name.endswith(".json")} == golden[
@@ -92,7 +102,7 @@ def test_classes_are_lvis_names_and_the_flavours_overlap_but_differ():
     assert len(pretrain) == 136 and pretrain.isdisjoint(v05 | v1)
 
 
-def test_flavours_name_their_files_as_the_releases_do():
+def test_flavours_name_their_files_like_the_releases():
     old, new = load(tiny("v05") / "val.json")["images"], load(tiny("v1") / "val.json")["images"]
     assert all(image["file_name"].startswith("COCO_val2014_") for image in old)
     assert not any("file_name" in image for image in new)
@@ -100,7 +110,7 @@ def test_flavours_name_their_files_as_the_releases_do():
 
 
 @pytest.mark.parametrize("dataset", FLAVOURS)
-def test_masks_areas_and_boxes_agree_with_cocos_rasterisation(dataset):
+def test_masks_areas_and_boxes_match_the_rasterisation_of_coco(dataset):
     content = load(tiny(dataset) / "val.json")
     for annotation in content["annotations"]:
         mask = coco.decode(
@@ -113,7 +123,7 @@ def test_masks_areas_and_boxes_agree_with_cocos_rasterisation(dataset):
 
 
 @pytest.mark.parametrize("dataset", FLAVOURS)
-def test_federated_labels(dataset):
+def test_cluster_mates_of_what_is_present_are_negative_categories(dataset):
     content = load(tiny(dataset) / "val.json")
     cluster = {c["id"]: clusters()[c["name"]] for c in content["categories"]}
     present: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
@@ -125,31 +135,31 @@ def test_federated_labels(dataset):
         partial += len(image["not_exhaustive_category_ids"])
         assert absent.isdisjoint(there | set(image["not_exhaustive_category_ids"]))
         mates = {c for c in cluster if cluster[c] in {cluster[t] for t in there}} - there
-        assert mates <= absent, "cluster mates of what is there are verified absent"
-        assert len(absent) < 60 - len(there), "the rest is left open"
+        assert mates <= absent, "cluster mates of present classes are negative"
+        assert len(absent) < 60 - len(there), "other classes stay unverified"
     assert partial > 0, "some instances are drawn but not labelled"
 
 
-def test_some_train_images_are_emptied_by_filtering():
+def test_some_train_images_have_no_usable_label():
     index = LVISIndex(tiny("v05") / "train.json", tiny("v05") / "images")
     empty = [
         image["id"] for image, labels in zip(index.images, index.labels, strict=True) if not labels
     ]
     specks = [a for a in index.annotations if a["image_id"] in empty]
-    assert len(empty) == TINY.train_images // Recipe.EMPTY and specks, (
-        "one has nothing, one an annotation too small to use"
+    assert len(empty) == TINY.train_images // EMPTY_EVERY and specks, (
+        "one has no annotation, one an annotation too small to use"
     )
 
 
 def test_val_shows_each_class_equally_often_and_train_never_shows_its_new_styles():
     counts = Counter(LVISIndex(tiny("v05") / "val.json").image_count)
-    assert list(counts) == [int(TINY.val_images * Recipe.OBJECTS) // 60]
+    assert list(counts) == [int(TINY.val_images * PAIRS_PER_SCENE) // 60]
     for name in classes("v05"):
         train, novel = styles(name, 0)
         assert train and novel and not set(train) & set(novel)
 
 
-def test_outline_of_known_shapes():
+def test_outlines_of_known_shapes():
     mask = np.zeros((6, 8), bool)
     mask[1:4, 2:6] = True
     assert mask_to_polygons(mask)[1] == 12 and sorted(mask_to_polygons(mask)[0][0]) == sorted(
@@ -163,17 +173,17 @@ def test_outline_of_known_shapes():
     assert mask_to_polygons(np.zeros((4, 4), bool)) == ([], 0)
 
 
-def test_scene_masks_are_disjoint_and_sprites_are_hardly_covered():
+def test_scene_masks_are_disjoint_and_every_sprite_stays_visible():
     tiles = [atlas().styles(name)["noto"] for name in classes("v05")[:5]]
-    covered = []
+    visible = []
     for number in range(20):
-        _, masks = draw(tiles, random_state("test", number), Look())
+        _, masks = draw_scene(tiles, random_state("test", number), SceneStyle())
         assert np.sum(masks, axis=0).max() == 1
-        covered += [m.any() for m in masks]
-    assert all(covered)
+        visible += [mask.any() for mask in masks]
+    assert all(visible)
 
 
-def test_recipe_mistakes_are_named(tmp_path):
+def test_mistakes_in_a_recipe_are_reported(tmp_path):
     with pytest.raises(UserError, match="no `synthetic` section"):
         Recipe.read(None)
     with pytest.raises(UserError, match=r"unknown keys.*colour"):
@@ -184,11 +194,11 @@ def test_recipe_mistakes_are_named(tmp_path):
         write_dataset(TINY, "coco", tmp_path)
 
 
-# 180 classes --------------------------------------------------------------------------------------------------------------
+# 180 classes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataset", FLAVOURS)
-def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
+def test_the_midi_scale_has_180_classes_in_the_groups_of_lvis(dataset):
     recipe = Recipe.read(load_study("midi").scale["synthetic"])
     counts, cluster = image_counts(recipe, dataset), clusters(180)
     assert len(counts) == 180 == len(set(counts)) and set(classes(dataset)) < set(counts) < set(
@@ -208,15 +218,13 @@ def test_the_midi_scale_has_180_classes_in_lvis_own_groups(dataset):
     assert list(counts) != list(image_counts(recipe, "v1" if dataset == "v05" else "v05"))
 
 
-def test_larger_sprites_and_what_the_manifest_tells():
-    _, (mask,) = draw(
+def test_sprites_can_be_enlarged_and_defaults_stay_out_of_the_manifest():
+    _, (mask,) = draw_scene(
         [atlas().styles("owl")["noto"]],
         random_state("test"),
-        Look(size=128, sprite=(90, 90), rotation=0.0),
+        SceneStyle(size=128, sprite=(90, 90), rotation=0.0),
     )
     rows, columns = np.nonzero(mask)
     assert 80 <= max(np.ptp(rows), np.ptp(columns)) <= 92, "a sprite of 64 pixels, enlarged"
-    assert {"classes", "sprite"}.isdisjoint(TINY.told()), (
-        "manifests of the 60 classes stay as they were"
-    )
-    assert Recipe.read({"classes": 180, "sprite": [40, 96]}).told()["sprite"] == (40, 96)
+    assert {"classes", "sprite"}.isdisjoint(TINY.stored()), "old manifests still match"
+    assert Recipe.read({"classes": 180, "sprite": [40, 96]}).stored()["sprite"] == (40, 96)
