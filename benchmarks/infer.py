@@ -26,11 +26,11 @@ from mmengine.dataset import pseudo_collate
 
 from pcb.errors import UserError
 from pcb.files import write_json
-from pcb.inference.calibrations import rules
-from pcb.inference.infer import Network, detect_all, trained
-from pcb.inference.proposal_confusion import Sums
+from pcb.inference.calibrations import score_functions
+from pcb.inference.infer import SplitDetector, detect_shard, trained
+from pcb.inference.proposal_confusion import ConfusionSums
 from pcb.study import Study, load_study
-from pcb.study.variants import columns
+from pcb.study.variants import score_columns
 from pcb.training import build
 
 RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
@@ -39,7 +39,7 @@ PARTS = {
     "box head": [("pcb.inference.infer", "", "forward")],
     "scores and suppression of all variants": [("pcb.inference.infer", "", "detect")],
     "mask head": [("mmdet.models.roi_heads", "StandardRoIHead", "_mask_forward")],
-    "masks into the image, as RLE": [("pcb.inference.forward", "", "paste")],
+    "masks into the image, as RLE": [("pcb.inference.forward", "", "encode_masks")],
 }
 
 
@@ -47,25 +47,24 @@ def measure(quick: bool) -> list[Figure]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         study = finished(Path(folder))
-        network = Network(study, RUN, "val", trained(study, RUN, 0))
-        ids = list(network.places)[: 40 if quick else None]
-        one, all_ = (
-            rules(network.model, ["plain"]),
-            rules(network.model, columns(study.variants(RUN)), *statistics(network)),
-        )
+        detector = SplitDetector(study, RUN, "val", trained(study, RUN, 0))
+        ids = list(detector.index)[: 40 if quick else None]
+        one = score_functions(detector.model, ["plain"])
+        columns = score_columns(study.variants(RUN))
+        all_ = score_functions(detector.model, columns, *statistics(detector))
         seconds = by_turns(
             2 if quick else 5,
             clock=time.process_time,
-            mmdet=lambda: mmdet(network, ids),
-            one=lambda: detect_all(network, network.batches(ids), one),
-            all=lambda: detect_all(network, network.batches(ids), all_),
-            first=lambda: detect_all(network, uncached(network).batches(ids), all_),
+            mmdet=lambda: mmdet(detector, ids),
+            one=lambda: detect_shard(detector, detector.batches(ids), one),
+            all=lambda: detect_shard(detector, detector.batches(ids), all_),
+            first=lambda: detect_shard(detector, uncached(detector).batches(ids), all_),
         )
         watch, began = Stopwatch(PARTS), time.process_time()
-        detect_all(network, network.batches(ids), all_)
+        detect_shard(detector, detector.batches(ids), all_)
         whole = time.process_time() - began
     each = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
-    count = len(columns(study.variants(RUN)))
+    count = len(columns)
     return [
         Figure(
             f"{count} variants in one pass, against mmdet's predict",
@@ -120,29 +119,27 @@ def finished(folder: Path) -> Study:
     return study
 
 
-def statistics(network: Network) -> tuple[dict[str, torch.Tensor], list[int]]:
+def statistics(detector: SplitDetector) -> tuple[dict[str, torch.Tensor], list[int]]:
     """What the variants need to know: the confusion matrices of both splits, and how many training images each class has."""
     matrices = {}
     for split in ("val", "train"):
-        other, sums = (
-            Network(network.study, RUN, split, network.record, network.model),
-            Sums(len(network.data.metainfo["classes"])),
-        )
-        for images in other.batches(list(other.places)):
+        other = SplitDetector(detector.study, RUN, split, detector.record, detector.model)
+        sums = ConfusionSums(detector.classes)
+        for images in other.batches(list(other.index)):
             other.count(sums, images)
         matrices[split] = torch.from_numpy(sums.matrix)
-    return matrices, build.index(*build.dataset_files(network.study, "v05", "train")).image_count
+    return matrices, build.index(*build.dataset_files(detector.study, "v05", "train")).image_count
 
 
-def uncached(network: Network) -> Network:
-    """The same network with an empty feature cache."""
-    network.model.cache = {"val": {}}
-    return network
+def uncached(detector: SplitDetector) -> SplitDetector:
+    """The same detector with an empty feature cache."""
+    detector.model.cache = {"val": {}}
+    return detector
 
 
-def mmdet(network: Network, ids: list[int]) -> None:
+def mmdet(detector: SplitDetector, ids: list[int]) -> None:
     for i in ids:
-        found = network.model.test_step(pseudo_collate([network.data[network.places[i]]]))[
+        found = detector.model.test_step(pseudo_collate([detector.dataset[detector.index[i]]]))[
             0
         ].pred_instances
         coco_mask.encode(np.asfortranarray(found.masks.numpy().transpose(1, 2, 0).astype(np.uint8)))

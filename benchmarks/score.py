@@ -21,7 +21,7 @@ import pycocotools.mask as coco_mask
 from harness import Figure, main
 
 from pcb.evaluation.score import evaluate
-from pcb.evaluation.shards import Shards, ShardWriter, plan
+from pcb.evaluation.shards import Shards, ShardWriter, plan_shards
 
 CLASSES, DETECTIONS, HEIGHT, WIDTH = 1203, 300, 480, 640
 LVIS_V1_VAL = 19809
@@ -78,7 +78,7 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
     }
     writer, parts = (
         ShardWriter(folder / "shards", "benchmark", ["plain"]),
-        plan(range(1, images + 1)),
+        plan_shards(range(1, images + 1)),
     )
     for part in parts:
         columns = {k: [] for k in ("image_id", "category_id", "box", "score:plain", "rle")}

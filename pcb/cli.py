@@ -237,7 +237,8 @@ def trunk(arguments: Namespace) -> None:
 def infer(arguments: Namespace) -> None:
     """Run a trained detector over the validation images.
 
-    Reads run.json; writes detections and the confusion matrix.
+    Reads run.json, and confusion-train.npz where a table needs it; writes detections and the
+    confusion matrix. With --split, over other images, on which NorCal's hyper-parameter is chosen.
     """
     from pcb.cluster.gpus import lease
 
@@ -247,6 +248,21 @@ def infer(arguments: Namespace) -> None:
         from pcb.inference.infer import infer as run
 
         run(study, arguments.run, arguments.seed, split=arguments.split)
+
+
+def confusion(arguments: Namespace) -> None:
+    """Measure a trained detector's confusion matrix on the training images.
+
+    Reads run.json, writes confusion-train.npz, for the variant cm-train.
+    """
+    from pcb.cluster.gpus import lease
+
+    study = load(arguments)
+    check_run(study, arguments)
+    with lease(min(1, study.scale["hardware"]["gpus_per_job"])):
+        from pcb.inference.infer import train_confusion
+
+        train_confusion(study, arguments.run, arguments.seed)
 
 
 def score(arguments: Namespace) -> None:
@@ -404,7 +420,7 @@ def contents() -> str:
     groups: dict[str, tuple[FunctionType, ...]] = {
         "the whole": (reproduce, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
-        "one run": (pretrain, trunk, train, infer, score),
+        "one run": (pretrain, trunk, train, infer, confusion, score),
         "pages": (gather, render, site, publish),
         "any detector": (bias,),
     }
@@ -538,12 +554,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="train", help="train (default), val or dev")
     command.add_argument("--out", default="contact-sheet.png", metavar="PNG")
     verb(pretrain).add_argument("backbone", help="a backbone of the scale, such as r50")
-    for do in (trunk, train, infer, score):
+    for do in (trunk, train, infer, confusion, score):
         command = verb(do)
         command.add_argument("run", help="the id of an experiment, as `pcb plan` lists it")
         command.add_argument("--seed", type=int, default=0, help="(default: 0)")
         if do in (infer, score):
-            command.add_argument("--split", default="val", choices=["val", "dev"])
+            command.add_argument("--split", default="val", choices=["val", "dev", "train-subset"])
     for do in (gather, render):
         verb(do).add_argument("target", help="a table, figure or page, such as table05")
     verb(site)

@@ -36,6 +36,8 @@ COSTS = {
     "trunk": 0.7,
     "train": 1.0,
     "infer": 0.25,
+    "infer_split": 0.25,
+    "train_confusion": 0.25,
     "score": 0.05,
     "gather": 0.02,
     "notebook": 0.2,

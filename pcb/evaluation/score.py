@@ -1,11 +1,13 @@
-"""Detections to AP: a CPU job of seconds, streaming over the shards, by LVIS's rules (hotcoco). Never imports torch.
+"""Detections to AP by LVIS's rules (hotcoco), streaming over the shards: a CPU job of seconds.
 
-    evaluate("val.json", Shards(...), "plain", "segm")  ->  {"AP": 27.7, "APr": 21.8, …, "classes": {category id: AP}}
-    score(study, run, seed)                             ->  writes metrics.json: all variants of a run, mask and box AP, PwB
+    evaluate("val.json", Shards(...), "plain", "segm")  ->  {"AP": 27.7, "APr": 21.8, …}
+    score(study, run, seed)                             ->  writes metrics.json
 
-LVIS's rules: an image counts for a class only where the class is annotated or listed in `neg_category_ids`; a false positive of
-a class in `not_exhaustive_category_ids` is ignored; at most 300 detections an image, over all classes together. AP is the mean
-over IoU .5:.05:.95 and over the classes that have ground truth; AP_r, AP_c, AP_f over those whose category says `frequency` r, c, f.
+LVIS's rules: an image counts for a class only where the class is annotated or listed in
+`neg_category_ids`; a false positive of a class in `not_exhaustive_category_ids` is ignored; at most
+300 detections an image, over all classes together. AP is the mean over IoU .5:.05:.95 and over the
+classes that have ground truth; AP_r, AP_c and AP_f are the means over the classes whose category
+has `frequency` r, c or f. Never imports torch.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from pcb.evaluation.confusion_metrics import bias_metrics, pairwise_bias, read_c
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import write_json
 from pcb.study import Study
-from pcb.study.load import read_json
-from pcb.study.variants import choice, file_of, gamma_of
+from pcb.study.records import require_record
+from pcb.study.variants import NORCAL, annotation_split, gamma_of, gamma_split
 
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
@@ -36,8 +38,8 @@ MAX_DETECTIONS = 300
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles: it would walk through millions of dicts that form none, again and again."""
+def gc_disabled() -> Iterator[None]:
+    """Disable garbage collection, which would search millions of dicts for cycles again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -47,8 +49,11 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def ahead(items: Iterable[Rows]) -> Iterator[Rows]:
-    """The same items, each fetched in a thread while the one before it is in use: the evaluator leaves Python's lock alone."""
+def prefetch(items: Iterable[Rows]) -> Iterator[Rows]:
+    """The same items, each read in a thread during the use of the last one.
+
+    The evaluator releases Python's lock, so reading and evaluating overlap.
+    """
     rest = iter(items)
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, rest, None)
@@ -58,46 +63,66 @@ def ahead(items: Iterable[Rows]) -> Iterator[Rows]:
 
 
 class GroundTruth:
-    """An annotation file in LVIS format, as what the evaluator is fed image by image. Raises `UserError` that lists its faults."""
+    """An annotation file in LVIS format, as the evaluator takes it image by image.
 
-    @uncollected()
+    Attributes:
+        path: The file.
+        categories: In the order of labels and confusion matrices, by id, each with `frequency`.
+        images: Image id -> image.
+        by_image: Image id -> its annotations, those too small to train on included.
+    """
+
+    @gc_disabled()
     def __init__(
         self, path: str | Path, cache: Path | None = None, only: Container[int] | None = None
     ):
-        """`only`: ids of the images that count, by default all of the file."""
+        """Read the file.
+
+        Args:
+            path: The file.
+            cache: Folder of indices (`pcb.data.lvis.index`).
+            only: Ids of the images that count; None means all.
+
+        Raises:
+            UserError: The file is missing, broken or not in LVIS format.
+        """
         index = LVISIndex(path, cache=cache)
         self.path = index.path
-        # In the order of labels and of confusion matrices: by id.
         self.categories = [
             {**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)
         ]
         self.images = {
             image["id"]: image for image in index.images if only is None or image["id"] in only
         }
-        lacking = [
+        missing = [
             key
             for key in ("neg_category_ids", "not_exhaustive_category_ids")
             if not all(key in image for image in index.images)
         ]
-        if lacking:
+        if missing:
             raise UserError(
-                f"{path} is no LVIS annotation file: images without {' and '.join(lacking)}",
-                "give LVIS's, not COCO's",
+                f"{path} is no LVIS annotation file: images without {' and '.join(missing)}",
+                "use LVIS's annotation file, not COCO's",
             )
-        self.by_image = defaultdict(list)
-        for annotation in index.annotations:  # also those too small to train on
+        self.by_image: dict[int, list[dict]] = defaultdict(list)
+        for annotation in index.annotations:
             if annotation["image_id"] in self.images:
                 self.by_image[annotation["image_id"]].append(annotation)
 
     def relevant(self, rows: Rows) -> np.ndarray:
-        """(n,) bool: the 300 best of each image, and of these the ones of a class that the image has or is known not to have.
+        """Which detections can influence a metric.
 
-        The evaluator would drop the others itself. Doing it before their masks are unpacked halves the time.
+        The evaluator would drop the others itself; dropping them before their masks are decoded
+        halves the time.
+
+        Returns:
+            (n,) bool: the 300 best of each image, and of these the ones of a class that the image
+            has, or is known not to have.
         """
         best = np.lexsort((-rows.score, rows.image_id))
         first = np.searchsorted(rows.image_id[best], rows.image_id[best])
-        kept = np.zeros(len(rows), bool)
-        kept[best[np.arange(len(rows)) - first < MAX_DETECTIONS]] = True
+        within_limit = np.zeros(len(rows), bool)
+        within_limit[best[np.arange(len(rows)) - first < MAX_DETECTIONS]] = True
         classes = len(self.categories) + 1
         known = [
             i * classes + c
@@ -107,10 +132,10 @@ class GroundTruth:
                 *(a["category_id"] for a in self.by_image.get(i, ())),
             )
         ]
-        return kept & np.isin(rows.image_id * classes + rows.category_id, known)
+        return within_limit & np.isin(rows.image_id * classes + rows.category_id, known)
 
 
-@uncollected()
+@gc_disabled()
 def evaluate(
     gt: str | Path | GroundTruth,
     detections: Shards | Iterable[Rows],
@@ -119,18 +144,27 @@ def evaluate(
 ) -> dict:
     """Score one variant's detections against LVIS ground truth.
 
-    `detections` is a `Shards` reader, or the `Rows` themselves (then `variant` does not matter); together they must cover every
-    image of `gt` once. `iou_type` is 'segm' or 'bbox'. Returns points (0-100), None where a group has no class with ground truth:
-    AP, AP50, AP75, APs, APm, APl (by area: a detection's is that of its box), APr, APc, APf, AR@300 and its three sizes,
-    and 'classes': {category id: AP}. Raises `UserError` where images and detections do not belong together.
+    Args:
+        gt: The ground truth, or the path of its file.
+        detections: A `Shards` reader, or the `Rows` themselves. They must cover every image of `gt`
+            once.
+        variant: The column of scores to read from shards.
+        iou_type: `segm` or `bbox`.
+
+    Returns:
+        Points (0-100), None where a group has no class with ground truth: AP, AP50, AP75; APs, APm,
+        APl (by area: a detection's is that of its box); APr, APc, APf; AR@300 and its three sizes;
+        and `classes`: {category id: AP}.
+
+    Raises:
+        UserError: Images and detections do not belong together.
     """
     gt = gt if isinstance(gt, GroundTruth) else GroundTruth(gt)
     masks = iou_type == "segm"
     stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=True)
     missing = set(gt.images)
-    for rows in ahead(
-        detections.read(variant, masks) if isinstance(detections, Shards) else detections
-    ):
+    shards = detections.read(variant, masks) if isinstance(detections, Shards) else detections
+    for rows in prefetch(shards):
         if foreign := set(rows.images) - missing:
             raise UserError(
                 f"{gt.path} has no image {min(foreign)}, or the detections cover it twice",
@@ -138,23 +172,19 @@ def evaluate(
             )
         missing -= set(rows.images)
         rows = rows.where(gt.relevant(rows))
-        table = np.column_stack([rows.image_id, rows.box, rows.score, rows.category_id]).astype(
-            np.float64
-        )
-        size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
-        rle = (
-            [
-                {"size": size[i], "counts": c}
-                for i, c in zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)
-            ]
-            if masks
-            else None
-        )
+        columns = [rows.image_id, rows.box, rows.score, rows.category_id]
+        table = np.column_stack(columns).astype(np.float64)
+        rle = None
+        if masks:
+            size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
+            counts = zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)
+            rle = [{"size": size[i], "counts": c} for i, c in counts]
         annotations = [a for i in rows.images for a in gt.by_image.get(i, ())]
         stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
     if missing:
         raise UserError(
-            f"the detections do not cover {len(missing)} images of {gt.path}, {min(missing)} among them",
+            f"the detections do not cover {len(missing)} images of {gt.path}, "
+            f"{min(missing)} among them",
             "run the inference again",
         )
     evaluation = stream.finalize()
@@ -163,27 +193,26 @@ def evaluate(
 
 
 def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
-    """The 13 metrics of lvis-api and AP per class, in points, from an accumulated evaluation's raw arrays."""
-    precision = np.asarray(evaluation.eval["precision"])[
-        ..., 0
-    ]  # IoU, recall, class, area; -1: no ground truth
-    recall = np.asarray(evaluation.eval["recall"])[..., 0]  # IoU, class, area
+    """The 13 metrics of lvis-api and AP of each class, in points, from an accumulated evaluation."""
+    # (IoU, recall, class, area) and (IoU, class, area); -1 where there is no ground truth.
+    precision = np.asarray(evaluation.eval["precision"])[..., 0]
+    recall = np.asarray(evaluation.eval["recall"])[..., 0]
     order = {category: k for k, category in enumerate(evaluation.params.cat_ids)}
     iou = np.round(evaluation.params.iou_thrs, 2)
     group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in "rcf"}
-    everything = precision[..., 0]
+    all_areas = precision[..., 0]
     out = {
-        "AP": points(everything),
-        "AP50": points(everything[iou == 0.5]),
-        "AP75": points(everything[iou == 0.75]),
+        "AP": points(all_areas),
+        "AP50": points(all_areas[iou == 0.5]),
+        "AP75": points(all_areas[iou == 0.75]),
     }
     out |= {f"AP{size}": points(precision[..., k]) for k, size in enumerate("sml", 1)}
-    out |= {f"AP{f}": points(everything[:, :, group[f]]) for f in "rcf"}
+    out |= {f"AP{f}": points(all_areas[:, :, group[f]]) for f in "rcf"}
     out |= {
         f"AR{size}@{MAX_DETECTIONS}": points(recall[..., k])
         for k, size in enumerate(["", "s", "m", "l"])
     }
-    out["classes"] = {c["id"]: points(everything[:, :, order[c["id"]]]) for c in categories}
+    out["classes"] = {c["id"]: points(all_areas[:, :, order[c["id"]]]) for c in categories}
     return out
 
 
@@ -194,22 +223,35 @@ def points(values: np.ndarray) -> float | None:
 
 
 def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
-    """Score every variant that `infer` left for this run and write `study.paths.metrics(run, seed)`. Raises `UserError`.
+    """Score every variant that inference detected with.
 
-    NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have chosen it (it does not say); where `infer`
-    left a `dev` split too, `norcal-dev` is NorCal with the γ chosen there. Where a scale has none, `norcal-train` has the γ chosen on part
-    of the training images: apart from the images that are scored, but the detector was trained on them.
+    NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have
+    chosen it (it does not say). On val there is also NorCal with the γ that is best on another
+    split: `norcal-dev` where the data set has a split `dev`, else `norcal-train`, with γ chosen on
+    a sample of the training images, which are not scored but were trained on.
+
+    Args:
+        study: The study.
+        run: Experiment.
+        seed: Of the training.
+        split: `val`, `dev` or `train-subset`.
+
+    Returns:
+        The metrics, which it also writes to `study.paths.metrics(run, seed, split)`: all variants,
+        mask and box AP, and of `plain` the bias metrics PwB, Mrf, Mfr and Mup.
+
+    Raises:
+        UserError: Detections are missing or of another training, or a file is broken.
     """
-    detections = Detections(study, run, seed, split)
+    detections = SplitDetections(study, run, seed, split)
     manifest, gt = detections.manifest, detections.gt
-    train = LVISIndex(
-        study.scale["datasets"][study.experiments[run].dataset]["train"], cache=study.paths.indices
-    )
+    dataset = study.experiments[run].dataset
+    train = LVISIndex(study.scale["datasets"][dataset]["train"], cache=study.paths.indices)
     out = {
         "run": run,
         "seed": seed,
         "scale": study.scale["name"],
-        "dataset": study.experiments[run].dataset,
+        "dataset": dataset,
         "split": split,
         "fingerprint": manifest["fingerprint"],
         "evaluation": manifest["evaluation"],
@@ -217,15 +259,15 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         "variants": {},
         "classes": {},
     }
-    column = {variant: variant for variant in manifest["variants"] if variant != "norcal"}
-    if "norcal" in manifest["variants"]:
-        out["norcal"] = {split: detections.norcal()}
-        column["norcal"] = out["norcal"][split]["column"]
-        other = choice(study.scale["datasets"][study.experiments[run].dataset])
-        elsewhere = Detections(study, run, seed, other)
-        if split == "val" and elsewhere.belongs_to(manifest):
-            out["norcal"][file_of(other)] = elsewhere.norcal()
-            column[f"norcal-{file_of(other)}"] = out["norcal"][file_of(other)]["column"]
+    column = {variant: variant for variant in manifest["variants"] if variant != NORCAL}
+    if NORCAL in manifest["variants"]:
+        out["norcal"] = {split: detections.choose_gamma()}
+        column[NORCAL] = out["norcal"][split]["column"]
+        if split == "val":
+            other = gamma_split(study, run)
+            chosen = SplitDetections(study, run, seed, other).choose_gamma()
+            out["norcal"][annotation_split(other)] = chosen
+            column[f"{NORCAL}-{annotation_split(other)}"] = chosen["column"]
     for variant, name in column.items():
         masks, boxes = detections.evaluate(name, "segm"), detections.evaluate(name, "bbox")
         out["variants"][variant] = {
@@ -243,63 +285,63 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             }
             for c, count in zip(gt.categories, train.image_count, strict=True)
         ]
-    confusion = study.paths.confusion(run, seed, split)
-    out["variants"]["plain"] |= pairwise_bias(confusion)
-    out["variants"]["plain"] |= bias_metrics(read_confusion(confusion, out["classes"]["plain"]))
+    path = study.paths.confusion(run, seed, split)
+    confusion = read_confusion(path, out["classes"]["plain"])
+    out["variants"]["plain"] |= pairwise_bias(path) | bias_metrics(confusion)
     write_json(study.paths.metrics(run, seed, split), out)
     return out
 
 
-class Detections:
-    """What `infer` left of a run on one split, with its ground truth; every column is scored once."""
+class SplitDetections:
+    """The detections of a run on one split, with the ground truth; each column is scored once."""
 
     def __init__(self, study: Study, run: str, seed: int, split: str):
-        self.path = study.paths.detections(run, seed, split)
-        self.command = f"pcb infer {run} --seed {seed} --split {split}"
-        self.annotations = study.scale["datasets"][study.experiments[run].dataset].get(
-            file_of(split)
-        )
-        self.cache, self.whole = study.paths.indices, file_of(split) == split
-        self.scored: dict[tuple[str, str], dict] = {}
-
-    @cached_property
-    def manifest(self) -> dict:
-        if not self.path.exists():
-            raise UserError(
-                f"{self.path} does not exist", f"run the inference first: {self.command}"
-            )
-        return read_json(self.path)
+        """Raises `UserError` where they are missing or of another training."""
+        self.path = path = study.paths.detections(run, seed, split)
+        of_split = "" if split == "val" else f" --split {split}"
+        self._command = f"pcb infer {run} --seed {seed}{of_split}"
+        self.manifest = require_record(path, study.fingerprint(run, seed), self._command)
+        self.shards = Shards(path.parent / self.manifest["folder"], self.manifest["shards"])
+        files = study.scale["datasets"][study.experiments[run].dataset]
+        self._annotations = files[annotation_split(split)]
+        self._cache, self._whole_file = study.paths.indices, annotation_split(split) == split
+        self._scored: dict[tuple[str, str], dict] = {}
 
     @cached_property
     def gt(self) -> GroundTruth:
-        return GroundTruth(self.annotations, self.cache, None if self.whole else self.images)
-
-    def belongs_to(self, manifest: dict) -> bool:
-        """Whether these are detections of the same training."""
-        return self.path.exists() and self.manifest["fingerprint"] == manifest["fingerprint"]
-
-    @property
-    def shards(self) -> Shards:
-        return Shards(self.path.parent / self.manifest["folder"], self.manifest["shards"])
+        """The ground truth of the images of the split."""
+        return GroundTruth(
+            self._annotations, self._cache, None if self._whole_file else self.images
+        )
 
     @property
     def images(self) -> set[int]:
+        """Ids of the images that the detections cover."""
         return {i for rows in self.shards.read("plain") for i in rows.images}
 
     def evaluate(self, column: str, iou_type: str) -> dict:
-        if (column, iou_type) not in self.scored:
-            self.scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
-        return self.scored[column, iou_type]
+        """The metrics of one column of scores, as `evaluate` returns them."""
+        if (column, iou_type) not in self._scored:
+            self._scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
+        return self._scored[column, iou_type]
 
-    def norcal(self) -> dict:
-        """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column."""
+    def choose_gamma(self) -> dict:
+        """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column.
+
+        Raises:
+            UserError: These are detections without NorCal.
+        """
+        if NORCAL not in self.manifest["variants"]:
+            raise UserError(
+                f"{self.path} holds no variant {NORCAL!r}", f"run `{self._command}` again"
+            )
         by_gamma = {gamma_of(c): c for c in self.manifest["columns"] if gamma_of(c) is not None}
-        found = {
+        curve = {
             gamma: self.evaluate(column, "segm")["AP"] for gamma, column in sorted(by_gamma.items())
         }
-        best = max(found, key=lambda gamma: (found[gamma] or 0, -gamma))
+        best = max(curve, key=lambda gamma: (curve[gamma] or 0, -gamma))
         return {
             "gamma": best,
             "column": by_gamma[best],
-            "AP": [[gamma, ap] for gamma, ap in found.items()],
+            "AP": [[gamma, ap] for gamma, ap in curve.items()],
         }

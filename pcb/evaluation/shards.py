@@ -1,21 +1,23 @@
-"""Detections on disk: one Parquet file per so many images, one row per kept (box, class) of the union over variants.
+"""Detections on disk: Parquet files (shards) with a row for each (box, class) that a variant keeps.
 
-    writer = ShardWriter(folder, fingerprint, variants)
-    for part in plan(image_ids):                 # image ids, one list per shard
-        if not writer.has(part):
-            writer.write(part, columns)          # atomic; an interrupted pass continues with the missing shards
-    manifest = writer.finish(parts)              # list of {file, images, rows}
+    writer = ShardWriter(folder, fingerprint, columns)
+    shards = plan_shards(image_ids)              # image ids of each shard
+    for ids in shards:
+        if not writer.has(ids):
+            writer.write(ids, rows)              # atomic; an interrupted pass resumes here
+    manifest = writer.finish(shards)             # list of {file, images, rows}
     for rows in Shards(folder, manifest).read("plain", masks=True): ...
 
-Columns: image_id, category_id, x, y, w, h (pixels of the original image), height, width of the image, rle (COCO compressed
-counts of the mask) and `score:<variant>`, null where that variant did not keep the row. A shard carries in its own
-metadata the fingerprint of what made it and the images it covers, those without detections too, so it can be trusted alone.
+Columns are image_id, category_id, x, y, w, h (pixels of the original image), height and width of the
+image, rle (COCO's compressed counts of the mask) and `score:<column>` for each column of scores, null
+where that variant does not keep the row. A shard's metadata holds the fingerprint of what made it and
+all images that it covers, those without detections too, so a shard can be trusted alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ import pyarrow.parquet as pq
 from pcb.errors import UserError
 from pcb.files import atomic
 
-IMAGES_PER_SHARD = 256  # at 300 detections an image about 15 MB a shard
+IMAGES_PER_SHARD = 256  # with 300 detections an image about 15 MB a shard
 SCORE = "score:"
 FIELDS = [
     ("image_id", pa.int64()),
@@ -48,9 +50,15 @@ BOX = ["x", "y", "w", "h"]
 class Rows:
     """Detections of one variant on a few images, as columns of equal length n.
 
-    images: ids of all images covered, also those without a detection. box: (n, 4) x, y, w, h in pixels.
-    score: (n,) float32. size: (n, 2) height, width of the image. rle: n compressed COCO counts, or None where not asked for;
-    they stay in Arrow, since a Python object for each of millions costs more than scoring them.
+    Attributes:
+        images: Ids of all images covered, also those without a detection.
+        image_id: (n,) int64.
+        category_id: (n,) int32.
+        box: (n, 4) float32 x, y, width, height in pixels.
+        score: (n,) float32.
+        size: (n, 2) int32 height and width of the image.
+        rle: n compressed COCO counts, or None where they were not asked for. They stay in Arrow: a
+            Python object for each of millions would take longer than scoring them.
     """
 
     images: list[int]
@@ -78,111 +86,132 @@ class Rows:
         )
 
 
-def schema(variants: Sequence[str], metadata: dict[str, str] | None = None) -> pa.Schema:
-    return pa.schema([*FIELDS, *[(SCORE + v, pa.float32()) for v in variants]], metadata=metadata)
+def schema(columns: Sequence[str], metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The schema of a shard with these columns of scores."""
+    scores = [(SCORE + column, pa.float32()) for column in columns]
+    return pa.schema([*FIELDS, *scores], metadata=metadata)
 
 
-def plan(image_ids: Sequence[int], per_shard: int = IMAGES_PER_SHARD) -> list[list[int]]:
-    """Image ids in order, cut into shards: the same cut for every pass over the same images."""
+def plan_shards(
+    image_ids: Mapping[int, int] | Sequence[int], per_shard: int = IMAGES_PER_SHARD
+) -> list[list[int]]:
+    """Split image ids, in their order, into the shards of every pass over these images."""
     ids = [int(i) for i in image_ids]
     return [ids[i : i + per_shard] for i in range(0, len(ids), per_shard)]
 
 
 class ShardWriter:
-    """Writes shards into `folder`; `has` says which of an earlier, interrupted pass with the same `fingerprint` still stand."""
+    """Writes shards into a folder, and finds those of an interrupted pass with the same fingerprint.
 
-    def __init__(self, folder: str | Path, fingerprint: str, variants: Sequence[str]):
-        self.folder, self.fingerprint, self.variants = Path(folder), fingerprint, list(variants)
+    Attributes:
+        folder: Of the shards.
+        fingerprint: Of what determines the detections.
+        columns: Columns of scores (`pcb.study.variants.score_columns`).
+    """
 
-    def path(self, part: Sequence[int], suffix: str = "parquet") -> Path:
-        """A shard is named by its first image. `suffix` serves files kept beside the shard."""
-        return self.folder / f"images-{part[0]:012d}.{suffix}"
+    def __init__(self, folder: str | Path, fingerprint: str, columns: Sequence[str]):
+        self.folder, self.fingerprint, self.columns = Path(folder), fingerprint, list(columns)
 
-    def has(self, part: Sequence[int]) -> bool:
-        """True where a whole shard of exactly these images, variants and fingerprint is on disk."""
+    def path(self, image_ids: Sequence[int]) -> Path:
+        """The file of a shard, named by its first image."""
+        return self.folder / f"images-{image_ids[0]:012d}.parquet"
+
+    def has(self, image_ids: Sequence[int]) -> bool:
+        """Whether a whole shard of exactly these images, columns and fingerprint is on disk."""
         try:
-            found = pq.read_schema(self.path(part))
+            found = pq.read_schema(self.path(image_ids))
         except (OSError, pa.ArrowInvalid):
             return False
-        return found.equals(schema(self.variants)) and found.metadata == _encoded(
-            self._metadata(part)
-        )
+        metadata = {k.encode(): v.encode() for k, v in self._metadata(image_ids).items()}
+        return found.equals(schema(self.columns)) and found.metadata == metadata
 
-    def write(self, part: Sequence[int], columns: dict[str, np.ndarray | list]) -> Path:
-        """Write the rows of the images in `part`; a score that is not a number means 'not kept by that variant'."""
-        known = schema(self.variants, self._metadata(part))
+    def write(self, image_ids: Sequence[int], rows: Mapping[str, np.ndarray | list]) -> Path:
+        """Write the shard of these images.
+
+        Args:
+            image_ids: Of all images covered.
+            rows: Column -> n values. NaN as a score means that the variant does not keep the row.
+
+        Returns:
+            The path of the shard.
+        """
+        known = schema(self.columns, self._metadata(image_ids))
         arrays = [
-            pa.array(columns[f.name], type=f.type, from_pandas=f.name.startswith(SCORE))
-            for f in known
+            pa.array(rows[f.name], type=f.type, from_pandas=f.name.startswith(SCORE)) for f in known
         ]
-        with atomic(self.path(part)) as temporary:
-            pq.write_table(
-                pa.Table.from_arrays(arrays, schema=known), temporary, compression="zstd"
-            )
-        return self.path(part)
+        table = pa.Table.from_arrays(arrays, schema=known)
+        with atomic(self.path(image_ids)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        return self.path(image_ids)
 
-    def finish(self, parts: Sequence[Sequence[int]]) -> list[dict]:
-        """Describe the shards in order, for the manifest; files that belong to no shard (an older pass) are removed."""
-        names = {self.path(part).stem for part in parts}
+    def finish(self, shards: Sequence[Sequence[int]]) -> list[dict]:
+        """Describe the shards in order, for the manifest, and remove files of other shards."""
+        names = {self.path(ids).stem for ids in shards}
         for path in self.folder.iterdir():
             if path.stem not in names:
                 path.unlink()
         return [
             {
-                "file": self.path(p).name,
-                "images": len(p),
-                "rows": pq.read_metadata(self.path(p)).num_rows,
+                "file": self.path(ids).name,
+                "images": len(ids),
+                "rows": pq.read_metadata(self.path(ids)).num_rows,
             }
-            for p in parts
+            for ids in shards
         ]
 
-    def _metadata(self, part: Sequence[int]) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "images": json.dumps(list(part))}
+    def _metadata(self, image_ids: Sequence[int]) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "images": json.dumps(list(image_ids))}
 
 
 class Shards:
-    """Reader of the shards that a manifest lists. Memory is that of one shard."""
+    """Reads the shards that a manifest lists. Memory is that of one shard."""
 
     def __init__(self, folder: str | Path, manifest: Sequence[dict]):
         self.paths = [Path(folder) / entry["file"] for entry in manifest]
 
     @property
-    def variants(self) -> list[str]:
+    def columns(self) -> list[str]:
+        """The columns of scores."""
         with _opened(self.paths[0]) as file:
-            return [
-                name.removeprefix(SCORE)
-                for name in file.schema_arrow.names
-                if name.startswith(SCORE)
-            ]
+            names = file.schema_arrow.names
+        return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]
 
-    def read(self, variant: str, masks: bool = False) -> Iterator[Rows]:
-        """The detections that `variant` kept, one `Rows` per shard; `masks` reads the RLE column too. Raises `UserError`."""
-        wanted = ["image_id", "category_id", *BOX, "height", "width", SCORE + variant]
+    def read(self, column: str, masks: bool = False) -> Iterator[Rows]:
+        """Read the detections with a score in one column.
+
+        Args:
+            column: Column of scores.
+            masks: Read the RLE column too.
+
+        Yields:
+            The rows of each shard.
+
+        Raises:
+            UserError: A shard is missing or broken, or has no such column.
+        """
+        name = SCORE + column
+        wanted = ["image_id", "category_id", *BOX, "height", "width", name]
         for path in self.paths:
             with _opened(path) as file:
-                if SCORE + variant not in file.schema_arrow.names:
+                if name not in file.schema_arrow.names:
                     raise UserError(
-                        f"{path} holds no variant {variant!r}, only {', '.join(self.variants)}",
+                        f"{path} holds no variant {column!r}, only {', '.join(self.columns)}",
                         "run the inference of this run again",
                     )
                 images = json.loads(file.schema_arrow.metadata[b"images"])
                 table = file.read(columns=[*wanted, "rle"] if masks else wanted)
-            if table[SCORE + variant].null_count:
-                table = table.filter(pc.is_valid(table[SCORE + variant]))
-            column = {name: table[name].to_numpy() for name in wanted}
+            if table[name].null_count:
+                table = table.filter(pc.is_valid(table[name]))
+            values = {key: table[key].to_numpy() for key in wanted}
             yield Rows(
                 images,
-                column["image_id"],
-                column["category_id"],
-                np.stack([column[k] for k in BOX], 1),
-                column[SCORE + variant],
-                np.stack([column["height"], column["width"]], 1),
+                values["image_id"],
+                values["category_id"],
+                np.stack([values[k] for k in BOX], 1),
+                values[name],
+                np.stack([values["height"], values["width"]], 1),
                 table["rle"] if masks else None,
             )
-
-
-def _encoded(metadata: dict[str, str]) -> dict[bytes, bytes]:
-    return {k.encode(): v.encode() for k, v in metadata.items()}
 
 
 @contextmanager

@@ -1,12 +1,8 @@
-"""The evaluation variants of a checkpoint: what each is called, and its rule from the steps' scores to its own.
+"""Score functions: how each evaluation variant scores proposals, before thresholds and NMS.
 
-    plain                 the detector's own scores
-    step1, step2          those of an earlier step (Table 7); boxes stay the last step's
-    cm-val, ms-val        calibrated by the confusion matrix (Eq. 6) or mean scores (Eq. 8) of the split itself: an upper bound (Table 1)
-    cm-train              by the matrix of the training images in test mode (Table 4)
-    norcal                by class counts (Table 8), for γ over a grid: one column of scores each; the scorer chooses
-
-Background keeps its score in CM and MS. All of them act before thresholds and NMS.
+`plain` takes the last step's scores and `step1`, `step2` those of an earlier step (Table 7); a
+calibration transforms the last step's (`pcb.registry.CALIBRATIONS`). Boxes are the last step's in
+every variant.
 """
 
 from __future__ import annotations
@@ -20,47 +16,52 @@ from pcb.calibration import Statistics
 from pcb.registry import CALIBRATIONS
 from pcb.study.variants import NORCAL, gamma_of
 
-Rule = Callable[
-    [list[Tensor]], Tensor
-]  # scores of every step, each (n, C+1), background last -> scores of the variant
+# Scores of every step, each (n, C+1) with background last -> (n, C+1) scores of the variant.
+ScoreFunction = Callable[[list[Tensor]], Tensor]
 
 
 def activation(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """How the classifier's logits (n, channels) become scores (n, C+1)."""
     head = model.roi_head.bbox_head
-    return head.loss_cls.get_activation if head.custom_cls_channels else softmax
+    return head.loss_cls.get_activation if head.custom_cls_channels else _softmax
 
 
-def rules(
+def score_functions(
     model: nn.Module,
     columns: Sequence[str],
     matrices: Mapping[str, Tensor] | None = None,
     image_counts: Sequence[int] = (),
-) -> dict[str, Rule]:
-    """The rule behind each column of scores.
+) -> dict[str, ScoreFunction]:
+    """The score function behind each column of scores.
 
-    matrices: (C, C) confusion matrices by source, 'val' and 'train', as far as the columns need them.
-    image_counts: training images of each class, for NorCal.
+    Args:
+        model: The detector.
+        columns: Names by `pcb.study.variants.score_columns`.
+        matrices: (C, C) confusion matrices of the splits `val` and `train`, if columns need them.
+        image_counts: (C,) training images of each class, for NorCal.
     """
     kind = getattr(model.roi_head.bbox_head.loss_cls, "score_kind", "softmax")
-    return {column: rule(column, kind, matrices or {}, image_counts) for column in columns}
+    return {
+        column: score_function(column, kind, matrices or {}, image_counts) for column in columns
+    }
 
 
-def rule(
+def score_function(
     column: str, kind: str, matrices: Mapping[str, Tensor], image_counts: Sequence[int]
-) -> Rule:
+) -> ScoreFunction:
+    """The score function of one column; `kind` is how the loss makes scores (`Statistics`)."""
     if column == "plain":
         return lambda steps: steps[-1]
     if column.startswith("step"):
         step = int(column.removeprefix("step")) - 1
         return lambda steps: steps[step]
     gamma = gamma_of(column)
-    entry = CALIBRATIONS[column if gamma is None else NORCAL.rstrip("-")]
+    entry = CALIBRATIONS[column if gamma is None else NORCAL]
     matrix = matrices[entry.statistics_of] if entry.statistics_of else None
     statistics = Statistics(matrix, torch.tensor(image_counts), kind)
     calibrate = entry.load().from_statistics(statistics, gamma)
     return lambda steps: calibrate(steps[-1])
 
 
-def softmax(logits: Tensor) -> Tensor:
+def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1)

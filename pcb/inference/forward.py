@@ -1,17 +1,18 @@
-"""One batch of images through the detector: the network once, then every evaluation variant from the same logits.
+"""One batch of images through the detector: the network once, then all variants from its logits.
 
-    images = forward(model, items)                             # features, proposals, logits and boxes of every step
-    kept = [detect(model, image, rules) for image in images]   # each variant scores, thresholds and suppresses on its own, as mmdet does
-    found = segment(model, images, kept)                       # masks, once for the union of what the variants kept
+    images = forward(model, items)                         # proposals, logits, boxes, features
+    selections = [detect(model, image, functions) for image in images]
+    masks = segment(model, images, selections)
 
-A variant is a rule from the steps' scores to its own. Boxes are the last step's in every variant (Table 7 compares classifications), so
-what two variants keep differs in scores and in selection only, and the mask of a (proposal, class) pair is the same for all.
-The `plain` variant equals mmdet's own `model.predict`.
+Each variant scores, thresholds and suppresses on its own, as mmdet does. Boxes are the last step's
+in every variant (Table 7 compares classifications), so variants differ in scores and in selection
+only, and the mask of a (proposal, class) pair is computed once, for the union of what they select.
+The variant `plain` equals mmdet's own `model.predict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -22,21 +23,26 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from pcb.errors import UserError
-from pcb.inference.calibrations import Rule, activation
-from pcb.inference.mask_rle import paste
-from pcb.inference.multi_variant_nms import suppress
+from pcb.inference.calibrations import ScoreFunction, activation
+from pcb.inference.mask_rle import encode_masks
+from pcb.inference.multi_variant_nms import multi_variant_nms
 
-MASKS_AT_ONCE = (
-    256  # mask logits of 1,230 classes take 4 MB a box; mmdet takes all of one image, up to 300
-)
+# Boxes of one call of the mask head. Its logits of 1,230 classes take 4 MB a box; mmdet takes all
+# boxes of an image at once, up to 300.
+MASK_BATCH = 256
 
 
 @dataclass
 class Image:
-    """What the network says about one image. Boxes in pixels of the resized image, C classes, n proposals.
+    """The network's outputs for one image: n proposals, C classes.
 
-    proposals: (n, 4). logits: one (n, channels) per step. boxes: (n, C, 4), or (n, 1, 4) where class-agnostic.
-    features: the levels of the batch's pyramid that the mask head reads; this image is number `place` in them.
+    Attributes:
+        meta: mmdet's `metainfo` of the image.
+        proposals: (n, 4) x1, y1, x2, y2 in pixels of the resized image.
+        logits: One (n, channels) for each step.
+        boxes: (n, C, 4) or, class-agnostic, (n, 1, 4), in pixels of the resized image.
+        features: Feature maps of the batch that the mask head reads, finest first.
+        index: Position of this image in `features`.
     """
 
     meta: dict
@@ -44,20 +50,23 @@ class Image:
     logits: list[Tensor]
     boxes: Tensor
     features: tuple[Tensor, ...]
-    place: int
+    index: int
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, its share of the batch's features included."""
+        """Bytes of memory that it takes, its share of the batch's features included."""
         shared = sum(level[0].nbytes for level in self.features)
         return shared + self.boxes.nbytes + sum(step.nbytes for step in self.logits)
 
 
 @dataclass
-class Kept:
-    """The (proposal, class) pairs that at least one variant keeps: k of them, in order of proposal and class.
+class Selection:
+    """The k (proposal, class) pairs that at least one variant selects, by proposal and class.
 
-    boxes: (k, 4) x1, y1, x2, y2 in pixels of the resized image. labels: (k,). scores: (k,) per variant, NaN where not kept.
+    Attributes:
+        boxes: (k, 4) x1, y1, x2, y2 in pixels of the resized image.
+        labels: (k,) int64 classes.
+        scores: Variant -> (k,) float32, NaN where the variant does not select the pair.
     """
 
     boxes: Tensor
@@ -66,7 +75,10 @@ class Kept:
 
 
 def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    """Group consecutive images of one shape, at most `size` of them: no image is padded to another's shape, which would change it."""
+    """Group consecutive images of one shape, at most `size` of them.
+
+    Padding an image to the shape of another would change its result.
+    """
     for _, same in groupby(items, key=lambda item: tuple(item["inputs"].shape)):
         while group := list(islice(same, size)):
             yield group
@@ -74,15 +86,26 @@ def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 @torch.no_grad()
 def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Image]:
-    """Items of mmdet's test pipeline (`inputs`, `data_samples`), images of `split` -> one `Image` each."""
+    """Run the network on a batch, up to logits and decoded boxes.
+
+    Args:
+        model: The detector, in evaluation mode.
+        items: Of mmdet's test pipeline (`inputs`, `data_samples`), all of one shape.
+        split: The split of the images, for a detector with a feature cache.
+
+    Raises:
+        UserError: A class score is not finite.
+    """
     data = model.data_preprocessor(pseudo_collate(items), False)
     samples, head = data["data_samples"], model.roi_head
-    features, found = extract_and_propose(model, data["inputs"], samples, split)
-    proposals = [each.bboxes for each in found]
-    rois, of_masks = bbox2roi(proposals), tuple(features[: head.mask_roi_extractor.num_inputs])
+    features, instances = extract_and_propose(model, data["inputs"], samples, split)
+    proposals = [of_image.bboxes for of_image in instances]
+    rois = bbox2roi(proposals)
+    mask_features = tuple(features[: head.mask_roi_extractor.num_inputs])
     if not len(rois):
+        no_boxes = rois.new_zeros(0, 1, 4)
         return [
-            Image(sample.metainfo, proposals[i], [], rois.new_zeros(0, 1, 4), of_masks, i)
+            Image(sample.metainfo, proposals[i], [], no_boxes, mask_features, i)
             for i, sample in enumerate(samples)
         ]
     out = head._bbox_forward(features, rois)
@@ -93,7 +116,8 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
         )
     steps = [*(logits for logits, _ in out.get("steps", [])[:-1]), out["cls_score"]]
     sizes = [len(p) for p in proposals]
-    raw = head.bbox_head.predict_by_feat(  # without a test_cfg: decoded boxes of all classes, before any suppression
+    # Without a test_cfg it returns the decoded boxes of all classes, before any suppression.
+    decoded = head.bbox_head.predict_by_feat(
         rois=rois.split(sizes),
         cls_scores=out["cls_score"].split(sizes),
         bbox_preds=out["bbox_pred"].split(sizes),
@@ -102,23 +126,22 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
         rescale=False,
     )
     logits = list(zip(*(step.split(sizes) for step in steps), strict=True))
-    return [
-        Image(
-            samples[i].metainfo,
-            proposals[i],
-            list(logits[i]),
-            raw[i].bboxes.view(sizes[i], -1, 4),
-            of_masks,
-            i,
+    images = []
+    for i, sample in enumerate(samples):
+        boxes = decoded[i].bboxes.view(sizes[i], -1, 4)
+        images.append(
+            Image(sample.metainfo, proposals[i], list(logits[i]), boxes, mask_features, i)
         )
-        for i in range(len(samples))
-    ]
+    return images
 
 
 def extract_and_propose(
     model: nn.Module, images: Tensor, samples: list, split: str
 ) -> tuple[Sequence[Tensor], list[InstanceData]]:
-    """Feature maps, finest first, and the proposals of each image; from a feature cache if the detector has one."""
+    """Feature maps, finest first, and the proposals of each image.
+
+    They come from the frozen-backbone feature cache if the detector has one.
+    """
     cached = getattr(model, "extract_and_propose", None)
     if cached is not None:
         return cached(images, samples, split)
@@ -127,47 +150,48 @@ def extract_and_propose(
 
 
 @torch.no_grad()
-def detect(model: nn.Module, image: Image, rules: dict[str, Rule]) -> Kept:
-    """Score, threshold and suppress by each rule, as mmdet does, and take the union."""
-    n, per_class = image.boxes.shape[:2]
-    if not n:
-        nothing = image.boxes.new_zeros(0)
-        return Kept(image.boxes.new_zeros(0, 4), nothing.long(), dict.fromkeys(rules, nothing))
+def detect(model: nn.Module, image: Image, functions: Mapping[str, ScoreFunction]) -> Selection:
+    """Score, threshold and suppress by each score function, and take the union."""
+    proposals, boxes_each = image.boxes.shape[:2]
+    if not proposals:
+        empty = image.boxes.new_zeros(0)
+        return Selection(image.boxes.new_zeros(0, 4), empty.long(), dict.fromkeys(functions, empty))
     steps = [activation(model)(logits) for logits in image.logits]
-    scores = {variant: rule(steps) for variant, rule in rules.items()}
-    pairs, table = suppress(image.boxes, scores, model.roi_head.test_cfg)
+    scores = {variant: function(steps) for variant, function in functions.items()}
+    pairs, selected = multi_variant_nms(image.boxes, scores, model.roi_head.test_cfg)
     classes = next(iter(scores.values())).shape[1] - 1
     labels = pairs % classes
-    boxes = image.boxes[pairs // classes, labels if per_class > 1 else 0]
-    return Kept(boxes, labels, dict(zip(scores, table, strict=True)))
+    boxes = image.boxes[pairs // classes, labels if boxes_each > 1 else 0]
+    return Selection(boxes, labels, dict(zip(scores, selected, strict=True)))
 
 
 @torch.no_grad()
 def segment(
-    model: nn.Module, images: list[Image], kept: list[Kept]
+    model: nn.Module, images: list[Image], selections: list[Selection]
 ) -> list[tuple[Tensor, list[bytes]]]:
-    """For each image of a batch: boxes (k, 4) in pixels of the original image, and k masks of its size as compressed COCO RLE counts."""
-    head, counts = model.roi_head, [len(k.labels) for k in kept]
-    boxes, labels = torch.cat([k.boxes for k in kept]), torch.cat([k.labels for k in kept])
+    """Predict the masks of a batch.
 
-    def each(of_images: list) -> Tensor:
-        """A row for each image -> a row for each of its boxes."""
-        return torch.repeat_interleave(
-            *(torch.tensor(values, device=boxes.device) for values in (of_images, counts)), dim=0
-        )
+    Returns:
+        For each image its (k, 4) boxes in pixels of the original image, and k masks of that size
+        as compressed COCO RLE counts.
+    """
+    head, counts = model.roi_head, [len(s.labels) for s in selections]
+    boxes = torch.cat([s.boxes for s in selections])
+    labels = torch.cat([s.labels for s in selections])
 
-    rois = torch.cat([each([float(image.place) for image in images])[:, None], boxes], dim=1)
+    def per_box(per_image: list) -> Tensor:
+        rows = torch.tensor(per_image, device=boxes.device)
+        return rows.repeat_interleave(torch.tensor(counts, device=boxes.device), dim=0)
+
+    rois = torch.cat([per_box([float(image.index) for image in images])[:, None], boxes], dim=1)
     masks = [boxes.new_zeros(0, 1, 1)]
-    for some, of in zip(rois.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True):
-        if len(some):  # only the box's own class goes on
-            logits = head._mask_forward(images[0].features, some)["mask_preds"]
-            masks.append(
-                logits[
-                    torch.arange(len(some), device=of.device),
-                    0 if head.mask_head.class_agnostic else of,
-                ].sigmoid()
-            )
-    boxes = boxes / each([tuple(image.meta["scale_factor"]) * 2 for image in images])
-    sizes = each([image.meta["ori_shape"][:2] for image in images])
-    rles = iter(paste(torch.cat(masks[1:] or masks), boxes, sizes, head.test_cfg.mask_thr_binary))
+    for batch, classes in zip(rois.split(MASK_BATCH), labels.split(MASK_BATCH), strict=True):
+        if len(batch):
+            logits = head._mask_forward(images[0].features, batch)["mask_preds"]
+            own = 0 if head.mask_head.class_agnostic else classes
+            masks.append(logits[torch.arange(len(batch), device=batch.device), own].sigmoid())
+    boxes = boxes / per_box([tuple(image.meta["scale_factor"]) * 2 for image in images])
+    sizes = per_box([image.meta["ori_shape"][:2] for image in images])
+    probabilities = torch.cat(masks[1:] or masks)
+    rles = iter(encode_masks(probabilities, boxes, sizes, head.test_cfg.mask_thr_binary))
     return [(own, list(islice(rles, len(own)))) for own in boxes.split(counts)]

@@ -1,40 +1,58 @@
-"""A trained detector over a split: one pass yields all evaluation variants, as shards of detections, and the confusion matrix.
+"""Inference: a trained detector over a split, one pass for all evaluation variants.
 
-    infer(study, run, seed)  ->  detections/*.parquet, confusion.npz and, last, detections.json below results/<scale>/runs/<run>/
+    infer(study, run, seed)            detections/*.parquet, confusion.npz, then detections.json
+    train_confusion(study, run, seed)  confusion-train.npz
 
-Everything that costs is done once an image: features, proposals, logits, masks (pcb.inference.forward). An interrupted pass continues
-with the shards that are missing; it yields the same bytes as an uninterrupted one.
+Features, proposals, logits and masks are computed once an image (pcb.inference.forward). An
+interrupted pass resumes with the shards that are missing and yields the same bytes.
 
-Calibration by the split's own confusion matrix needs the whole split counted before the first score. Up to `KEEP` bytes, what the
-network said of an image is kept in memory meanwhile; on a larger split the network runs twice, for the two runs of the paper that ask.
+Calibration by the split's own confusion matrix needs the whole split counted before the first
+score. Meanwhile the network's outputs stay in memory, up to `CACHE_BYTES`; on a larger split the
+network runs twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
 from pcb.errors import UserError
-from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan
+from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
 from pcb.files import write_json
-from pcb.inference.calibrations import Rule, rules
+from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import Image, by_shape, detect, forward, segment
-from pcb.inference.proposal_confusion import Sums, Tally, foreground, match, write_confusion
+from pcb.inference.proposal_confusion import (
+    ConfusionShards,
+    ConfusionSums,
+    foreground,
+    load_matrix,
+    match,
+    write_confusion,
+)
 from pcb.study import Study
 from pcb.study.records import require_record
 from pcb.study.study import fingerprint
-from pcb.study.variants import TRAIN_PART, choice, columns, file_of, sources, train_part
+from pcb.study.variants import (
+    NORCAL,
+    TRAIN_SUBSET,
+    annotation_split,
+    confusion_splits,
+    gamma_split,
+    score_columns,
+    train_subset,
+)
 from pcb.training import build, checkpoint
 
-IMAGES_AT_ONCE = 8  # of one shape; mmdet tests with one at a time
-KEEP = 2**30
+BATCH = 8  # images of one shape; mmdet tests with one at a time
+CACHE_BYTES = 2**30
 
 
 def infer(
@@ -45,60 +63,58 @@ def infer(
     images_per_shard: int = IMAGES_PER_SHARD,
     variants: Sequence[str] | None = None,
 ) -> dict:
-    """Detect on `split` with every variant that some table asks of this run, or with those given. Returns the manifest it wrote.
+    """Detect on a split with several evaluation variants.
 
-    Where NorCal is among them, the split of `pcb.study.variants.choice` is detected on too: the scorer chooses γ there as well.
-    Raises `UserError` where the run is not trained, its checkpoint is missing, damaged or of another class count, or predicts NaN.
+    Args:
+        study: The study.
+        run: Experiment.
+        seed: Of the training.
+        split: `val`, `dev` or `train-subset`.
+        images_per_shard: Images of one file of detections.
+        variants: By default all that some table asks of this run; on the split on which NorCal's γ
+            is chosen beside val, `plain` and `norcal`.
+
+    Returns:
+        The manifest, which it also writes to `study.paths.detections(run, seed, split)`.
+
+    Raises:
+        UserError: The run is not trained, its checkpoint is missing, damaged, of another number of
+            classes or diverged; or the confusion matrix that `cm-train` needs is missing.
     """
     started = time.monotonic()
     torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     record = trained(study, run, seed)
-    job = study.eval_job(run, seed) | {"split": split, "checkpoint": record["sha256"]}
-    job["variants"] = names = list(variants or job["variants"])
-    if split == "val" and "norcal" in names:
-        infer(
-            study,
-            run,
-            seed,
-            choice(study.scale["datasets"][study.experiments[run].dataset]),
-            images_per_shard,
-            ["plain", "norcal"],
-        )
+    names = list(variants or default_variants(study, run, split))
+    job = study.eval_job(run, seed)
+    job |= {"split": split, "checkpoint": record["sha256"], "variants": names}
 
-    network = Network(study, run, split, record)
-    parts = plan(network.places, images_per_shard)
+    detector = SplitDetector(study, run, split, record)
+    shards = plan_shards(detector.index, images_per_shard)
     manifest_path = study.paths.detections(run, seed, split)
-    writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), columns(names))
-    matrix_path = study.paths.confusion(run, seed, split)
-    tally = network.tally(matrix_path.with_suffix(""))
-    missing = [part for part in parts if not (writer.has(part) and tally.has(part))]
+    writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), score_columns(names))
+    confusion_path = study.paths.confusion(run, seed, split)
+    confusions = detector.confusion_shards(confusion_path.with_suffix(""))
+    missing = [ids for ids in shards if not (writer.has(ids) and confusions.has(ids))]
     if missing:
         matrices = {}
-        if "val" in sources(names):
-            matrices["val"] = torch.from_numpy(network.counted(tally, parts, keep=True).matrix)
-        if "train" in sources(names):
-            path = study.paths.confusion(run, seed, "train")
-            training = Network(study, run, "train", record, network.model)
-            total = training.counted(
-                training.tally(path.with_suffix("")), plan(training.places, images_per_shard)
-            )
-            write_confusion(path, total)
-            training.save_cache()
-            matrices["train"] = torch.from_numpy(total.matrix)
-        counts = build.index(
-            *build.dataset_files(study, study.experiments[run].dataset, "train"),
-            study.paths.indices,
-        ).image_count
-        by_column = rules(network.model, writer.variants, matrices, counts)
-        progress = Progress(f"{run} on {split}", sum(map(len, missing)))
-        for part in missing:
-            sums = None if tally.has(part) else Sums(tally.classes)
-            rows = detect_all(network, progress.watch(network.batches(part)), by_column, sums)
-            if sums:
-                tally.save(part, sums)
-            writer.write(part, rows)
-        network.save_cache()
-    write_confusion(matrix_path, tally.total(parts))
+        if "train" in confusion_splits(names):
+            matrices["train"] = train_matrix(study, run, seed, record)
+        if "val" in confusion_splits(names):
+            total = detector.count_split(confusions, shards, keep=True)
+            matrices["val"] = torch.from_numpy(total.matrix)
+        train_files = build.dataset_files(study, study.experiments[run].dataset, "train")
+        train_images = build.index(*train_files, study.paths.indices).image_count
+        functions = score_functions(detector.model, writer.columns, matrices, train_images)
+        with progress_bar(f"{run} on {split}", missing) as bar:
+            for ids in missing:
+                sums = None if confusions.has(ids) else ConfusionSums(confusions.classes)
+                batches = watched(detector.batches(ids), bar)
+                columns = detect_shard(detector, batches, functions, sums)
+                if sums:
+                    confusions.save(ids, sums)
+                writer.write(ids, columns)
+        detector.save_cache()
+    write_confusion(confusion_path, confusions.total(shards), record["sha256"])
     manifest = {
         "run": run,
         "seed": seed,
@@ -106,64 +122,120 @@ def infer(
         "fingerprint": study.fingerprint(run, seed),
         "evaluation": writer.fingerprint,
         "variants": names,
-        "columns": writer.variants,
-        "images": len(network.places),
+        "columns": writer.columns,
+        "images": len(detector.index),
         "folder": writer.folder.name,
-        "shards": writer.finish(parts),
+        "shards": writer.finish(shards),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(manifest_path, manifest)
     return manifest
 
 
-class Network:
-    """A trained detector and the images of a split: what it says about each of them."""
+def train_confusion(
+    study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER_SHARD
+) -> Path:
+    """Measure the confusion matrix of the training images in test mode, for `cm-train`.
+
+    Returns:
+        `study.paths.confusion(run, seed, "train")`, which it writes, in float64: a calibration
+        computes with it.
+
+    Raises:
+        UserError: As for `infer`.
+    """
+    torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
+    record = trained(study, run, seed)
+    path = study.paths.confusion(run, seed, "train")
+    detector = SplitDetector(study, run, "train", record)
+    shards = plan_shards(detector.index, images_per_shard)
+    total = detector.count_split(detector.confusion_shards(path.with_suffix("")), shards)
+    write_confusion(path, total, record["sha256"], np.float64)
+    detector.save_cache()
+    return path
+
+
+def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tensor:
+    """(C, C) float64, what `train_confusion` measured of the training in `record`."""
+    path = study.paths.confusion(run, seed, "train")
+    return load_matrix(path, record["sha256"], f"pcb confusion {run} --seed {seed}")
+
+
+def default_variants(study: Study, run: str, split: str) -> list[str]:
+    """The evaluation variants that some table needs of a run on a split."""
+    variants = study.variants(run)
+    if NORCAL in variants and split == gamma_split(study, run):
+        return ["plain", NORCAL]
+    return variants
+
+
+class SplitDetector:
+    """A trained detector and the images of a split.
+
+    Attributes:
+        dataset: The images through mmdet's test pipeline, with annotations by `get_data_info`.
+        index: Image id -> position in `dataset`, of the images of the split.
+        model: The detector, built when it is first used.
+    """
 
     def __init__(
         self, study: Study, run: str, split: str, record: dict, model: torch.nn.Module | None = None
     ):
+        """`record` is that of the training; `model` its detector, if that exists already."""
         self.study, self.run, self.split, self.record = study, run, split, record
-        self.data = test_set(study, run, split)
-        self.places = {
-            self.data.get_data_info(i)["img_id"]: i for i in range(len(self.data))
-        }  # image id -> place in the data set
-        if split == TRAIN_PART:
-            self.places = {i: self.places[i] for i in train_part(self.places)}
-        self.kept: dict[int, list[list[Image]]] = {}
-        self.kept_bytes = 0
+        self.dataset = test_set(study, run, split)
+        ids = (self.dataset.get_data_info(i)["img_id"] for i in range(len(self.dataset)))
+        self.index: dict[int, int] = {image: i for i, image in enumerate(ids)}
+        if split == TRAIN_SUBSET:
+            self.index = {image: self.index[image] for image in train_subset(self.index)}
+        self._cache: dict[int, list[list[Image]]] = {}  # first image of a shard -> its batches
+        self._cached_bytes = 0
         if model is not None:
             self.model = model
 
     @cached_property
     def model(self) -> torch.nn.Module:
+        """The detector with its final weights. Raises `UserError` for another number of classes."""
         model = build.detector(self.study, self.run, self.record["checkpoint"])
-        classes, ours = len(self.data.metainfo["classes"]), model.roi_head.bbox_head.num_classes
-        if classes != ours:
+        classes, predicted = self.classes, model.roi_head.bbox_head.num_classes
+        if classes != predicted:
             raise UserError(
-                f"{self.data.ann_file} has {classes} categories, the checkpoint {ours} classes",
+                f"{self.dataset.ann_file} has {classes} categories, the checkpoint {predicted}",
                 "use the annotation file of the data set that the run was trained on",
             )
         return model
 
-    def batches(self, part: Sequence[int], keep: bool = False) -> Iterator[list[Image]]:
-        """The images of a part, in order. With `keep` they stay in memory, if they fit, for the next time that they are asked for."""
-        if part[0] in self.kept:
-            yield from self.kept.pop(part[0])
+    @property
+    def classes(self) -> int:
+        """C, the number of classes of the data set."""
+        return len(self.dataset.metainfo["classes"])
+
+    def batches(self, image_ids: Sequence[int], keep: bool = False) -> Iterator[list[Image]]:
+        """Run the network over the images of a shard, in order.
+
+        Args:
+            image_ids: Of one shard.
+            keep: Keep the outputs in memory, if they fit, for the next call with this shard.
+        """
+        if image_ids[0] in self._cache:
+            yield from self._cache.pop(image_ids[0])
             return
-        found: list[list[Image]] = []
+        kept: list[list[Image]] = []
         items = DataLoader(
-            Subset(self.data, [self.places[i] for i in part]),
+            Subset(self.dataset, [self.index[i] for i in image_ids]),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.study.scale["hardware"]["workers"],
         )
-        for batch in by_shape(items, IMAGES_AT_ONCE):
+        for batch in by_shape(items, BATCH):
             images = forward(self.model, batch, self.split)
-            self.kept_bytes += sum(image.nbytes for image in images) if keep else 0
-            found += [images] if keep and self.kept_bytes <= KEEP else []
+            if keep:
+                self._cached_bytes += sum(image.nbytes for image in images)
+                if self._cached_bytes <= CACHE_BYTES:
+                    kept.append(images)
             yield images
-        if sum(map(len, found)) == len(part):
-            self.kept[part[0]] = found
+        if sum(map(len, kept)) == len(image_ids):
+            self._cache[image_ids[0]] = kept
 
     def save_cache(self) -> None:
         """Save the frozen-backbone feature cache for later runs, if the detector has one."""
@@ -171,38 +243,39 @@ class Network:
         if save_cache is not None:
             save_cache(self.split)
 
-    def tally(self, folder: Path) -> Tally:
-        """Where this network's confusions on this split are counted: they depend on weights and images, not on test settings."""
+    def confusion_shards(self, folder: Path) -> ConfusionShards:
+        """The sums in `folder`, which depend on weights and images, not on test settings."""
         dataset = self.study.experiments[self.run].dataset
         made_by = {
             "checkpoint": self.record["sha256"],
-            "data": build.dataset_files(self.study, dataset, file_of(self.split)),
+            "data": build.dataset_files(self.study, dataset, annotation_split(self.split)),
         }
-        return Tally(folder, fingerprint(made_by), len(self.data.metainfo["classes"]))
+        return ConfusionShards(folder, fingerprint(made_by), self.classes)
 
-    def counted(self, tally: Tally, parts: Sequence[Sequence[int]], keep: bool = False) -> Sums:
-        """The confusions of the whole split, counting the parts that are not counted yet."""
-        missing = [part for part in parts if not tally.has(part)]
-        progress = Progress(f"{self.run}, confusion matrix of {self.split}", sum(map(len, missing)))
-        for part in missing:
-            sums = Sums(tally.classes)
-            for images in progress.watch(self.batches(part, keep)):
-                self.count(sums, images)
-            tally.save(part, sums)
-        return tally.total(parts)
+    def count_split(
+        self, confusions: ConfusionShards, shards: Sequence[Sequence[int]], keep: bool = False
+    ) -> ConfusionSums:
+        """Sum the confusions of the whole split, and count the shards that are not counted yet."""
+        missing = [ids for ids in shards if not confusions.has(ids)]
+        with progress_bar(f"{self.run}, confusion matrix of {self.split}", missing) as bar:
+            for ids in missing:
+                sums = ConfusionSums(confusions.classes)
+                for images in watched(self.batches(ids, keep), bar):
+                    self.count(sums, images)
+                confusions.save(ids, sums)
+        return confusions.total(shards)
 
-    def count(self, sums: Sums, images: Sequence[Image]) -> None:
+    def count(self, sums: ConfusionSums, images: Sequence[Image]) -> None:
         """Add the proposals of images to the sums of the confusion matrix."""
         for image in images:
-            instances = self.data.get_data_info(self.places[image.meta["img_id"]])[
-                "instances"
-            ]  # in pixels of the original image
+            info = self.dataset.get_data_info(self.index[image.meta["img_id"]])
+            instances = info["instances"]  # boxes in pixels of the original image
             if not instances or not image.logits:
                 continue
             scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
-            truth = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
-            labels = torch.tensor([i["bbox_label"] for i in instances], device=truth.device)
-            rows, labels = match(image.proposals, truth, labels)
+            boxes = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
+            labels = torch.tensor([i["bbox_label"] for i in instances], device=boxes.device)
+            rows, labels = match(image.proposals, boxes, labels)
             sums.add(labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows]))
 
 
@@ -225,94 +298,95 @@ def trained(study: Study, run: str, seed: int) -> dict:
     return record
 
 
-def test_set(study: Study, run: str, split: str) -> Dataset:
-    """The images of a split through mmdet's test pipeline, with the annotations at hand by `get_data_info`."""
-    experiment, split = study.experiments[run], file_of(split)
-    if split not in study.scale["datasets"][experiment.dataset]:
+def test_set(study: Study, run: str, split: str):
+    """The images behind a split as mmdet's data set, with its test pipeline."""
+    experiment, name = study.experiments[run], annotation_split(split)
+    if name not in study.scale["datasets"][experiment.dataset]:
         raise UserError(
-            f"the scale {study.scale['name']!r} names no split {split!r} for {experiment.dataset}",
-            "name one in its YAML",
+            f"the scale {study.scale['name']!r} has no split {name!r} of {experiment.dataset}",
+            "name its annotation file in the scale's YAML file",
         )
-    annotations, images = build.dataset_files(study, experiment.dataset, split)
-    pipeline = build.base(study, experiment.backbone).test_pipeline
+    annotations, images = build.dataset_files(study, experiment.dataset, name)
     return DATASETS.build(
         {
             "type": "PCBLVISDataset",
             "ann_file": annotations,
             "data_prefix": {"img": images},
             "test_mode": True,
-            "pipeline": pipeline,
+            "pipeline": build.base(study, experiment.backbone).test_pipeline,
             "index_cache": str(study.paths.indices),
         }
     )
 
 
-def _as_it_is(item):
+def _unchanged(item):
     return item
 
 
-def detect_all(
-    network: Network,
+def detect_shard(
+    detector: SplitDetector,
     batches: Iterable[list[Image]],
-    rules: dict[str, Rule],
-    sums: Sums | None = None,
-) -> dict:
-    """The columns of one shard; the images are also counted into `sums` if given."""
-    found: dict[str, list] = {
-        name: []
-        for name in (
-            "image_id",
-            "category_id",
-            "box",
-            "height",
-            "width",
-            *(SCORE + c for c in rules),
-        )
-    }
-    rles = []
+    functions: Mapping[str, ScoreFunction],
+    sums: ConfusionSums | None = None,
+) -> dict[str, np.ndarray | list]:
+    """Detect on the images of one shard.
+
+    Args:
+        detector: The detector.
+        batches: What the network made of the images.
+        functions: The score function of each column.
+        sums: Where the images are counted for the confusion matrix too, if at all.
+
+    Returns:
+        The columns of the shard (`pcb.evaluation.shards`), one row for each detection.
+    """
+    names = ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in functions))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    rles: list[bytes] = []
     for images in batches:
         if sums:
-            network.count(sums, images)
-        kept = [detect(network.model, image, rules) for image in images]
-        for image, mine, (boxes, masks) in zip(
-            images, kept, segment(network.model, images, kept), strict=True
-        ):
-            rles += masks
-            found["box"].append(to_xywh(boxes))
-            found["category_id"].append(
-                mine.labels.cpu().numpy() + 1
-            )  # ids are 1..C, labels 0..C-1
-            for name, value in zip(
-                ("image_id", "height", "width"),
-                (image.meta["img_id"], *image.meta["ori_shape"][:2]),
-                strict=True,
-            ):
-                found[name].append(np.full(len(boxes), value))
-            for column, scores in mine.scores.items():
-                found[SCORE + column].append(scores.cpu().numpy())
-    table = {name: np.concatenate(parts) for name, parts in found.items()}
-    return table | dict(zip(BOX, table.pop("box").T, strict=True)) | {"rle": rles}
+            detector.count(sums, images)
+        selections = [detect(detector.model, image, functions) for image in images]
+        masks = segment(detector.model, images, selections)
+        for image, selection, (boxes, counts) in zip(images, selections, masks, strict=True):
+            rles += counts
+            height, width = image.meta["ori_shape"][:2]
+            parts["image_id"].append(np.full(len(boxes), image.meta["img_id"]))
+            parts["height"].append(np.full(len(boxes), height))
+            parts["width"].append(np.full(len(boxes), width))
+            parts["box"].append(to_xywh(boxes))
+            # Category ids are 1 … C, labels 0 … C-1.
+            parts["category_id"].append(selection.labels.cpu().numpy() + 1)
+            for column, scores in selection.scores.items():
+                parts[SCORE + column].append(scores.cpu().numpy())
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    boxes = columns.pop("box")
+    return columns | dict(zip(BOX, boxes.T, strict=True)) | {"rle": rles}
 
 
 def to_xywh(boxes: torch.Tensor) -> np.ndarray:
+    """(k, 4) boxes x1, y1, x2, y2 -> (k, 4) x, y, width, height."""
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).cpu().numpy()
 
 
-class Progress:
-    """A line every few seconds: images done, of how many, and the time left."""
+def progress_bar(title: str, shards: Iterable[Sequence[int]]) -> tqdm:
+    """Progress over the images of shards: a line every ten seconds, also in a log file.
 
-    def __init__(self, title: str, total: int, every: float = 10.0):
-        self.title, self.total, self.every, self.done = title, total, every, 0
-        self.started = self.said = time.monotonic()
+    tqdm ends an update with a carriage return, which text files read as the end of a line, so the
+    last line of a log is the last update (`pcb status` prints it).
+    """
+    total = sum(map(len, shards))
+    return tqdm(
+        total=total,
+        desc=title,
+        disable=not total,
+        mininterval=10,
+        bar_format="{desc}: {n_fmt} of {total_fmt} images, {remaining} left",
+    )
 
-    def watch(self, batches: Iterable[list[Image]]) -> Iterator[list[Image]]:
-        for batch in batches:
-            yield batch
-            self.done += len(batch)
-            now = time.monotonic()
-            if now - self.said > self.every or self.done == self.total:
-                self.said, left = now, (now - self.started) / self.done * (self.total - self.done)
-                print(
-                    f"{self.title}: {self.done} of {self.total} images, {left:.0f} s left",
-                    flush=True,
-                )
+
+def watched(batches: Iterable[list[Image]], bar: tqdm) -> Iterator[list[Image]]:
+    """The same batches; the bar advances when one has been used."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))

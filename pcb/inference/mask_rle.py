@@ -1,10 +1,14 @@
-"""Mask probabilities in boxes -> masks of the image, as COCO RLE: mmdet's paste, over a window around each box instead of the image.
+"""Mask probabilities in boxes to COCO RLE of the image: mmdet's pasting, over a window of each box.
 
-    paste(masks, boxes, sizes, threshold)  ->  k compressed COCO counts
+    encode_masks(masks, boxes, sizes, threshold)  ->  k compressed COCO counts
 
-mmdet pastes into an array of the image's size and leaves the encoding to others, which read all of it again, column by column.
-Here windows of about one size are sampled together, for the boxes of several images, and only where runs of mask pixels begin
-and end leaves the device. The pixels are mmdet's, to the bit, as it pastes on a CPU.
+mmdet pastes every mask into an array of the image's size, which pycocotools then reads again, column
+by column. Here windows of similar size are sampled together, for the boxes of several images, and
+only the start and end of each run of mask pixels leaves the device. Pixels equal those that mmdet
+pastes on a CPU, and counts those of pycocotools; tests compare both with the originals.
+
+Saves most of pasting and encoding: 4.1 ms an image for the masks of 14 variants, where mmdet's whole
+`predict` takes 27.3 ms for one variant (results/benchmarks/infer.json).
 """
 
 from __future__ import annotations
@@ -16,45 +20,82 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STEPS = 6  # sizes of windows along each side of an image
+SIZE_STEPS = 6  # window sizes that are told apart along each side of an image
 PIXELS_AT_ONCE = 2**20
 
 
 @torch.no_grad()
-def paste(masks: Tensor, boxes: Tensor, sizes: Tensor, threshold: float) -> list[bytes]:
-    """(k, h, w) probabilities, (k, 4) boxes x1, y1, x2, y2 in pixels of images of (k, 2) height and width -> k RLE counts."""
+def encode_masks(masks: Tensor, boxes: Tensor, sizes: Tensor, threshold: float) -> list[bytes]:
+    """Paste masks into their images and encode them.
+
+    Args:
+        masks: (k, h, w) probabilities over each box.
+        boxes: (k, 4) x1, y1, x2, y2 in pixels of the image.
+        sizes: (k, 2) height and width of the image of each.
+        threshold: Lowest probability of a mask pixel.
+
+    Returns:
+        k compressed COCO RLE counts.
+    """
     corner, extent = windows(boxes, sizes)
-    found = [np.zeros((3, 0), np.int64)]
-    for group in alike(extent, sizes):
-        pixels = sample(masks[group], boxes[group], corner[group], extent[group]) >= threshold
-        found.append(runs(pixels, group, corner[group], sizes[group, 0]))
-    owner, start, end = np.concatenate(found, axis=1)
+    parts = [np.zeros((3, 0), np.int64)]
+    for group in similar_windows(extent, sizes):
+        sampled = sample_windows(masks[group], boxes[group], corner[group], extent[group])
+        parts.append(find_runs(sampled >= threshold, group, corner[group], sizes[group, 0]))
+    owner, start, end = np.concatenate(parts, axis=1)
     order = owner.argsort(kind="stable")
-    return pack(owner[order], start[order], end[order], sizes.prod(dim=1).cpu().numpy())
+    pixels = sizes.prod(dim=1).cpu().numpy()
+    return compress_runs(owner[order], start[order], end[order], pixels)
 
 
 def windows(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixels that mmdet pastes: (k, 2) x and y of the first, (k, 2) columns and rows. A mask is below 1/2 outside its box."""
+    """The pixels around boxes that mmdet pastes; a mask is below 1/2 outside its box.
+
+    Args:
+        boxes: (k, 4) x1, y1, x2, y2 in pixels.
+        sizes: (k, 2) height and width of the image.
+
+    Returns:
+        (k, 2) int64 x and y of the first pixel, and (k, 2) int64 columns and rows.
+    """
     corner = (boxes[:, :2].floor() - 1).clamp(min=0)
     beyond = (boxes[:, 2:].ceil() + 1).minimum(sizes.flip(1).to(boxes))
     return corner.long(), (beyond - corner).long().clamp(min=0)
 
 
-def alike(extent: Tensor, sizes: Tensor) -> Iterator[Tensor]:
-    """Indices of windows of about one size, so many that they have at most `PIXELS_AT_ONCE` pixels (one has more where it must)."""
+def similar_windows(extent: Tensor, sizes: Tensor) -> Iterator[Tensor]:
+    """Group windows of similar size.
+
+    Args:
+        extent: (k, 2) columns and rows of the windows.
+        sizes: (k, 2) height and width of the image.
+
+    Yields:
+        Indices of a group. Padded to its largest window it has at most `PIXELS_AT_ONCE` pixels,
+        unless one window alone has more.
+    """
     if not len(extent):
         return
-    side = (sizes.amax() + STEPS - 1) // STEPS
+    side = (sizes.amax() + SIZE_STEPS - 1) // SIZE_STEPS
     columns, rows = ((extent + side - 1) // side).unbind(1)
-    _, which = (columns * (STEPS + 1) + rows).unique(return_inverse=True)
+    _, which = (columns * (SIZE_STEPS + 1) + rows).unique(return_inverse=True)
     for group in which.argsort(stable=True).split(which.bincount().tolist()):
-        yield from group.split(
-            max(1, PIXELS_AT_ONCE // max(1, int(extent[group].amax(dim=0).prod())))
-        )
+        largest = int(extent[group].amax(dim=0).prod())
+        yield from group.split(max(1, PIXELS_AT_ONCE // max(1, largest)))
 
 
-def sample(masks: Tensor, boxes: Tensor, corner: Tensor, extent: Tensor) -> Tensor:
-    """(k, h, w) values in (k, 4) boxes -> (k, H, W) at the pixels of the k windows, each of the size of the largest; 0 beyond its own."""
+def sample_windows(masks: Tensor, boxes: Tensor, corner: Tensor, extent: Tensor) -> Tensor:
+    """Sample masks at the pixels of their windows.
+
+    Args:
+        masks: (k, h, w) values over each box.
+        boxes: (k, 4) x1, y1, x2, y2 in pixels.
+        corner: (k, 2) x and y of the first pixel of each window.
+        extent: (k, 2) columns and rows of each window.
+
+    Returns:
+        (k, H, W) of the size of the largest window, 0 beyond a window's own pixels.
+    """
     axes = []
     for axis in (0, 1):
         low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
@@ -62,51 +103,74 @@ def sample(masks: Tensor, boxes: Tensor, corner: Tensor, extent: Tensor) -> Tens
         at = ((corner[:, axis, None] + offset).to(boxes) + 0.5 - low) / (high - low) * 2 - 1
         at[at.isinf()] = 0  # a box without width or height
         axes.append((at, offset < extent[:, axis, None]))
-    (x, column), (y, row) = axes
+    (x, in_columns), (y, in_rows) = axes
     shape = len(boxes), y.shape[1], x.shape[1]
     grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=3)
     values = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
-    return values * row[:, :, None] * column[:, None]
+    return values * in_rows[:, :, None] * in_columns[:, None]
 
 
-def runs(pixels: Tensor, owner: Tensor, corner: Tensor, height: Tensor) -> np.ndarray:
-    """(k, H, W) bool windows -> (3, m) int64: owner, start and end of each run, counting pixels of the image column by column."""
+def find_runs(pixels: Tensor, owner: Tensor, corner: Tensor, height: Tensor) -> np.ndarray:
+    """Find the runs of mask pixels in windows, column by column.
+
+    Args:
+        pixels: (k, H, W) bool.
+        owner: (k,) index of the mask of each window.
+        corner: (k, 2) x and y of the first pixel of each window.
+        height: (k,) of the image, in pixels.
+
+    Returns:
+        (3, m) int64: owner, start and end of each run, as pixels of the image counted column by
+        column.
+    """
     padded = F.pad(pixels.transpose(1, 2), (1, 1))
-    k, column, row = (
-        (padded[..., 1:] != padded[..., :-1]).nonzero().unbind(1)
-    )  # begin, end, begin, end, ...
+    # Changes along a column: start, end, start, end, ...
+    k, column, row = (padded[..., 1:] != padded[..., :-1]).nonzero().unbind(1)
     position = (corner[k, 0] + column) * height[k] + corner[k, 1] + row
     return torch.stack([owner[k[::2]], position[::2], position[1::2]]).cpu().numpy()
 
 
-def pack(owner: np.ndarray, start: np.ndarray, end: np.ndarray, pixels: np.ndarray) -> list[bytes]:
-    """Runs in order of owner and position, and each owner's number of pixels -> COCO's compressed counts, one for each of `pixels`.
+def compress_runs(
+    owner: np.ndarray, start: np.ndarray, end: np.ndarray, pixels: np.ndarray
+) -> list[bytes]:
+    """Encode runs as COCO's compressed counts.
 
-    COCO writes the lengths of runs of zeros and ones in turn, from the fourth on less the length two before, in groups of five bits
-    from the lowest, each as a character from '0' on; a sixth bit says that more follow.
+    COCO writes the lengths of runs of zeros and ones in turn. From the fourth on it writes the
+    difference from the length two before. A number is written in groups of five bits, lowest
+    first, each as a character from '0' on; a sixth bit marks that more groups follow.
+    Source: `rleToString` of pycocotools' maskApi.c.
+
+    Args:
+        owner: (m,) index of the mask of each run, ascending.
+        start: (m,) first pixel of each run, ascending for each owner.
+        end: (m,) first pixel after each run.
+        pixels: (k,) number of pixels of the image of each mask.
+
+    Returns:
+        k counts.
     """
-    joins = (owner[1:] == owner[:-1]) & (
-        start[1:] == end[:-1]
-    )  # a run over the end of a column goes on in the next
+    if not len(pixels):
+        return []
+    # A run that ends at the bottom of a column may continue at the top of the next.
+    joins = (owner[1:] == owner[:-1]) & (start[1:] == end[:-1])
     first, last = np.r_[True, ~joins][: len(owner)], np.r_[~joins, True][: len(owner)]
     owner, start, end = owner[first], start[first], end[last]
 
-    bounds = (
-        2 * np.bincount(owner, minlength=len(pixels)) + 2
-    )  # 0, start, end, ..., number of pixels
+    # The bounds of a mask's runs: 0, start, end, start, end, ..., number of pixels.
+    bounds = 2 * np.bincount(owner, minlength=len(pixels)) + 2
     begin = np.cumsum(bounds) - bounds
     inner = np.arange(len(owner)) * 2 + 2 * owner + 1
     bound = np.zeros(bounds.sum(), np.int64)
     bound[inner], bound[inner + 1], bound[begin + bounds - 1] = start, end, pixels
-    place = np.arange(len(bound)) - np.repeat(begin, bounds)
+    index = np.arange(len(bound)) - np.repeat(begin, bounds)
     length = np.diff(bound, prepend=0)
     length[begin] = 0
-    keep = (place > 0) & ~(
-        (length == 0) & (place == np.repeat(bounds, bounds) - 1)
-    )  # no run of nothing at the end
-    mask, place, length = np.repeat(np.arange(len(pixels)), bounds)[keep], place[keep], length[keep]
+    # Neither the bound 0 nor an empty run at the end is written.
+    empty_end = (length == 0) & (index == np.repeat(bounds, bounds) - 1)
+    keep = (index > 0) & ~empty_end
+    mask, index, length = np.repeat(np.arange(len(pixels)), bounds)[keep], index[keep], length[keep]
     value = length.copy()
-    later = np.flatnonzero(place > 3)
+    later = np.flatnonzero(index > 3)
     value[later] -= length[later - 2]
 
     characters = []
@@ -118,10 +182,6 @@ def pack(owner: np.ndarray, start: np.ndarray, end: np.ndarray, pixels: np.ndarr
         more &= ~ends
     text = np.stack(characters or [value], axis=1)
     written = text > 0
-    stops = np.cumsum(np.bincount(mask, written.sum(axis=1), len(pixels))).astype(int)
+    stops = np.cumsum(np.bincount(mask, written.sum(axis=1), len(pixels))).astype(int).tolist()
     blob = text[written].astype(np.uint8).tobytes()
-    return (
-        [blob[a:b] for a, b in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True)]
-        if len(pixels)
-        else []
-    )
+    return [blob[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True)]

@@ -1,8 +1,9 @@
-"""Eq. 3 over the proposals of a data set: how much a proposal of class i is predicted as class j, after training.
+"""The confusion matrix of a trained detector, measured over the proposals of a split (Eq. 3).
 
-Protocol: the test-time proposals of the RPN (before any R-CNN suppression, no ground-truth boxes among them, not refined) are
-matched to the ground-truth box of highest IoU, from 0.5 on; row i is the mean of p̂ (Eq. 1) over those that got class i. It is
-a plain mean, another object than the moving average of training. From it come PwB and the post-hoc calibrations.
+Protocol: the RPN's test-time proposals (not refined, not suppressed by the R-CNN, no ground truth
+among them) are matched to the ground-truth box of highest IoU, from 0.5 on; row i is the mean of p̂
+(Eq. 1) over the proposals matched to class i. It is a plain mean, not the moving average of
+training. PwB and the post-hoc calibrations are computed from it.
 """
 
 from __future__ import annotations
@@ -17,102 +18,166 @@ from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 
 from pcb.confusion import pairwise_bias
+from pcb.errors import UserError
 from pcb.files import atomic
 
-IOU = 0.5
+IOU_THRESHOLD = 0.5
 
 
 def foreground(head: nn.Module, logits: Tensor) -> Tensor:
-    """p̂ of Eq. 1 in float64: (n, channels) logits of a box head -> (n, C), by the classifier's own rule or a softmax over the C classes."""
-    rule = getattr(head.loss_cls, "foreground", None)
+    """p̂ of Eq. 1, by the classifier's own rule or a softmax over the C foreground classes.
+
+    Args:
+        head: The box head.
+        logits: (n, channels).
+
+    Returns:
+        (n, C) float64.
+    """
+    own_rule = getattr(head.loss_cls, "foreground", None)
     logits = logits.double()
-    return rule(logits) if rule else logits[:, : head.num_classes].softmax(dim=1)
+    return own_rule(logits) if own_rule else logits[:, : head.num_classes].softmax(dim=1)
 
 
-def match(
-    proposals: Tensor, boxes: Tensor, labels: Tensor, iou: float = IOU
-) -> tuple[Tensor, Tensor]:
-    """Rows of the (n, 4) proposals that lie on one of the (m, 4) ground-truth boxes, and the class of each."""
+def match(proposals: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Match proposals to the ground-truth box of highest IoU, from `IOU_THRESHOLD` on.
+
+    Args:
+        proposals: (n, 4) x1, y1, x2, y2 in pixels.
+        boxes: (m, 4) ground truth, likewise.
+        labels: (m,) int64 classes of the boxes.
+
+    Returns:
+        (k,) rows of the matched proposals and (k,) the class of each.
+    """
     if not len(proposals) or not len(boxes):
         return labels[:0], labels[:0]
     best, which = bbox_overlaps(proposals, boxes).max(dim=1)
-    rows = (best >= iou).nonzero().squeeze(1)
+    rows = (best >= IOU_THRESHOLD).nonzero().squeeze(1)
     return rows, labels[which[rows]]
 
 
-class Sums:
-    """Sums behind Eq. 3 over some images: (C, C) of p̂ by class of the ground truth, (C,) of matched proposals. float64."""
+class ConfusionSums:
+    """Sums behind Eq. 3 over some images.
+
+    Attributes:
+        sums: (C, C) float64, p̂ summed by class of the ground truth.
+        counts: (C,) int64, matched proposals of each class.
+    """
 
     def __init__(self, classes: int):
         self.sums, self.counts = np.zeros((classes, classes)), np.zeros(classes, np.int64)
 
     def add(self, labels: Tensor, probabilities: Tensor) -> None:
-        """Proposals of the given classes (n,), and their p̂ (n, C)."""
-        labels = labels.cpu().numpy()
-        np.add.at(self.sums, labels, probabilities.double().cpu().numpy())
-        np.add.at(self.counts, labels, 1)
+        """Add matched proposals.
+
+        Args:
+            labels: (n,) class of the ground truth of each.
+            probabilities: (n, C) p̂ of each.
+        """
+        rows = labels.cpu().numpy()
+        np.add.at(self.sums, rows, probabilities.double().cpu().numpy())
+        np.add.at(self.counts, rows, 1)
 
     @property
     def matrix(self) -> np.ndarray:
-        """M of Eq. 3, (C, C): row = ground truth. Rows of classes without a matched proposal are zero."""
+        """M of Eq. 3, (C, C) float64, row = ground truth; a class without proposals has zeros."""
         return self.sums / np.maximum(self.counts, 1)[:, None]
 
 
-class Tally:
-    """The sums of a split, kept on disk part by part, so that an interrupted pass does not count an image twice or never.
+class ConfusionShards:
+    """The sums of a split on disk, shard by shard.
 
-    A part is a list of image ids; what was counted with another `fingerprint` does not stand.
+    An interrupted pass resumes with the shards that are missing, so it counts every image once.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str, classes: int):
+        """Shards with another `fingerprint` than this are ignored."""
         self.folder, self.fingerprint, self.classes = Path(folder), fingerprint, classes
 
-    def path(self, part: Sequence[int]) -> Path:
-        return self.folder / f"images-{part[0]:012d}.npz"
+    def path(self, image_ids: Sequence[int]) -> Path:
+        """The file of a shard, named by its first image."""
+        return self.folder / f"images-{image_ids[0]:012d}.npz"
 
-    def has(self, part: Sequence[int]) -> bool:
+    def has(self, image_ids: Sequence[int]) -> bool:
+        """Whether a whole shard of exactly these images and this fingerprint is on disk."""
         try:
-            with np.load(self.path(part)) as found:
-                return str(found["fingerprint"]) == self.fingerprint and found[
-                    "images"
-                ].tolist() == list(part)
+            with np.load(self.path(image_ids)) as file:
+                images, fingerprint = file["images"].tolist(), str(file["fingerprint"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return False
+        return fingerprint == self.fingerprint and images == list(image_ids)
 
-    def save(self, part: Sequence[int], sums: Sums) -> None:
+    def save(self, image_ids: Sequence[int], sums: ConfusionSums) -> None:
+        """Write the shard of these images."""
         rows = sums.counts.nonzero()[0]
-        with atomic(self.path(part)) as temporary:
+        with atomic(self.path(image_ids)) as temporary:
             np.savez(
                 temporary,
                 rows=rows,
                 sums=sums.sums[rows],
                 counts=sums.counts[rows],
                 fingerprint=self.fingerprint,
-                images=part,
+                images=image_ids,
             )
 
-    def total(self, parts: Sequence[Sequence[int]]) -> Sums:
-        """The sums over all parts, added in their order."""
-        total = Sums(self.classes)
-        for part in parts:
-            with np.load(self.path(part)) as found:
-                total.sums[found["rows"]] += found["sums"]
-                total.counts[found["rows"]] += found["counts"]
+    def total(self, shards: Sequence[Sequence[int]]) -> ConfusionSums:
+        """The sums over all shards, added in their order."""
+        total = ConfusionSums(self.classes)
+        for image_ids in shards:
+            with np.load(self.path(image_ids)) as file:
+                total.sums[file["rows"]] += file["sums"]
+                total.counts[file["rows"]] += file["counts"]
         return total
 
 
-def write_confusion(path: Path, total: Sums) -> None:
-    """`matrix` (C, C) float32, `seen` (C,) matched proposals, and PwB three ways: `pwb` of the matrix with rows divided by their
-    sums, which changes nothing for a softmax; `pwb_seen` of that without the columns of classes not seen; `pwb_raw` as it is.
+def write_confusion(
+    path: Path, total: ConfusionSums, checkpoint: str, dtype: type = np.float32
+) -> None:
+    """Write a confusion matrix as npz.
+
+    Its arrays are `matrix` (C, C), `seen` (C,) matched proposals, `checkpoint`, and PwB three ways:
+    `pwb` of the matrix with its rows divided by their sums, which changes nothing for a softmax;
+    `pwb_seen` of that without the classes that have no proposal; `pwb_raw` of the matrix as it is.
+
+    Args:
+        path: The file.
+        total: Sums over the split.
+        checkpoint: SHA-256 of the checkpoint that was measured.
+        dtype: Of `matrix`.
     """
     matrix, seen = torch.from_numpy(total.matrix), torch.from_numpy(total.counts > 0)
     rows = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
     with atomic(path) as temporary:
         np.savez(
             temporary,
-            matrix=total.matrix.astype(np.float32),
+            matrix=total.matrix.astype(dtype),
             seen=total.counts,
+            checkpoint=checkpoint,
             pwb=pairwise_bias(rows).item(),
             pwb_seen=pairwise_bias(rows[seen][:, seen]).item(),
             pwb_raw=pairwise_bias(matrix).item(),
         )
+
+
+def load_matrix(path: Path, checkpoint: str, command: str) -> Tensor:
+    """Read the (C, C) matrix that `write_confusion` wrote of a checkpoint.
+
+    Args:
+        path: The file.
+        checkpoint: SHA-256 of the checkpoint that it must be of.
+        command: The command that writes it, for the error's fix.
+
+    Raises:
+        UserError: The file is missing, broken, or of another checkpoint.
+    """
+    try:
+        with np.load(path) as file:
+            matrix, measured = torch.from_numpy(file["matrix"]), str(file["checkpoint"])
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", f"run `{command}` first") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {error}", f"run `{command}` again") from error
+    if measured != checkpoint:
+        raise UserError(f"{path} is of another checkpoint", f"run `{command}` again")
+    return matrix

@@ -26,8 +26,8 @@ from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
 from pcb.files import write_json
 from pcb.formatting import size
-from pcb.inference.calibrations import rules
-from pcb.inference.infer import IMAGES_AT_ONCE, Network, detect_all
+from pcb.inference.calibrations import score_functions
+from pcb.inference.infer import BATCH, SplitDetector, detect_shard
 from pcb.planning.timings import method, place
 from pcb.study import Study
 from pcb.synthetic.generate import generate
@@ -218,12 +218,13 @@ def start(runner: Runner, study: Study, run: str) -> None:
 
 def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> dict[str, float]:
     """Seconds and bytes of an image, for the plain variant."""
-    network = Network(study, run, "val", {}, model.eval())
-    ids = list(network.places)[: 2 * IMAGES_AT_ONCE]
+    detector = SplitDetector(study, run, "val", {}, model.eval())
+    ids = list(detector.index)[: 2 * BATCH]
     writer = ShardWriter(folder, "measured", ["plain"])
     for _ in range(2):
         began = now()
-        path = writer.write(ids, detect_all(network, network.batches(ids), rules(model, ["plain"])))
+        functions = score_functions(model, ["plain"])
+        path = writer.write(ids, detect_shard(detector, detector.batches(ids), functions))
         seconds = now() - began
     return {"image": seconds / len(ids), "detections": path.stat().st_size / len(ids)}
 

@@ -11,6 +11,7 @@ from pcb.planning.costs import Costs
 from pcb.planning.jobs import DONE, PARTIAL, TO_RUN, TRAINED, Job
 from pcb.planning.timings import Pace
 from pcb.study.study import Study
+from pcb.study.variants import GAMMA_SPLITS
 
 WITHIN = 120.0  # seconds
 
@@ -78,7 +79,7 @@ def under_way(study: Study, todo: Sequence[Job]) -> list[str]:
     lines = []
     for job in todo:
         stages = {
-            TRAINED: ("infer", "score"),
+            TRAINED: ("train_confusion", "infer", *(f"infer-{s}" for s in GAMMA_SPLITS), "score"),
             PARTIAL: ("train", "trunk"),
             TO_RUN: ("trunk",) if job.trunk else ("train",),
         }

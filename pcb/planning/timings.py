@@ -19,7 +19,14 @@ from pcb.planning.jobs import epochs_to_train
 from pcb.study.experiment import Experiment
 from pcb.study.records import current_record
 from pcb.study.study import Study
-from pcb.study.variants import PART, TRAIN_PART, choice, file_of, sources
+from pcb.study.variants import (
+    NORCAL,
+    TRAIN_SUBSET,
+    TRAIN_SUBSET_IMAGES,
+    annotation_split,
+    confusion_splits,
+    gamma_split,
+)
 
 BASE = "softmax_plain"
 # `iteration`: seconds of one, on all the GPUs of a job. `image`: seconds to detect on one, and without a GPU to score it too.
@@ -135,16 +142,20 @@ def from_finished(study: Study) -> tuple[dict, int]:
             ):
                 own = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
                 found["iteration"].append(record["seconds"] / own)
-            manifest = current_record(study.paths.detections(run, seed), fingerprint)
-            if manifest and manifest.get("images"):
+            splits = detection_splits(study, run)
+            manifests = {
+                split: current_record(study.paths.detections(run, seed, split), fingerprint)
+                for split in splits
+            }
+            manifest = manifests["val"]
+            if manifest and all(m and m.get("images") for m in manifests.values()):
                 scoring = (
                     benchmarked(study, "score", run, seed)
                     if study.scale["hardware"]["device"] == "cpu"
                     else 0.0
                 )
-                found["image"].append(
-                    (manifest["seconds"] + scoring) / (images(study, run) or manifest["images"])
-                )
+                seconds = sum(m["seconds"] for m in manifests.values()) + scoring
+                found["image"].append(seconds / sum(manifests[s]["images"] for s in splits))
                 folder = study.paths.detections(run, seed).parent / manifest["folder"]
                 found["detections"].append(
                     sum(path.stat().st_size for path in folder.glob("*")) / manifest["images"]
@@ -202,24 +213,32 @@ def samples(study: Study, experiment: Experiment) -> tuple[int | None, bool]:
     )
 
 
+def detection_splits(study: Study, run: str) -> list[str]:
+    """The splits that a run's detector passes over to detect; val twice where it is counted first.
+
+    Val is counted first for the calibrations by its own confusion matrix; a small one stays in
+    memory meanwhile. NorCal's γ is also chosen on another split.
+    """
+    variants, splits = study.variants(run), ["val"]
+    if "val" in confusion_splits(variants) and "synthetic" not in study.scale:
+        splits.append("val")
+    if NORCAL in variants:
+        splits.append(gamma_split(study, run))
+    return splits
+
+
 def images(study: Study, run: str) -> int | None:
-    """Images that an evaluation looks at: val, those to choose NorCal's γ on, and a split whose confusion matrix must be known first."""
-    experiment, variants = study.experiments[run], study.variants(run)
-    splits = [
-        "val",
-        *([choice(study.scale["datasets"][experiment.dataset])] if "norcal" in variants else ()),
-    ]
-    splits += [
-        source
-        for source in sorted(sources(variants))
-        if source != "val" or "synthetic" not in study.scale
-    ]  # a small val is kept
-    counts = {split: images_of(study, experiment.dataset, file_of(split)) for split in set(splits)}
-    if None in counts.values():
-        return None
-    return sum(
-        min(PART, counts[split]) if split == TRAIN_PART else counts[split] for split in splits
-    )
+    """Images that the detector sees in all jobs of a run's evaluation; None where not known."""
+    splits, dataset = detection_splits(study, run), study.experiments[run].dataset
+    if "train" in confusion_splits(study.variants(run)):
+        splits.append("train")
+    total = 0
+    for split in splits:
+        count = images_of(study, dataset, annotation_split(split))
+        if count is None:
+            return None
+        total += min(TRAIN_SUBSET_IMAGES, count) if split == TRAIN_SUBSET else count
+    return total
 
 
 def report(study: Study, dataset: str) -> dict:

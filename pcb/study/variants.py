@@ -1,47 +1,62 @@
-"""Names of the score columns behind the evaluation variants, and where NorCal's γ is chosen. Never imports torch."""
+"""Score columns behind the evaluation variants, and the splits that an evaluation reads.
+
+`plain` are the detector's own scores, `step1` and `step2` those of an earlier step (Table 7); the
+others are calibrations of `pcb.registry`. Never imports torch.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable
 
-GAMMAS = tuple(k / 10 for k in range(1, 11))  # NorCal's grid; γ = 0 is `plain`
-NORCAL = "norcal-"
-TRAIN_PART = "train-part"  # a split of `PART` training images, drawn with a fixed seed
-PART = 5000
+from pcb.registry import CALIBRATIONS
+from pcb.study.study import Study
+
+NORCAL = "norcal"
+TRAIN_SUBSET = "train-subset"  # a fixed sample of the training images, as a split
+TRAIN_SUBSET_IMAGES = 5000
+GAMMA_SPLITS = ("dev", TRAIN_SUBSET)
 
 
-def columns(variants: Iterable[str]) -> list[str]:
-    """The columns of scores that some variants need: one each, NorCal one for each γ."""
-    return [
-        c
-        for v in variants
-        for c in ([f"{NORCAL}{gamma:g}" for gamma in GAMMAS] if v == "norcal" else [v])
-    ]
+def score_columns(variants: Iterable[str]) -> list[str]:
+    """The columns of scores behind evaluation variants: one each, but one for every γ of NorCal."""
+    columns = []
+    for variant in variants:
+        gammas = CALIBRATIONS[variant].gammas if variant in CALIBRATIONS else ()
+        columns += [f"{variant}-{gamma:g}" for gamma in gammas] or [variant]
+    return columns
 
 
 def gamma_of(column: str) -> float | None:
     """γ of a NorCal column, 0 for `plain`, None for any other."""
     if column == "plain":
         return 0.0
-    return float(column.removeprefix(NORCAL)) if column.startswith(NORCAL) else None
+    prefix, _, gamma = column.partition("-")
+    return float(gamma) if prefix == NORCAL else None
 
 
-def sources(variants: Iterable[str]) -> set[str]:
-    """Whose confusion matrix must be known before these variants can score: 'val' (the split itself), 'train'."""
-    return {v.split("-")[1] for v in variants if v in ("cm-val", "ms-val", "cm-train")}
+def confusion_splits(variants: Iterable[str]) -> set[str]:
+    """The splits whose confusion matrix variants need: `val` (the split itself), `train`."""
+    splits = {CALIBRATIONS[v].statistics_of for v in variants if v in CALIBRATIONS}
+    return {split for split in splits if split}
 
 
-def choice(splits: Container[str]) -> str:
-    """The split on which γ is chosen beside the one that is scored: `dev` where a data set has it, else part of the training images."""
-    return "dev" if "dev" in splits else TRAIN_PART
+def gamma_split(study: Study, run: str) -> str:
+    """The split beside val on which NorCal's γ is chosen.
+
+    Returns:
+        `dev` where the data set has one, else `TRAIN_SUBSET`.
+    """
+    splits = study.scale["datasets"][study.experiments[run].dataset]
+    return "dev" if "dev" in splits else TRAIN_SUBSET
 
 
-def train_part(ids: Sequence[int]) -> list[int]:
-    """`PART` of the training images (all where there are fewer), the same in every run."""
-    return sorted(random.Random(0).sample(sorted(ids), min(PART, len(ids))))
+def train_subset(image_ids: Iterable[int]) -> list[int]:
+    """At most `TRAIN_SUBSET_IMAGES` of the training images, the same in every run."""
+    ids = sorted(image_ids)
+    return sorted(random.Random(0).sample(ids, min(TRAIN_SUBSET_IMAGES, len(ids))))
 
 
-def file_of(split: str) -> str:
-    """The annotation file, as a scale names it, behind a split."""
-    return "train" if split == TRAIN_PART else split
+def annotation_split(split: str) -> str:
+    """The split, as a scale names it, whose annotation file a split is taken from."""
+    return "train" if split == TRAIN_SUBSET else split

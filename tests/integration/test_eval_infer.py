@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pcb.errors import UserError
-from pcb.evaluation.score import Detections, score
+from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
 from pcb.files import write_json
 from pcb.inference import forward, infer
 from pcb.study import load_study
-from pcb.study.variants import columns, gamma_of
+from pcb.study.variants import gamma_of, score_columns
 from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.synthetic.generate import Recipe, write_dataset
 from pcb.training import build
@@ -203,13 +203,14 @@ def test_score_writes_every_variant(copied):
 def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
     study, folder = copied
     names = ["plain", "cm-val", "ms-val", "cm-train", "norcal"]
+    infer.train_confusion(study, RUN, 0, images_per_shard=4)
     manifest = infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
     assert manifest["variants"] == names and manifest["columns"] == [
         *names[:4],
         *(f"norcal-{g / 10:g}" for g in range(1, 11)),
     ]
     shards = Shards(folder / manifest["folder"], manifest["shards"])
-    network = infer.Network(study, RUN, "val", infer.trained(study, RUN, 0))
+    detector = infer.SplitDetector(study, RUN, "val", infer.trained(study, RUN, 0))
     part = next(shards.read("plain")).images
     with (
         np.load(study.paths.confusion(RUN, 0)) as val,
@@ -220,9 +221,9 @@ def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
             "train": torch.from_numpy(train["matrix"]),
         }
         assert (train["seen"] != val["seen"]).any()
-    by_column = infer.rules(network.model, names[:4], matrices)
-    for (image,) in network.batches(part[:1]):
-        kept = forward.detect(network.model, image, by_column)
+    by_column = infer.score_functions(detector.model, names[:4], matrices)
+    for (image,) in detector.batches(part[:1]):
+        kept = forward.detect(detector.model, image, by_column)
         for column in names[:4]:
             rows = next(shards.read(column))
             expected = kept.scores[column][~kept.scores[column].isnan()]
@@ -230,14 +231,15 @@ def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
     complete = contents(folder)
     shutil.rmtree(folder / "detections")
     shutil.rmtree(folder / "confusion")
-    monkeypatch.setattr(infer, "KEEP", 0)  # nothing is remembered between counting and scoring
+    monkeypatch.setattr(infer, "CACHE_BYTES", 0)  # the network runs again to score
     infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
     assert contents(folder) == complete
 
 
 def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
     study, folder = copied
-    infer.infer(study, RUN, 0, variants=["plain", "norcal"])
+    for split in ("val", "dev"):
+        infer.infer(study, RUN, 0, split, variants=["plain", "norcal"])
     metrics = score(study, RUN, 0)
     assert list(metrics["variants"]) == ["plain", "norcal", "norcal-dev"]
     curves = metrics["norcal"]
@@ -257,11 +259,30 @@ def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
     ]
 
 
-def test_without_a_dev_split_gamma_is_chosen_on_part_of_train(copied, finished, monkeypatch):
+def test_norcal_needs_the_detections_on_which_gamma_is_chosen(copied):
+    study, _ = copied
+    infer.infer(study, RUN, 0, variants=["plain", "norcal"])
+    with pytest.raises(UserError, match=r"detections-dev\.json does not exist") as error:
+        score(study, RUN, 0)
+    assert error.value.fix == f"run `pcb infer {RUN} --seed 0 --split dev` first"
+    infer.infer(study, RUN, 0, "dev", variants=["plain"])
+    with pytest.raises(UserError, match=r"detections-dev\.json holds no variant 'norcal'"):
+        score(study, RUN, 0)
+
+
+def test_cm_train_needs_the_confusion_matrix_of_the_training_images(copied):
+    study, _ = copied
+    with pytest.raises(UserError, match=r"confusion-train\.npz does not exist") as error:
+        infer.infer(study, RUN, 0, variants=["plain", "cm-train"])
+    assert error.value.fix == f"run `pcb confusion {RUN} --seed 0` first"
+
+
+def test_without_a_dev_split_gamma_is_chosen_on_a_sample_of_train(copied, finished, monkeypatch):
     study, _ = copied
     del study.scale["datasets"]["v05"]["dev"]
-    monkeypatch.setattr("pcb.study.variants.PART", 7)
-    infer.infer(study, RUN, 0, images_per_shard=4, variants=["plain", "norcal"])
+    monkeypatch.setattr("pcb.study.variants.TRAIN_SUBSET_IMAGES", 7)
+    for split in ("val", "train-subset"):
+        infer.infer(study, RUN, 0, split, 4, ["plain", "norcal"])
     metrics = score(study, RUN, 0)
     assert list(metrics["variants"]) == ["plain", "norcal", "norcal-train"] and set(
         metrics["norcal"]
@@ -270,7 +291,7 @@ def test_without_a_dev_split_gamma_is_chosen_on_part_of_train(copied, finished, 
     assert metrics["variants"]["norcal-train"]["AP"] == chosen
     images = [
         i
-        for rows in Detections(study, RUN, 0, "train-part").shards.read("plain")
+        for rows in SplitDetections(study, RUN, 0, "train-subset").shards.read("plain")
         for i in rows.images
     ]
     train = {
@@ -283,14 +304,15 @@ def test_without_a_dev_split_gamma_is_chosen_on_part_of_train(copied, finished, 
     "peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)]
 )  # between two equals the smaller
 def test_gamma_is_chosen_by_mask_ap(monkeypatch, peak, best):
-    detections = object.__new__(Detections)
-    detections.manifest = {"columns": columns(["plain", "cm-val", "norcal"])}
+    detections = object.__new__(SplitDetections)
+    variants = ["plain", "cm-val", "norcal"]
+    detections.manifest = {"variants": variants, "columns": score_columns(variants)}
     monkeypatch.setattr(
-        Detections,
+        SplitDetections,
         "evaluate",
         lambda self, column, iou_type: {"AP": 30 - round(abs(gamma_of(column) - peak), 9)},
     )
-    assert detections.norcal()["gamma"] == best
+    assert detections.choose_gamma()["gamma"] == best
 
 
 def test_another_split_lies_beside_and_leaves_val_alone(copied):

@@ -13,10 +13,19 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 
+import pcb.mmdet  # noqa: F401 (registers losses and heads with MMDetection)
 from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
+from pcb.errors import UserError
 from pcb.inference import forward
-from pcb.inference.calibrations import rules
-from pcb.inference.proposal_confusion import Sums, Tally, foreground, match, write_confusion
+from pcb.inference.calibrations import score_functions
+from pcb.inference.proposal_confusion import (
+    ConfusionShards,
+    ConfusionSums,
+    foreground,
+    load_matrix,
+    match,
+    write_confusion,
+)
 
 CLASSES = 12
 BASE = Path(__file__).resolve().parents[2] / "configs/mmdet/mini_r18.py"
@@ -67,7 +76,7 @@ def items():
 
 def run(model, items, variants, matrices=None, image_counts=()):
     """Per image: (kept, boxes, masks as RLE), in batches of images of one shape."""
-    by_name, out = rules(model, variants, matrices, image_counts), []
+    by_name, out = score_functions(model, variants, matrices, image_counts), []
     for batch in forward.by_shape(items, 8):
         images = forward.forward(model, batch)
         kept = [forward.detect(model, image, by_name) for image in images]
@@ -187,7 +196,7 @@ def test_nothing_detected_gives_empty_columns(model, items):
 def test_the_confusion_matrix_by_brute_force(tmp_path):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    head, total = tiny(1).roi_head.bbox_head, [Sums(CLASSES), Sums(CLASSES)]
+    head, total = tiny(1).roi_head.bbox_head, [ConfusionSums(CLASSES), ConfusionSums(CLASSES)]
     expected, counts = np.zeros((CLASSES, CLASSES)), np.zeros(CLASSES)
     for i in range(4):
         corner, side = rng.uniform(0, 50, (3, 2)), rng.uniform(10, 40, (3, 2))
@@ -205,16 +214,13 @@ def test_the_confusion_matrix_by_brute_force(tmp_path):
                 counts[labels[np.argmax(ious)]] += 1
         rows, of = match(*map(torch.as_tensor, (proposals, truth, labels)))
         total[i % 2].add(of, foreground(head, logits[rows]))
-    tally, parts = Tally(tmp_path, "abc", CLASSES), [[1, 2], [3, 4]]
-    for part, sums in zip(parts, total, strict=True):  # parts of an interrupted pass add up
-        assert not tally.has(part)
-        tally.save(part, sums)
-        assert (
-            tally.has(part)
-            and not tally.has([*part, 9])
-            and not Tally(tmp_path, "other", CLASSES).has(part)
-        )
-    write_confusion(tmp_path / "confusion.npz", tally.total(parts))
+    shards, image_ids = ConfusionShards(tmp_path, "abc", CLASSES), [[1, 2], [3, 4]]
+    for ids, sums in zip(image_ids, total, strict=True):
+        assert not shards.has(ids)
+        shards.save(ids, sums)
+        assert shards.has(ids) and not shards.has([*ids, 9])
+        assert not ConfusionShards(tmp_path, "other", CLASSES).has(ids)
+    write_confusion(tmp_path / "confusion.npz", shards.total(image_ids), "sha", np.float64)
     expected /= np.maximum(counts, 1)[:, None]
     with np.load(tmp_path / "confusion.npz") as found:
         np.testing.assert_allclose(found["matrix"], expected, atol=1e-6)
@@ -226,6 +232,21 @@ def test_the_confusion_matrix_by_brute_force(tmp_path):
         ]
         assert [found["pwb"], found["pwb_seen"]] == pytest.approx(biases, abs=1e-5)
         assert found["pwb_raw"] == pytest.approx(biases[0], abs=1e-5)
+
+
+def test_the_matrix_of_another_checkpoint_is_refused(tmp_path):
+    path, sums = tmp_path / "confusion-train.npz", ConfusionSums(2)
+    with pytest.raises(UserError, match=r"confusion-train\.npz does not exist") as error:
+        load_matrix(path, "sha", "pcb confusion RUN")
+    assert error.value.fix == "run `pcb confusion RUN` first"
+    sums.add(torch.tensor([0, 1, 1]), torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]]))
+    write_confusion(path, sums, "sha", np.float64)
+    assert torch.equal(load_matrix(path, "sha", ""), torch.from_numpy(sums.matrix))
+    with pytest.raises(UserError, match="of another checkpoint"):
+        load_matrix(path, "another", "")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_matrix(path, "sha", "")
 
 
 def iou(a, b):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pcb.errors import UserError
-from pcb.evaluation.shards import Shards, ShardWriter, plan
+from pcb.evaluation.shards import Shards, ShardWriter, plan_shards
 
 VARIANTS = ["plain", "step1"]
 
@@ -35,17 +35,17 @@ def write_all(folder, parts, fingerprint="abc"):
 
 
 def test_the_plan_covers_every_image_once_in_order():
-    parts = plan(range(10, 21), per_shard=4)
+    parts = plan_shards(range(10, 21), per_shard=4)
     assert [len(p) for p in parts] == [4, 4, 3] and [i for part in parts for i in part] == list(
         range(10, 21)
     )
 
 
 def test_round_trip(tmp_path):
-    parts = plan(range(1, 10), per_shard=4)
+    parts = plan_shards(range(1, 10), per_shard=4)
     _, manifest = write_all(tmp_path, parts)
     shards = Shards(tmp_path, manifest)
-    assert shards.variants == VARIANTS
+    assert shards.columns == VARIANTS
     for part, plain, step1 in zip(
         parts, shards.read("plain"), shards.read("step1", masks=True), strict=True
     ):
@@ -64,7 +64,7 @@ def test_round_trip(tmp_path):
 
 
 def test_an_interrupted_pass_continues_with_the_missing_shards(tmp_path):
-    parts = plan(range(1, 10), per_shard=4)
+    parts = plan_shards(range(1, 10), per_shard=4)
     _, manifest = write_all(tmp_path, parts)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     files = [tmp_path / entry["file"] for entry in manifest]
@@ -76,10 +76,10 @@ def test_an_interrupted_pass_continues_with_the_missing_shards(tmp_path):
 
 
 def test_shards_of_another_making_are_not_kept(tmp_path):
-    parts = plan(range(1, 10), per_shard=4)
+    parts = plan_shards(range(1, 10), per_shard=4)
     write_all(tmp_path, parts)
     assert write_all(tmp_path, parts, fingerprint="other")[0] == parts
-    finer = plan(range(1, 10), per_shard=3)
+    finer = plan_shards(range(1, 10), per_shard=3)
     assert write_all(tmp_path, finer, fingerprint="other")[0] == finer
     assert len(list(tmp_path.iterdir())) == len(finer)  # nothing of the older cut is left
     assert not ShardWriter(tmp_path, "other", ["plain"]).has(finer[0])
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_no_file(tmp_path):
 
 
 def test_a_missing_shard_or_variant_is_named(tmp_path):
-    _, manifest = write_all(tmp_path, plan(range(1, 10), per_shard=4))
+    _, manifest = write_all(tmp_path, plan_shards(range(1, 10), per_shard=4))
     with pytest.raises(UserError, match="no variant 'norcal', only plain, step1"):
         list(Shards(tmp_path, manifest).read("norcal"))
     (tmp_path / manifest[1]["file"]).unlink()

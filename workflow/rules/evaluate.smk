@@ -1,9 +1,25 @@
-# One inference pass per checkpoint serves every variant that some table asks for; scoring it needs no GPU.
+# Inference and scoring. One pass over val serves every variant that some table asks for; scoring it
+# needs no GPU. Two variants need more: NorCal the detections on the split where its hyper-parameter
+# is chosen, and cm-train the confusion matrix of the training images.
+from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
+
+
+def train_confusion_of(run, seed):
+    """The confusion matrix of the training images, for a run with a variant that needs it."""
+    needed = "train" in confusion_splits(study.variants(run))
+    return paths.confusion(run, seed, "train") if needed else []
+
+
+def gamma_detections_of(run, seed):
+    """The detections on which the γ of NorCal is chosen beside val, for a run with NorCal."""
+    needed = NORCAL in study.variants(run)
+    return paths.detections(run, seed, gamma_split(study, run)) if needed else []
 
 
 rule infer:
     input:
         paths.train("{run}", "{seed}"),
+        lambda w: train_confusion_of(w.run, w.seed),
     output:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
@@ -11,7 +27,7 @@ rule infer:
         paths.log("infer/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("infer/{run}/seed{seed}")
-    priority: 60  # what has been trained goes on to its table before another training starts
+    priority: 60  # a trained run is evaluated before another training starts
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -27,10 +43,64 @@ rule infer:
         "pcb infer {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
 
+rule infer_split:
+    input:
+        paths.train("{run}", "{seed}"),
+    output:
+        detections=paths.detections("{run}", "{seed}", "{split}"),
+        confusion=paths.confusion("{run}", "{seed}", "{split}"),
+    wildcard_constraints:
+        split="|".join(GAMMA_SPLITS),
+    log:
+        paths.log("infer-{split}/{run}/seed{seed}"),
+    benchmark:
+        paths.benchmark("infer-{split}/{run}/seed{seed}")
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: HARDWARE["threads_per_job"]
+    resources:
+        gpu=min(1, HARDWARE["gpus_per_job"]),
+        mem_mb=HARDWARE["mem_mb"],
+    params:
+        job=job(lambda w: study.eval_job(w.run, int(w.seed))),
+        words=words("Detect"),
+    message:
+        "{params.words} on {wildcards.split}"
+    shell:
+        "pcb infer {wildcards.run:q} --seed {wildcards.seed:q} --split {wildcards.split:q} &> {log:q}"
+
+
+rule train_confusion:
+    input:
+        paths.train("{run}", "{seed}"),
+    output:
+        paths.confusion("{run}", "{seed}", "train"),
+    log:
+        paths.log("train_confusion/{run}/seed{seed}"),
+    benchmark:
+        paths.benchmark("train_confusion/{run}/seed{seed}")
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: HARDWARE["threads_per_job"]
+    resources:
+        gpu=min(1, HARDWARE["gpus_per_job"]),
+        mem_mb=HARDWARE["mem_mb"],
+    params:
+        job=job(lambda w: study.train_job(w.run, int(w.seed))),
+        words=words("Confusion on train:"),
+    message:
+        "{params.words}"
+    shell:
+        "pcb confusion {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
+
+
 rule score:
     input:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
+        gamma=lambda w: gamma_detections_of(w.run, w.seed),
     output:
         paths.metrics("{run}", "{seed}"),
     log:
