@@ -1,0 +1,43 @@
+"""The documents name what exists: links, layers, rules and paths."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from pcb.files import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_documents_resolve(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_documents_name_exist(page):
+    modules = re.findall(r"`(pcb/[\w/]+\.(?:py|smk|yaml|json))`", page.read_text())
+    assert not [module for module in modules if not (ROOT / module).exists()]
+
+
+def test_the_drawing_shows_the_layers_of_the_import_contract():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(c["layers"] for c in config["contracts"] if c["id"] == "layers")
+    contract = [name.strip(" ()") for layer in layers for name in layer.split("|")]
+    drawing = ARCHITECTURE.split("```")[1].strip().splitlines()
+    drawn = [name.strip() for line in drawing for name in re.split(r"\s{2,}", line)[0].split("│")]
+    assert drawn == contract
+
+
+def test_the_table_of_jobs_lists_every_rule():
+    rules = set()
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        rules |= set(re.findall(r"^ *rule (\w+):", path.read_text(), re.M))
+    jobs = ARCHITECTURE.split("## Jobs")[1].split("## State")[0]
+    assert rules <= set(re.findall(r"`(\w+)`", jobs))
