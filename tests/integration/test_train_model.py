@@ -1,23 +1,18 @@
-"""An experiment's detectors: the mini one caches frozen features, the paper's takes real images."""
+"""The detectors of an experiment: starting weights, and the paper's detector on real images."""
 
-import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import training
-from mmdet.registry import MODELS
 from training import PLAIN, tiny_study
 
 from pcb.errors import UserError
 from pcb.study import load_study
-from pcb.synthetic.frozen_backbone import TRAINING
 from pcb.training import build, weights
-from pcb.training.memory_format import to_channels_last
 from pcb.training.pretrain import pretrain
 from pcb.training.runner import Runner
 
@@ -28,147 +23,6 @@ BRANCH = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
     return training.scenes(tmp_path_factory.mktemp("scenes"))
-
-
-def first_batch(cfg):
-    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    loader.sampler.set_position(0)
-    return next(iter(loader))
-
-
-def test_cached_features_equal_those_of_an_uncached_detector(tmp_path, datasets):
-    study = tiny_study(tmp_path, datasets)
-    cfg = build.config(study, PLAIN, 0, tmp_path)
-    assert cfg.model.feature_cache is not None
-    torch.manual_seed(0)
-    model = build.detector(study, PLAIN).train()
-    batch = model.data_preprocessor(first_batch(cfg), training=True)
-
-    def losses():
-        torch.manual_seed(1)
-        return {
-            key: value.item()
-            for key, value in model.loss(batch["inputs"], batch["data_samples"]).items()
-        }
-
-    computed = losses()
-    assert len(model.cache[TRAINING]) == 8
-    assert losses() == computed
-    model.cache.clear()
-    assert losses() == computed
-
-    uncached = MODELS.build({**cfg.model, "feature_cache": None}).eval()
-    to_channels_last(uncached)
-    uncached.load_state_dict(model.state_dict())
-    samples = batch["data_samples"]
-    features, proposals = model.extract_and_propose(batch["inputs"], samples, TRAINING)
-    for i, image in enumerate(batch["inputs"]):
-        levels, (boxes,) = uncached.extract_and_propose(image[None], [samples[i]], TRAINING)
-        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(features, levels, strict=True))
-        assert torch.equal(proposals[i].bboxes, boxes.bboxes)
-
-    model.load_state_dict(model.state_dict())
-    assert not model.cache, "loading weights clears the cache"
-
-
-def test_the_caching_preprocessor_equals_the_stock_one(tmp_path, datasets):
-    study = tiny_study(tmp_path, datasets)
-    cfg = build.config(study, PLAIN, 0, tmp_path)
-    ours, stock = (
-        build.detector(study, PLAIN).data_preprocessor,
-        MODELS.build(cfg.model.data_preprocessor),
-    )
-    batch = first_batch(cfg)
-    truth = stock(batch, True)
-    for _ in range(2):
-        found = ours(batch, True)
-        assert torch.equal(torch.stack(found["inputs"]), truth["inputs"])
-        for a, b in zip(found["data_samples"], truth["data_samples"], strict=True):
-            assert a.metainfo == b.metainfo and torch.equal(
-                a.gt_instances.bboxes, b.gt_instances.bboxes
-            )
-            assert (a.gt_instances.masks.to_ndarray() == b.gt_instances.masks.to_ndarray()).all()
-    assert len(ours.cache) == 8
-
-
-def test_a_saved_feature_cache_is_loaded_by_the_same_frozen_modules_only(tmp_path, datasets):
-    study = tiny_study(tmp_path, datasets)
-    cfg = build.config(study, PLAIN, 0, tmp_path)
-    first = build.detector(study, PLAIN).train()
-    batch = first.data_preprocessor(first_batch(cfg), training=True)
-    second = copy.deepcopy(first)
-    other = copy.deepcopy(first)
-    with torch.no_grad():
-        next(other.backbone.parameters()).add_(1)
-    for model in (first, second, other):
-        model.cache_folder, model.images_digest = str(tmp_path / "features"), "digest"
-    first.loss(batch["inputs"], batch["data_samples"])
-    first.save_cache(TRAINING)
-    for model in (second, other):
-        model.load_cache(TRAINING, torch.device("cpu"))
-    ours, theirs = first.cache[TRAINING], second.cache[TRAINING]
-    assert theirs.keys() == ours.keys() and len(theirs) == 8
-    for key, (features, boxes) in ours.items():
-        assert all(map(torch.equal, features, theirs[key][0])) and torch.equal(
-            boxes, theirs[key][1]
-        )
-    assert not other.cache[TRAINING], "another backbone has its own file"
-
-    (file,) = (tmp_path / "features").iterdir()
-    written = file.read_bytes()
-    second.save_cache(TRAINING)
-    assert file.read_bytes() == written
-    second.cache[TRAINING][0, False, ()] = next(iter(theirs.values()))  # one more image
-    second.save_cache(TRAINING)
-    first.cache.clear()
-    first._cached(batch["inputs"][0], batch["data_samples"][0], TRAINING)
-    assert len(first.cache[TRAINING]) == 9
-
-
-def test_the_flip_pipeline_equals_the_stock_one(tmp_path, datasets):
-    """Also after a training step: the returned samples are shared, so nothing may change them."""
-    study = tiny_study(tmp_path, datasets)
-    model = build.detector(study, PLAIN).train()
-    cfg = build.config(study, PLAIN, 0, tmp_path)
-
-    def digest(batch):
-        truths = [(sample.metainfo, sample.gt_instances) for sample in batch["data_samples"]]
-        return [
-            batch["inputs"],
-            [
-                (meta, truth.bboxes.tensor, truth.labels, truth.masks.masks)
-                for meta, truth in truths
-            ],
-        ]
-
-    def packed(loader):
-        loader.sampler.set_position(0)
-        return next(iter(loader))
-
-    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    batch = packed(loader)
-    before = copy.deepcopy(digest(batch))
-    assert len({s.flip for s in batch["data_samples"]}) == 2
-    ready = model.data_preprocessor(batch, training=True)
-    model.loss(ready["inputs"], ready["data_samples"])
-    plainly = copy.deepcopy(cfg.train_dataloader)
-    plainly.dataset.dataset.pipeline = cfg.train_pipeline
-    for again in (packed(loader), packed(Runner.build_dataloader(plainly, seed=0))):
-        assert str(digest(again)) == str(before)
-        assert all(torch.equal(a, b) for a, b in zip(digest(again)[0], before[0], strict=True))
-        for ours, theirs in zip(digest(again)[1], before[1], strict=True):
-            assert all(
-                (np.asarray(a) == np.asarray(b)).all()
-                for a, b in zip(ours[1:], theirs[1:], strict=True)
-            )
-
-
-def test_only_the_roi_heads_of_the_small_detector_learn(tmp_path, datasets):
-    model = build.detector(tiny_study(tmp_path, datasets), PLAIN).train()
-    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
-        "roi_head"
-    }
-    assert not any(m.training for m in model.backbone.modules())
 
 
 def test_a_new_class_starts_from_the_mean_over_the_pretraining_classes(tmp_path, datasets):

@@ -1,0 +1,153 @@
+"""The feature cache of the frozen-backbone detector is exact: each cache against the stock way."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import training
+from mmdet.registry import MODELS
+from training import PLAIN, tiny_study
+
+from pcb.synthetic.frozen_backbone import TRAINING
+from pcb.training import build
+from pcb.training.memory_format import to_channels_last
+from pcb.training.runner import Runner
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """The mini detector's training config and its first batch, packed but not preprocessed."""
+    folder = tmp_path_factory.mktemp("frozen")
+    study = tiny_study(folder, training.scenes(folder / "scenes"))
+    cfg = build.config(study, PLAIN, 0, folder)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    return SimpleNamespace(study=study, cfg=cfg, loader=loader, batch=first_batch(loader))
+
+
+@pytest.fixture
+def model(setting):
+    torch.manual_seed(0)
+    return build.detector(setting.study, PLAIN).train()
+
+
+@pytest.fixture
+def prepared(setting, model):
+    return model.data_preprocessor(setting.batch, training=True)
+
+
+def first_batch(loader):
+    loader.sampler.set_position(0)
+    return next(iter(loader))
+
+
+def losses(model, prepared):
+    torch.manual_seed(1)
+    found = model.loss(prepared["inputs"], prepared["data_samples"])
+    return {key: value.item() for key, value in found.items()}
+
+
+def test_cached_features_equal_those_of_an_uncached_detector(setting, model, prepared):
+    assert setting.cfg.model.feature_cache is not None
+    uncached = MODELS.build({**setting.cfg.model, "feature_cache": None}).eval()
+    to_channels_last(uncached)
+    uncached.load_state_dict(model.state_dict())
+    images, samples = prepared["inputs"], prepared["data_samples"]
+    for _ in range(2):  # computed, then read from the cache
+        features, proposals = model.extract_and_propose(images, samples, TRAINING)
+        for i, image in enumerate(images):
+            levels, (found,) = uncached.extract_and_propose(image[None], [samples[i]], TRAINING)
+            assert all(torch.equal(a[i : i + 1], b) for a, b in zip(features, levels, strict=True))
+            assert torch.equal(proposals[i].bboxes, found.bboxes)
+
+
+def test_losses_are_the_same_with_a_filled_and_an_empty_cache(model, prepared):
+    computed = losses(model, prepared)
+    assert len(model.cache[TRAINING]) == 8
+    assert losses(model, prepared) == computed
+    model.cache.clear()
+    assert losses(model, prepared) == computed
+
+
+def test_loading_weights_clears_the_cache(model, prepared):
+    losses(model, prepared)
+    assert model.cache
+    model.load_state_dict(model.state_dict())
+    assert not model.cache
+
+
+def test_a_saved_cache_is_loaded_by_the_same_frozen_modules_only(model, prepared, tmp_path):
+    model.cache_folder, model.images_digest = str(tmp_path), "digest of the images"
+    same, other = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1)
+    losses(model, prepared)
+    model.save_cache(TRAINING)
+    for each in (same, other):
+        each.load_cache(TRAINING, torch.device("cpu"))
+    assert not other.cache[TRAINING]
+    saved, loaded = model.cache[TRAINING], same.cache[TRAINING]
+    assert loaded.keys() == saved.keys() and len(loaded) == 8
+    for key, (features, boxes) in saved.items():
+        assert all(map(torch.equal, features, loaded[key][0]))
+        assert torch.equal(boxes, loaded[key][1])
+
+
+def test_a_cache_is_saved_again_only_if_it_has_grown(model, prepared, tmp_path):
+    model.cache_folder, model.images_digest = str(tmp_path), "digest of the images"
+    losses(model, prepared)
+    model.save_cache(TRAINING)
+    (file,) = tmp_path.iterdir()
+    written = file.read_bytes()
+    model.load_cache(TRAINING, torch.device("cpu"))
+    model.save_cache(TRAINING)
+    assert file.read_bytes() == written
+    model.cache[TRAINING][0, False, ()] = next(iter(model.cache[TRAINING].values()))
+    model.save_cache(TRAINING)
+    model.load_cache(TRAINING, torch.device("cpu"))
+    assert len(model.cache[TRAINING]) == 9
+
+
+def test_the_caching_preprocessor_equals_the_stock_one(setting, model):
+    ours, stock = model.data_preprocessor, MODELS.build(setting.cfg.model.data_preprocessor)
+    expected = stock(setting.batch, True)
+    for _ in range(2):
+        found = ours(setting.batch, True)
+        assert torch.equal(torch.stack(found["inputs"]), expected["inputs"])
+        for a, b in zip(found["data_samples"], expected["data_samples"], strict=True):
+            assert a.metainfo == b.metainfo
+            assert torch.equal(a.gt_instances.bboxes, b.gt_instances.bboxes)
+            assert (a.gt_instances.masks.to_ndarray() == b.gt_instances.masks.to_ndarray()).all()
+    assert len(ours.cache) == 8
+
+
+def test_the_flip_pipeline_equals_the_stock_one(setting, model, prepared):
+    """Also after a training step: the returned samples are shared, so nothing may change them."""
+
+    def content(batch):
+        """Images, metadata, boxes, labels and masks of a batch, copied."""
+        truths = [(sample.metainfo, sample.gt_instances) for sample in batch["data_samples"]]
+        arrays = [(t.bboxes.tensor, t.labels, t.masks.masks) for _, t in truths]
+        return copy.deepcopy((batch["inputs"], [meta for meta, _ in truths], arrays))
+
+    before = content(setting.batch)
+    assert len({sample.flip for sample in setting.batch["data_samples"]}) == 2
+    losses(model, prepared)
+    stock = copy.deepcopy(setting.cfg.train_dataloader)
+    stock.dataset.dataset.pipeline = setting.cfg.train_pipeline
+    for loader in (setting.loader, Runner.build_dataloader(stock, seed=0)):
+        images, metas, arrays = content(first_batch(loader))
+        assert all(map(torch.equal, images, before[0]))
+        assert str(metas) == str(before[1])
+        for ours, theirs in zip(arrays, before[2], strict=True):
+            assert all(
+                np.array_equal(np.asarray(a), np.asarray(b))
+                for a, b in zip(ours, theirs, strict=True)
+            )
+
+
+def test_only_the_roi_heads_learn(model):
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[0] for name in learning} == {"roi_head"}
+    assert not any(module.training for module in model.backbone.modules())
