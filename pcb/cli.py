@@ -88,7 +88,7 @@ def plan(arguments: Namespace) -> None:
 
     from pcb.planning import plan as plans
     from pcb.planning.costs import Costs
-    from pcb.planning.timings import Pace as Timings
+    from pcb.planning.timings import Timings
 
     study = load(arguments)
     check_targets(study, arguments.targets)

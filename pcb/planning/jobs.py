@@ -1,7 +1,4 @@
-"""The trainings of a study as jobs, and how far each is by the results folder alone.
-
-for job in jobs(study, "table06"): job.run, job.state, job.epochs, job.epochs_left
-"""
+"""The trainings of a study, and how far each is by the results folder alone."""
 
 from __future__ import annotations
 
@@ -15,10 +12,18 @@ DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
 
 @dataclass(frozen=True)
 class Job:
-    """A training (or, with `trunk`, the first epochs that `branches` share): its state, and the epochs that it trains itself.
+    """A training, or the first epochs that several trainings share.
 
-    `state`: done (trained and scored; a trunk: trained), trained (not scored), partial (a checkpoint to continue from), to run.
-    A record of another configuration than the study's counts as none.
+    Attributes:
+        run: Id of the experiment.
+        seed: Its seed.
+        state: `DONE` (trained and scored; a trunk: trained), `TRAINED` (not scored), `PARTIAL` (it
+            would resume from a checkpoint) or `TO_RUN`. A record of another configuration than the
+            study's counts as none.
+        epochs: Epochs that this job trains itself.
+        trunk: Whether it is a trunk.
+        tables: Tables and figures with a row of this run; () for a trunk.
+        branches: Runs that branch from a trunk; () for a training.
     """
 
     run: str
@@ -29,72 +34,61 @@ class Job:
     tables: tuple[str, ...]
     branches: tuple[str, ...] = ()
 
-    @property
-    def epochs_left(self) -> int:
-        """Epochs still to train; those of a partial one are all counted."""
-        return self.epochs if self.state in (PARTIAL, TO_RUN) else 0
-
 
 def jobs(study: Study, *targets: str) -> list[Job]:
-    """The trainings behind the given tables and figures (all without arguments), each trunk before the first that needs it."""
+    """List the trainings behind some targets, each trunk before the first run that needs it.
+
+    Args:
+        study: The study.
+        targets: Tables, figures and pages; all of them without arguments.
+    """
     out: list[Job] = []
     runs = study.runs(*targets)
     for seed in study.seeds:
-        ready: set[str] = set()
+        listed: set[str] = set()
         for run in runs:
             trunk = study.experiments[run].trunk
-            if trunk and trunk not in ready:
-                ready.add(trunk)
+            if trunk and trunk not in listed:
+                listed.add(trunk)
                 branches = tuple(b for b in runs if study.experiments[b].trunk == trunk)
-                out.append(
-                    Job(
-                        trunk,
-                        seed,
-                        state(study, trunk, seed, trunk=True),
-                        study.trunk_epochs,
-                        True,
-                        (),
-                        branches,
-                    )
-                )
-            out.append(
-                Job(
-                    run,
-                    seed,
-                    state(study, run, seed),
-                    epochs_to_train(study, run),
-                    False,
-                    tables_of(study, run),
-                )
-            )
+                state = trunk_state(study, trunk, seed)
+                out.append(Job(trunk, seed, state, study.trunk_epochs, True, (), branches))
+            epochs, tables = epochs_to_train(study, run), tables_of(study, run)
+            out.append(Job(run, seed, run_state(study, run, seed), epochs, False, tables))
     return out
 
 
 def epochs_to_train(study: Study, run: str) -> int:
-    """Epochs that a run's own job trains, in all its stages, after what its trunk did."""
+    """Epochs that a run's own job trains, in all its stages, without those of its trunk."""
     experiment = study.experiments[run]
-    epochs = sum(
-        stage.epochs or study.schedule["epochs"] for stage in study.registry.stages(experiment.loss)
-    )
+    stages = study.registry.stages(experiment.loss)
+    epochs = sum(stage.epochs or study.schedule["epochs"] for stage in stages)
     return epochs - (study.trunk_epochs if experiment.trunk else 0)
 
 
-def state(study: Study, run: str, seed: int, trunk: bool = False) -> str:
+def run_state(study: Study, run: str, seed: int) -> str:
     """How far a training is, by its records and its work folder."""
     paths, fingerprint = study.paths, study.fingerprint(run, seed)
-    if current_record(paths.trunk(run, seed) if trunk else paths.train(run, seed), fingerprint):
-        return DONE if trunk or current_record(paths.metrics(run, seed), fingerprint) else TRAINED
-    waits = (
-        not trunk
-        and study.experiments[run].trunk == run
-        and not current_record(paths.trunk(run, seed), fingerprint)
-    )
-    return (
-        PARTIAL if not waits and any(paths.work(fingerprint).glob("iter*.pth")) else TO_RUN
-    )  # trunk and its run share the folder
+    if current_record(paths.train(run, seed), fingerprint):
+        return DONE if current_record(paths.metrics(run, seed), fingerprint) else TRAINED
+    if study.experiments[run].trunk == run and trunk_state(study, run, seed) != DONE:
+        return TO_RUN  # it shares the work folder with the trunk, whose checkpoints those are
+    return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN
+
+
+def trunk_state(study: Study, trunk: str, seed: int) -> str:
+    """How far a trunk is, by its record and its work folder."""
+    fingerprint = study.fingerprint(trunk, seed)
+    if current_record(study.paths.trunk(trunk, seed), fingerprint):
+        return DONE
+    return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN
+
+
+def has_checkpoint(study: Study, fingerprint: str) -> bool:
+    """Whether a training left a checkpoint to resume from."""
+    return any(study.paths.work(fingerprint).glob("iter*.pth"))
 
 
 def tables_of(study: Study, run: str) -> tuple[str, ...]:
-    return tuple(
-        key for key, table in study.tables.items() if any(row.run == run for row in table.rows)
-    )
+    """Tables and figures that have a row of this run."""
+    return tuple(key for key, table in study.tables.items() if run in table.runs)

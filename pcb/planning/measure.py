@@ -1,11 +1,11 @@
-"""`pcb measure`: a few real iterations and a batch of detections of each kind of training, timed on this machine; and the bytes they leave.
+"""`pcb measure`: time each kind of training on this machine, and write timings.json.
 
-    measure(study)  ->  results/<scale>/pace.json, which `pcb plan` reads
-
-Every loss and paradigm is measured on the first data set and backbone of the paper, one on each other pair; `pcb.planning.timings` derives
-the rest. The epoch is the first with PCB. Each batch comes twice and the second time counts: caches are warm and workers are up by then.
-Scenes of emoji-LVIS that are not drawn yet are drawn for it and thrown away. Where the scale's GPU or LVIS is missing, only sizes are
-measured, from detectors without memory behind them.
+For every loss and paradigm on the paper's first data set and backbone, and for one method on each
+other pair, it trains a few iterations of the first epoch with PCB and detects on a batch of images.
+`pcb.planning.timings` derives the others. Each batch comes twice and the second pass counts, when
+caches are warm and worker processes run. Generated data that do not exist yet are drawn into a
+temporary folder. Without the scale's GPU or LVIS only sizes are measured, on detectors that take
+no memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from mmdet.registry import LOOPS, MODELS
 from mmengine.dist import barrier, is_main_process
+from torch.utils.data import DataLoader
 
 from pcb.cluster import provenance
 from pcb.data.lvis.releases import RELEASES
@@ -28,7 +30,7 @@ from pcb.files import write_json
 from pcb.formatting import size
 from pcb.inference.calibrations import score_functions
 from pcb.inference.infer import BATCH, SplitDetector, detect_shard
-from pcb.planning.timings import method, place
+from pcb.planning.timings import Values, method, setting
 from pcb.study import Study
 from pcb.synthetic.generate import generate
 from pcb.training import build, weights
@@ -38,33 +40,51 @@ from pcb.training.loop import ResumableLoop
 from pcb.training.model import model_overrides
 from pcb.training.pretrain import pretrain
 from pcb.training.runner import Runner
+from pcb.training.sampler import EpochSampler
 from pcb.training.train import finished
 
-DETECTION = 200  # bytes of one with its mask, where none was made: a shard of 256 LVIS images with 300 detections each takes about 15 MB
+# Bytes of a detection with its mask, where none can be measured: a shard of 256 LVIS images with
+# 300 detections each takes about 15 MB.
+BYTES_PER_DETECTION = 200
 
 
 def measure(study: Study, iterations: int = 10) -> Path:
-    """Measure, and write `study.paths.pace`. Returns that path. Raises `UserError` where nothing at all can be measured."""
-    why = no_gpu(study) or no_data(study)
+    """Measure the quantities of `pcb.planning.timings.QUANTITIES`.
+
+    Args:
+        study: The study.
+        iterations: Number of timed iterations of each kind of training.
+
+    Returns:
+        The path of the timings.json that it wrote.
+
+    Raises:
+        UserError: Nothing can be measured here.
+    """
+    why = missing_gpu(study) or missing_data(study)
     if why and "synthetic" in study.scale:
-        raise UserError(why, "measure where there is one, or give `pcb plan` a pace by hand")
+        raise UserError(
+            why, "measure on another machine, or give `pcb plan` the speeds with its two options"
+        )
     if why:
-        say(f"no times, only sizes: {why}")
-    figures: dict = {}
+        say(f"only sizes are measured, no times: {why}")
+    timings: Values = {}
     with tempfile.TemporaryDirectory() as folder:
-        ready = study if why or not undrawn(study) else drawn(study, Path(folder))
+        ready = study if why or not missing_files(study) else with_data(study, Path(folder))
         for run in representatives(study):
-            experiment = study.experiments[run]
             found = sizes(study, run) if why else timed(ready, run, iterations)
-            figures.setdefault(place(experiment), {})[method(experiment)] = found
-            say(f"{run}: {worded(found)}")
+            key = setting(study.experiments[run])
+            for quantity, value in found.items():
+                methods = timings.setdefault(quantity, {}).setdefault(key, {})
+                methods[method(study.experiments[run])] = value
+            say(f"{run}: {summary(found)}")
     hardware = provenance.hardware("cpu" if why else study.scale["hardware"]["device"])
     machine = ", ".join(sorted(set(hardware.get("gpus", [])))) or hardware["cpu"]
     if is_main_process():
         write_json(
-            study.paths.pace,
+            study.paths.timings,
             {
-                "figures": figures,
+                "timings": timings,
                 "timed": not why,
                 "iterations": iterations,
                 "machine": machine,
@@ -75,34 +95,30 @@ def measure(study: Study, iterations: int = 10) -> Path:
             },
         )
     barrier()
-    return study.paths.pace
+    return study.paths.timings
 
 
-def worded(found: dict[str, float]) -> str:
-    times = [f"{found[what]:.3g} s an {what}" for what in ("iteration", "image") if what in found]
-    return ", ".join(
-        [
-            *times,
-            f"checkpoint {size(found['final'])}",
-            f"detections {size(found['detections'])} an image",
-        ]
-    )
+def summary(found: dict[str, float]) -> str:
+    """What was measured of a run, in one line."""
+    parts = [f"{found[key]:.3g} s an {key}" for key in ("iteration", "image") if key in found]
+    parts.append(f"checkpoint {size(found['final'])}")
+    return ", ".join([*parts, f"detections {size(found['detections'])} an image"])
 
 
 def representatives(study: Study) -> list[str]:
-    """One run for each loss and paradigm of the first data set and backbone, and one for each other pair."""
-    first = place(next(iter(study.experiments.values())))
+    """One run for each method on the first data set and backbone, and one for each other pair."""
+    first = setting(next(iter(study.experiments.values())))
     found: dict[tuple[str, str], str] = {}
     for run, experiment in study.experiments.items():
-        if (
-            len(study.registry.stages(experiment.loss)) == 1
-        ):  # a second stage trains less of the same detector
-            where = place(experiment)
-            found.setdefault((where, method(experiment) if where == first else ""), run)
+        if len(study.registry.stages(experiment.loss)) > 1:
+            continue  # a second stage trains fewer parameters of the same detector
+        where = setting(experiment)
+        found.setdefault((where, method(experiment) if where == first else ""), run)
     return list(found.values())
 
 
-def no_gpu(study: Study) -> str | None:
+def missing_gpu(study: Study) -> str | None:
+    """Why the scale's device cannot be used here; None where it can."""
     try:
         build.device(study)
     except UserError as error:
@@ -110,13 +126,14 @@ def no_gpu(study: Study) -> str | None:
     return None
 
 
-def no_data(study: Study) -> str | None:
-    missing = [] if "synthetic" in study.scale else undrawn(study)
+def missing_data(study: Study) -> str | None:
+    """Which file of a scale without generated data does not exist; None if all do."""
+    missing = [] if "synthetic" in study.scale else missing_files(study)
     return f"{missing[0]} does not exist" if missing else None
 
 
-def undrawn(study: Study) -> list[str]:
-    """Files of the data sets that are not there."""
+def missing_files(study: Study) -> list[str]:
+    """Files and folders of the data sets that do not exist."""
     files = [
         entry[key]
         for entry in study.scale["datasets"].values()
@@ -125,14 +142,13 @@ def undrawn(study: Study) -> list[str]:
     return [file for file in files if not Path(file).exists()]
 
 
-def drawn(study: Study, folder: Path) -> Study:
-    """The same study with its results in `folder`, its scenes drawn and its weights in place."""
-    text = json.dumps(study.resolved).replace(
-        f"{study.paths.root}/", f"{folder / study.paths.root.name}/"
-    )
-    other = Study(json.loads(text))
-    other.scale["results"] = str(folder)
-    other = Study(other.resolved)
+def with_data(study: Study, folder: Path) -> Study:
+    """The same study with `folder` as results folder, its data generated and its weights there."""
+    root = study.paths.root
+    text = json.dumps(study.resolved).replace(f"{root}/", f"{folder / root.name}/")
+    resolved = json.loads(text)
+    resolved["scale"]["results"] = str(folder)
+    other = Study(resolved)
     for dataset in other.scale["datasets"]:
         generate(other, dataset)
     for backbone, spec in other.scale["backbones"].items():
@@ -141,42 +157,54 @@ def drawn(study: Study, folder: Path) -> Study:
     return other
 
 
-# Times -----------------------------------------------------------------------------------------------------------------
+# Times ----------------------------------------------------------------------------------------
 
 
 @LOOPS.register_module()
 class TimedLoop(ResumableLoop):
-    """Trains on the first `batches` of an epoch, twice; `pace` is then the second pass's seconds an iteration, without its first."""
+    """Trains on the first batches of an epoch, twice.
+
+    Args:
+        batches: Number of timed batches; one more comes before them.
+        epoch: 0-based epoch to train in.
+        args, kwargs: Of `ResumableLoop`.
+
+    Attributes:
+        seconds: Seconds of an iteration, mean of the second pass without its first iteration.
+    """
 
     def __init__(self, *args, batches: int = 10, epoch: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.batches, self.pace = min(batches, self.epoch_length - 1), 0.0
+        self.batches, self.seconds = min(batches, self.epoch_length - 1), 0.0
         self.set_iteration(epoch * self.epoch_length)
 
     def run(self) -> torch.nn.Module:
+        """Train, and set `seconds`."""
         self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
+        dataloader = cast(DataLoader, self.dataloader)
         for _ in range(2):
-            self.dataloader.sampler.set_position(self._epoch, 0)
-            loaded = iter(self.dataloader)
-            for index in range(self.batches + 1):
+            cast(EpochSampler, dataloader.sampler).set_position(self._epoch, 0)
+            loaded = iter(dataloader)
+            self.run_iter(0, islice(loaded, self.micro_batches))
+            began = now()
+            for index in range(1, self.batches + 1):
                 self.run_iter(index, islice(loaded, self.micro_batches))
-                if index == 0:
-                    began = now()
-            self.pace = (now() - began) / max(1, self.batches)
+            self.seconds = (now() - began) / max(1, self.batches)
         return self.runner.model
 
 
 def now() -> float:
+    """The clock, in seconds, after the GPU has finished what it was given."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
-    """What `pcb.planning.timings.WHAT` lists, of a run; training leaves nothing behind."""
+    """Train and detect for a moment, and return the value of each quantity; leaves no files."""
     torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     with tempfile.TemporaryDirectory() as folder:
         cfg = build.config(study, run, 0, folder)
@@ -188,16 +216,14 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
             epoch=study.trunk_epochs,
         )
         cfg.custom_hooks = [dict(type="PCBEpochHook"), dict(type="FiniteLossHook", interval=10**9)]
-        runner = Runner.from_cfg(cfg)
+        runner = cast(Runner, Runner.from_cfg(cfg))  # mmengine annotates its base class
         runner.begin = lambda runner: start(runner, study, run)
         runner.train()
-        state = runner.state()
+        state, loop = runner.state(), cast(TimedLoop, runner.loop)
         found = {
-            "iteration": runner.train_loop.pace,
-            **{
-                what: packed(kept).getbuffer().nbytes
-                for what, kept in (("state", state), ("final", finished(state)))
-            },
+            "iteration": loop.seconds,
+            "checkpoint": packed(state).getbuffer().nbytes,
+            "final": packed(finished(state)).getbuffer().nbytes,
         }
         if is_main_process():
             found |= detections(study, run, runner.bare_model, Path(folder))
@@ -206,18 +232,19 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
 
 
 def start(runner: Runner, study: Study, run: str) -> None:
-    """From the weights that a training starts from, if they are there: what a random detector proposes is as much, but elsewhere."""
-    backbone = study.experiments[run].backbone
-    if study.paths.weights(backbone).exists():
-        weights.initialise(runner.bare_model, study, backbone)
+    """Load the weights that the training starts from, if they exist.
+
+    A randomly initialised detector makes as many proposals, but others.
+    """
+    path = study.paths.weights(study.experiments[run].backbone)
+    if path.exists():
+        weights.initialise(runner.bare_model, study, study.experiments[run].backbone)
     else:
-        say(
-            f"{run}: timed from random weights, for {study.paths.weights(backbone)} is not there yet"
-        )
+        say(f"{run}: timed from random weights, because {path} does not exist yet")
 
 
 def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> dict[str, float]:
-    """Seconds and bytes of an image, for the plain variant."""
+    """Seconds and bytes of an image in an inference pass, for the variant `plain`."""
     detector = SplitDetector(study, run, "val", {}, model.eval())
     ids = list(detector.index)[: 2 * BATCH]
     writer = ShardWriter(folder, "measured", ["plain"])
@@ -229,11 +256,11 @@ def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> 
     return {"image": seconds / len(ids), "detections": path.stat().st_size / len(ids)}
 
 
-# Sizes -----------------------------------------------------------------------------------------------------------------
+# Sizes ----------------------------------------------------------------------------------------
 
 
 def sizes(study: Study, run: str) -> dict[str, float]:
-    """Bytes of checkpoints, from the detector's shapes; of detections, by `DETECTION`."""
+    """Bytes of checkpoints, from the detector's shapes, and of an image's detections."""
     experiment, scale = study.experiments[run], study.scale
     version = scale["datasets"][experiment.dataset]["version"]
     classes = RELEASES[version].classes
@@ -253,7 +280,7 @@ def sizes(study: Study, run: str) -> dict[str, float]:
     final = sum(value.nbytes for value in model.state_dict().values())
     momentum = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     return {
-        "state": final + momentum,
+        "checkpoint": final + momentum,
         "final": final,
-        "detections": scale["test"]["max_per_image"] * DETECTION,
+        "detections": scale["test"]["max_per_image"] * BYTES_PER_DETECTION,
     }

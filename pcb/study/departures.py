@@ -35,15 +35,13 @@ NO_DEPARTURE = (
     *("name", "title", "results", "seeds", "notes", "hardware.*"),
     *("datasets.*.train", "datasets.*.val", "datasets.*.images"),  # `check-data` reads the files
     *("backbones.*.config", "backbones.*.sha256"),  # the configs themselves are compared
-    *("custom_imports.*", "feature_cache"),  # the cache returns what would be computed
     # The scale's `test` replaces these two (pcb/training/build.py).
     *("model.test_cfg.rcnn.score_thr", "model.test_cfg.rcnn.max_per_img"),
 )
 
 # Steps of a pipeline that yield the same as others: window masks are a faster form of the same
-# annotations, and the sizes of a resize are compared as its settings. Hooks without effect.
+# annotations, and the sizes of a resize are compared as its settings.
 SAME_STEP = {"LoadWindowMasks": "LoadAnnotations", "RandomChoiceResize": "Resize"}
-NO_EFFECT = {"SaveFeatureCacheHook"}
 
 
 @dataclass(frozen=True)
@@ -153,23 +151,14 @@ def flatten(value: dict, prefix: str = "") -> Settings:
         if isinstance(entry, dict):
             out |= flatten(entry, f"{path}.")
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
-            out |= flatten_steps([step for step in entry if step["type"] not in NO_EFFECT], path)
+            names = [SAME_STEP.get(step["type"], step["type"]) for step in entry]
+            out[f"{path}.steps"] = names
+            for name, step in zip(names, entry, strict=True):
+                options = {k: v for k, v in step.items() if k != "type"}
+                out |= flatten(options, f"{path}.{name}.")
         else:
             out[path] = entry
     return out
-
-
-def flatten_steps(steps: list[dict], path: str) -> Settings:
-    """Settings of a pipeline or of hooks by the type of the step; a second of a type is `type2`."""
-    out: Settings = {}
-    names: list[str] = []
-    for step in steps:
-        name = SAME_STEP.get(step["type"], step["type"])
-        names.append(name)
-        number = names.count(name)
-        options = {key: value for key, value in step.items() if key != "type"}
-        out |= flatten(options, f"{path}.{name}{number if number > 1 else ''}.")
-    return {f"{path}.steps": names, **out} if names else out
 
 
 # Detectors and data -----------------------------------------------------------------------------

@@ -17,9 +17,9 @@ class Paths:
         return self.root / "study.json"
 
     @property
-    def pace(self) -> Path:
-        """What `pcb measure` found: seconds of an iteration and an image, bytes of what is written."""
-        return self.root / "pace.json"
+    def timings(self) -> Path:
+        """Seconds and bytes that `pcb measure` found; `pcb.planning.timings` reads them."""
+        return self.root / "timings.json"
 
     def data(self, dataset: str) -> Path:
         """Folder of a generated data set (`v05`, `v1`, `pretrain`)."""

@@ -263,9 +263,7 @@ def lay_data(
         dataset=dict(type="SeededDataset", seed=seed, dataset=data),
     )
     if workers:
-        cfg.train_dataloader.prefetch_factor = (
-            4  # micro-batches that each worker has ready: some images take ten times as long as others
-        )
+        cfg.train_dataloader.prefetch_factor = 4  # micro-batches that each worker has ready: some images take ten times as long as others
     cfg.model.data_preprocessor.non_blocking = cuda  # pinned images travel while the GPU computes
 
 

@@ -398,8 +398,8 @@ def test_the_study_loads_without_torch_and_pandas():
         "import sys; absent = ['torch', 'pandas', 'numpy', 'mmdet', 'mmengine'];"
         "sys.modules.update(dict.fromkeys(absent));"
         "from pcb.planning.plan import plan, Costs;"
-        "from pcb.planning.timings import Pace; from pcb.study import load_study;"
-        "study = load_study('smoke'); print(plan(Costs(study, Pace.of(study))).count('v1_r50'))"
+        "from pcb.planning.timings import Timings; from pcb.study import load_study;"
+        "study = load_study('smoke'); print(plan(Costs(study, Timings.of(study))).count('v1_r50'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(ROOT), capture_output=True, text=True, check=False

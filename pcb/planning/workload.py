@@ -1,0 +1,82 @@
+"""How many images a training and an evaluation process."""
+
+from __future__ import annotations
+
+from pcb.data.lvis.releases import RELEASES
+from pcb.errors import UserError
+from pcb.study.experiment import Experiment
+from pcb.study.records import read_record
+from pcb.study.study import Study
+from pcb.study.variants import (
+    NORCAL,
+    TRAIN_SUBSET,
+    TRAIN_SUBSET_IMAGES,
+    annotation_split,
+    confusion_splits,
+    gamma_split,
+)
+
+
+def images_in(study: Study, dataset: str, split: str) -> int | None:
+    """Images of a split; None where they are not known.
+
+    The count is from the report of `pcb check-data`, else from the recipe of generated data, else
+    from the release.
+    """
+    found = _report(study, dataset).get("splits", {}).get(split, {}).get("images")
+    if found is not None:
+        return found
+    if "synthetic" in study.scale:
+        return study.scale["synthetic"][f"{split}_images"]
+    release = RELEASES[study.scale["datasets"][dataset]["version"]]
+    return release.sizes.get(split, (None,))[0]
+
+
+def images_per_epoch(study: Study, experiment: Experiment) -> tuple[int | None, bool]:
+    """Images of a training's epoch.
+
+    Returns:
+        The count (None: not known), and whether it is exact. How often repeat factor sampling
+        repeats images is only known after `pcb check-data`; before, each is counted once.
+    """
+    rfs = experiment.sampler == "rfs"
+    factors = _report(study, experiment.dataset).get("repeat_factors", {})
+    if found := factors.get("epoch" if rfs else "images"):
+        return found, True
+    return images_in(study, experiment.dataset, "train"), not rfs
+
+
+def evaluated_images(study: Study, run: str) -> int | None:
+    """Images that pass through the detector in all jobs of an evaluation; None where not known."""
+    splits, dataset = detection_splits(study, run), study.experiments[run].dataset
+    if "train" in confusion_splits(study.variants(run)):
+        splits.append("train")
+    total = 0
+    for split in splits:
+        count = images_in(study, dataset, annotation_split(split))
+        if count is None:
+            return None
+        total += min(TRAIN_SUBSET_IMAGES, count) if split == TRAIN_SUBSET else count
+    return total
+
+
+def detection_splits(study: Study, run: str) -> list[str]:
+    """The splits that the detector of a run passes over to detect.
+
+    Val comes twice where a calibration needs its confusion matrix first; a small val stays in
+    memory meanwhile. NorCal's γ is also chosen on another split.
+    """
+    variants, splits = study.variants(run), ["val"]
+    if "val" in confusion_splits(variants) and "synthetic" not in study.scale:
+        splits.append("val")
+    if NORCAL in variants:
+        splits.append(gamma_split(study, run))
+    return splits
+
+
+def _report(study: Study, dataset: str) -> dict:
+    """The report of `pcb check-data`; {} where there is none."""
+    try:
+        return read_record(study.paths.data_check(dataset)) or {}
+    except UserError:
+        return {}
