@@ -1,16 +1,17 @@
-"""What a person sees while the workflow runs: one line when a training starts, one when a job ends, and now and then one of it all.
+"""What a run of the workflow prints: a line when a training starts, a line when any job ends.
 
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
     14:02:54  so far        5 of 43 trainings, 3 evaluated; next table01: 1 training; done at 14:15
 
-    14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/score/…
+    14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/…
                 error: what is wrong
-                fix: how to mend it
-    14:03:31  stopped       Train v05_r50_rfs_ls_plain (table 4); the same command continues it
+                fix: what to do
+    14:03:31  stopped       Train v05_r50_rfs_ls_plain (table 4); the same command resumes it
 
-The Snakefile attaches `Lines` to Snakemake's logger. Dry runs and the log file below .snakemake/log stay as Snakemake has them.
-`describe` is the one place that words a run.
+workflow/rules/common.smk attaches a `ProgressHandler` to Snakemake's logger. Dry runs and the log
+file below .snakemake/log stay as Snakemake writes them. (A logger plugin of Snakemake's would have
+to be an installed package of its own, and to reprint all other messages.)
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
+from typing import TextIO
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.formatting import duration, short
 from pcb.planning.jobs import tables_of
-from pcb.planning.status import at
+from pcb.planning.status import done_at
 from pcb.study import Study
 
-# Seconds of a job relative to a training's, until jobs of that rule have been timed. All rules that run something.
+# Seconds of a job relative to a training's, until jobs of its rule have been timed: every rule
+# that runs something.
 COSTS = {
     "download": 1.0,
     "data": 0.3,
@@ -44,9 +49,11 @@ COSTS = {
     "gather_page": 0.05,
     "page": 0.2,
 }
-ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long enough for a line at their start
-OVERVIEWED = {"train", "score", "notebook"}  # after which there is news of a table
-SAID_HERE = {
+ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long jobs get a line at their start too
+OVERVIEW_AFTER = {"train", "score", "notebook"}  # jobs that change how far a table is
+OVERVIEW_INTERVAL = 60.0  # least seconds between two overviews
+LOG_LINES = 25  # shown of a failed job whose log has no line `error:`
+JOB_EVENTS = {
     LogEvent.JOB_INFO,
     LogEvent.JOB_STARTED,
     LogEvent.JOB_FINISHED,
@@ -54,150 +61,161 @@ SAID_HERE = {
     LogEvent.PROGRESS,
     LogEvent.SHELLCMD,
 }
-LOG_LINES = 25  # of a failed job whose log has no line `error:`
-SO_FAR = 60.0  # seconds between two lines of it all
 KILLED = re.compile(r"exit status 137|SIGKILL")
-ASKED_TO_END = re.compile(r"exit status (130|143)|SIGINT|SIGTERM|user request")
+STOPPED = re.compile(r"exit status (130|143)|SIGINT|SIGTERM|user request")
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
-    """`Train RUN (tables 2 6)`; the seed is named only where there are several, `shared` is what is in no table by itself."""
-    tables = tables_of(study, run)
+    """Words for a run's job: `Train RUN (tables 2 6)`, with the seed where there are several."""
+    tables = [short(table) for table in tables_of(study, run)]
+    where = f"table{'s' * (len(tables) > 1)} {' '.join(tables)}" if tables else "in no table"
     with_seed = f" seed {seed}" if len(study.seeds) > 1 else ""
-    place = f"table{'s' * (len(tables) > 1)} {' '.join(map(short, tables))}" if tables else "shared"
-    return f"{verb} {run}{with_seed} ({place})"
+    return f"{verb} {run}{with_seed} ({where})"
 
 
-class Lines(logging.StreamHandler):
-    """A handler beside Snakemake's own that turns job events into single lines; `begin` silences the same events there.
+class ProgressHandler(logging.StreamHandler):
+    """Prints single lines for Snakemake's job events, beside its own handler.
 
-    Attach it while the Snakefile is read, so that it hears how many jobs there are; call `begin` when the run starts, which a
-    dry run never does. The time left is the remaining jobs at the mean duration of their rule, over the jobs that run at once.
-    `overview` words how far the study is; it is asked after a training or an evaluation, once a minute at most.
+    Attach it while the Snakefile is read, so that it learns how many jobs there are; call `begin`
+    when the run starts, which a dry run never does. The time left is that of the remaining jobs, at
+    the mean duration of their rule, over the mean number of jobs that ran at once.
+
+    Args:
+        stream: Where to print; None: stderr.
+        clock: Returns the present, in seconds since the epoch.
+        overview: Returns how far the study is, in one line. It is called after a training or an
+            evaluation, once a minute at most.
     """
 
-    def __init__(self, stream=None, clock=time.time, overview=None):
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.time,
+        overview: Callable[[], str] | None = None,
+    ) -> None:
         super().__init__(stream)
         self.clock, self.overview = clock, overview
-        self.said_so_far = clock()
-        self.speaking = False
-        self.waiting: dict[str, int] = {}  # rule -> jobs that have not ended
-        self.running: dict[int, tuple[str, str, float]] = {}  # job id -> rule, words, start
-        self.took: dict[str, list[float]] = {}  # rule -> seconds of its jobs that ended
-        self.side_by_side: list[int] = []  # jobs that ran when one ended
-        self.killed = False  # whether the last shell that failed was killed
-        self.stopped = False  # whether it, or the whole run, was asked to end
-        self.stopping = False
+        self.last_overview = clock()
+        self.active = False
+        self.remaining: dict[str, int] = {}  # rule -> jobs that have not ended
+        self.running: dict[int, tuple[str, str, float]] = {}  # job -> rule, message, start
+        self.durations: dict[str, list[float]] = {}  # rule -> seconds of each finished job
+        self.concurrency: list[int] = []  # number of running jobs, each time that one ended
+        self.shell_error = ""  # message of the last shell command that failed
+        self.stopping = False  # whether the user interrupted the run
 
     def begin(self, logger: logging.Logger) -> None:
-        self.speaking = True
-        for handler in logger.handlers:
-            if handler.name == "DefaultStreamHandler":
-                handler.addFilter(says_more)
+        """Start to print, and keep Snakemake's own handler from printing the same events."""
+        self.active = True
+        silence_job_events(logger)
 
     def emit(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
-        line = None
+        """Count a record's event, and print a line where it deserves one."""
+        try:
+            line = self.line(record)
+            if line and self.active:
+                moment = time.strftime("%H:%M:%S", time.localtime(self.clock()))
+                self.stream.write(f"{moment}  {line}\n")
+                self.flush()
+        except Exception:  # a line that cannot be made must not end the run
+            self.handleError(record)
+
+    def line(self, record: logging.LogRecord) -> str | None:
+        """The line of a record, None where it has none. Snakemake adds `event` and its fields."""
+        event, fields = getattr(record, "event", None), vars(record)
         if event == LogEvent.RUN_INFO:
-            self.waiting = {rule: count for rule, count in record.stats.items() if rule in COSTS}
-        elif event == LogEvent.JOB_INFO and record.rule_name in COSTS:
-            line = self.start(record.jobid, record.rule_name, record.rule_msg)
-        elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
-            line = self.end(record.job_id)
-        elif failed_shell(record):  # comes before the job's own event, which lacks the status
-            self.killed, self.stopped = (
-                bool(found.search(record.getMessage())) for found in (KILLED, ASKED_TO_END)
-            )
-        elif event == LogEvent.JOB_ERROR and record.jobid in self.running:
-            line = self.failure(record.jobid, record.log)
+            self.remaining = {r: count for r, count in fields["stats"].items() if r in COSTS}
+        elif event == LogEvent.JOB_INFO and fields["rule_name"] in COSTS:
+            return self.start(fields["jobid"], fields["rule_name"], fields["rule_msg"])
+        elif event == LogEvent.JOB_FINISHED and fields["job_id"] in self.running:
+            return self.end(fields["job_id"])
+        elif is_shell_error(record):  # precedes the job's own event, which lacks the exit status
+            self.shell_error = record.getMessage()
+        elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.running:
+            return self.failure(fields["jobid"], fields["log"])
         elif "on user request" in record.getMessage():
             self.stopping = True
-        if line and self.speaking:
-            self.stream.write(
-                f"{time.strftime('%H:%M:%S', time.localtime(self.clock()))}  {line}\n"
-            )
-            self.flush()
+        return None
 
-    def start(self, job: int, rule: str, words: str) -> str | None:
-        self.running[job] = (rule, words, self.clock())
-        return f"start         {words}" if rule in ANNOUNCED else None
+    def start(self, job: int, rule: str, message: str) -> str | None:
+        """Note that a job starts; return its line if it is a long one."""
+        self.running[job] = (rule, message, self.clock())
+        return f"start         {message}" if rule in ANNOUNCED else None
 
     def end(self, job: int) -> str:
-        self.side_by_side.append(len(self.running))
-        rule, words, begun = self.running.pop(job)
-        seconds = self.clock() - begun
-        self.took.setdefault(rule, []).append(seconds)
-        self.waiting[rule] = self.waiting.get(rule, 1) - 1
-        done = sum(map(len, self.took.values()))
+        """Note that a job is done; return its line, and the overview if it is time for one."""
+        self.concurrency.append(len(self.running))
+        rule, message, start = self.running.pop(job)
+        seconds = self.clock() - start
+        self.durations.setdefault(rule, []).append(seconds)
+        self.remaining[rule] = self.remaining.get(rule, 1) - 1
+        done = sum(map(len, self.durations.values()))
+        count = f"{done}/{done + sum(self.remaining.values())}"
         left = self.seconds_left()
-        eta = f"; {duration(left)} left" if left >= 1 else ""
-        return f"done {f'{done}/{done + sum(self.waiting.values())}':<9}{words}, {duration(seconds)}{eta}{self.so_far(rule, left)}"
-
-    def so_far(self, rule: str, left: float) -> str:
-        """The line of it all, if it is time for one."""
+        time_left = f"; {duration(left)} left" if left >= 1 else ""
+        line = f"done {count:<9}{message}, {duration(seconds)}{time_left}"
         now = self.clock()
-        if (
-            not self.overview
-            or rule not in OVERVIEWED
-            or left < 1
-            or now - self.said_so_far < SO_FAR
-        ):
-            return ""
-        self.said_so_far = now
-        return f"\n{time.strftime('%H:%M:%S', time.localtime(now))}  so far        {self.overview()}; {at(now + left, now)}"
+        due = now - self.last_overview >= OVERVIEW_INTERVAL and rule in OVERVIEW_AFTER
+        if not self.overview or not due or left < 1:
+            return line
+        self.last_overview = now
+        moment = time.strftime("%H:%M:%S", time.localtime(now))
+        return f"{line}\n{moment}  so far        {self.overview()}; {done_at(now + left, now)}"
 
     def failure(self, job: int, logs: list[str]) -> str:
-        rule, words, _ = self.running.pop(job)
-        self.waiting[rule] = self.waiting.get(rule, 1) - 1
-        lines = "".join(Path(log).read_text() for log in logs if Path(log).exists()).splitlines()
-        begin = max(
-            (i for i, line in enumerate(lines) if line.startswith("error: ")),
-            default=max(0, len(lines) - LOG_LINES),
-        )
-        why = (
-            " (killed, perhaps because memory ran out; what it had saved is kept)"
-            if self.killed
-            else ""
-        )
-        asked, self.killed, self.stopped = self.stopped or self.stopping, False, False
-        if asked:
-            return f"stopped       {words}; the same command continues it"
-        return "\n".join(
-            [
-                f"FAILED        {words}{why}; log: {', '.join(logs)}",
-                *(f"{'':14}{line}" for line in lines[begin:]),
-            ]
-        )
+        """Note that a job failed; return its line and what its log says of the error."""
+        rule, message, _ = self.running.pop(job)
+        self.remaining[rule] = self.remaining.get(rule, 1) - 1
+        error, self.shell_error = self.shell_error, ""
+        if self.stopping or STOPPED.search(error):
+            return f"stopped       {message}; the same command resumes it"
+        why = ""
+        if KILLED.search(error):
+            why = " (killed, perhaps because memory ran out; its checkpoints are kept)"
+        text = "".join(Path(log).read_text() for log in logs if Path(log).exists())
+        lines = [f"FAILED        {message}{why}; log: {', '.join(logs)}"]
+        return "\n".join([*lines, *(f"{'':14}{line}" for line in end_of_log(text.splitlines()))])
 
     def seconds_left(self) -> float:
-        unit = sum(map(sum, self.took.values())) / sum(
-            COSTS[rule] * len(times) for rule, times in self.took.items()
-        )
-        mean = {
-            rule: sum(self.took[rule]) / len(self.took[rule])
-            if rule in self.took
-            else COSTS[rule] * unit
-            for rule in COSTS
-        }
-        work = sum(mean[rule] * count for rule, count in self.waiting.items())
-        work -= sum(
-            min(self.clock() - begun, mean[rule]) for rule, _, begun in self.running.values()
-        )
-        return work / (sum(self.side_by_side) / len(self.side_by_side))
+        """Seconds until all jobs are done."""
+        finished = sum(map(sum, self.durations.values()))
+        weights = sum(COSTS[rule] * len(times) for rule, times in self.durations.items())
+        mean = {rule: cost * finished / weights for rule, cost in COSTS.items()}
+        mean |= {rule: fmean(times) for rule, times in self.durations.items()}
+        work = sum(mean[rule] * count for rule, count in self.remaining.items())
+        now = self.clock()
+        work -= sum(min(now - start, mean[rule]) for rule, _, start in self.running.values())
+        return work / fmean(self.concurrency)
 
 
-def says_more(record: logging.LogRecord) -> bool:
-    """Whether Snakemake's own line tells more than ours: not of a job's start and end, nor that its shell exited with an error."""
+def end_of_log(lines: list[str]) -> list[str]:
+    """The last error in a log and what follows it; without one, its last lines."""
+    for index in reversed(range(len(lines))):
+        if lines[index].startswith("error: "):
+            return lines[index:]
+    return lines[-LOG_LINES:]
+
+
+def silence_job_events(logger: logging.Logger) -> None:
+    """Keep Snakemake's handler on the terminal from printing what a `ProgressHandler` prints.
+
+    `quiet: [progress, rules]` in the profile would do so in dry runs too, whose list of jobs is
+    wanted. The handler's name is no documented interface; it was tried with Snakemake 9.27.1.
+    Under another name, nothing is silenced and both handlers print.
+    """
+    for handler in logger.handlers:
+        if handler.name == "DefaultStreamHandler":
+            handler.addFilter(keeps_snakemake_line)
+
+
+def keeps_snakemake_line(record: logging.LogRecord) -> bool:
+    """Whether Snakemake's handler prints a record: not the start, end and error of a job."""
     event = getattr(record, "event", None)
-    return (
-        event not in SAID_HERE
-        and not failed_shell(record)
-        and record.msg != "Select jobs to execute..."
-    )
+    job_event = event in JOB_EVENTS or is_shell_error(record)
+    return not job_event and record.msg != "Select jobs to execute..."
 
 
-def failed_shell(record: logging.LogRecord) -> bool:
-    return (
-        getattr(record, "event", None) == LogEvent.ERROR
-        and getattr(record, "exception", None) == "RuleException"
-    )
+def is_shell_error(record: logging.LogRecord) -> bool:
+    """Whether a record reports that a job's shell command failed."""
+    event, exception = getattr(record, "event", None), getattr(record, "exception", None)
+    return event == LogEvent.ERROR and exception == "RuleException"

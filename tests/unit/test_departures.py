@@ -149,15 +149,6 @@ def test_settings_with_the_same_words_are_listed_by_their_key(lvis, tmp_path):
     assert line.startswith("Other: r50: train_pipeline.Resize.scales: 1,333, 640, 1,333, 800 (")
 
 
-def test_repeated_steps_of_a_pipeline_are_all_compared():
-    steps = [{"type": "Pad", "size": 8}, {"type": "Flip"}, {"type": "Pad", "size": 32}]
-    assert flatten({"pipeline": steps}) == {
-        "pipeline.steps": ["Pad", "Flip", "Pad"],
-        "pipeline.Pad.size": 8,
-        "pipeline.Pad2.size": 32,
-    }
-
-
 def test_weights_are_named_by_file_and_origin(lvis):
     changed = copy.deepcopy(lvis)
     changed["backbones"]["r50"]["weights"] = "random"

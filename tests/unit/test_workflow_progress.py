@@ -1,4 +1,4 @@
-"""What a person sees of a run: single lines with done, total and the time left, and of a failed job its error and fix."""
+"""The lines of a run: jobs done, all jobs, the time left; of a failed job its error and fix."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.planning.status import status
 from pcb.study import load_study
-from workflow.progress import COSTS, Lines, describe, says_more
+from workflow.progress import COSTS, ProgressHandler, describe, keeps_snakemake_line
 
 
 class Run:
@@ -21,25 +21,25 @@ class Run:
 
     def __init__(self, overview=None, **stats):
         self.now, self.out = 0.0, io.StringIO()
-        self.lines = Lines(self.out, clock=lambda: self.now, overview=overview)
-        self.lines.begin(logging.getLogger("nobody"))
+        self.handler = ProgressHandler(self.out, lambda: self.now, overview)
+        self.handler.begin(logging.getLogger("nobody"))
         self.event(LogEvent.RUN_INFO, stats={**stats, "all": 1, "total": sum(stats.values()) + 1})
 
     def event(self, event, **fields):
-        self.lines.emit(logging.makeLogRecord({"event": event, **fields}))
+        self.handler.emit(logging.makeLogRecord({"event": event, **fields}))
 
-    def start(self, job, rule, words="a job"):
-        self.event(LogEvent.JOB_INFO, jobid=job, rule_name=rule, rule_msg=words)
+    def start(self, job, rule, message="a job"):
+        self.event(LogEvent.JOB_INFO, jobid=job, rule_name=rule, rule_msg=message)
 
     def end(self, job):
         self.event(LogEvent.JOB_FINISHED, job_id=job)
 
     @property
-    def said(self):
+    def lines(self):
         return [line[10:] for line in self.out.getvalue().splitlines()]
 
 
-def test_every_rule_that_runs_something_has_its_lines():
+def test_every_rule_that_runs_something_has_a_cost():
     rules = Path(__file__).resolve().parents[2] / "workflow/rules"
     named = {
         name
@@ -54,7 +54,7 @@ def test_a_long_job_is_announced_and_its_end_has_done_total_and_time():
     run.start(1, "train", "Train x")
     run.now = 40
     run.end(1)
-    assert run.said == ["start         Train x", "done 1/3      Train x, 40 s; 80 s left"]
+    assert run.lines == ["start         Train x", "done 1/3      Train x, 40 s; 80 s left"]
 
 
 def test_jobs_side_by_side_halve_the_time_left():
@@ -63,7 +63,7 @@ def test_jobs_side_by_side_halve_the_time_left():
     run.start(2, "train")
     run.now = 60
     run.end(1)
-    assert run.said[-1].endswith(
+    assert run.lines[-1].endswith(
         "60 s; 2 min left"
     )  # four more and none of the running one's 60 s, two at a time
 
@@ -73,16 +73,16 @@ def test_a_rule_without_a_finished_job_is_estimated_from_the_others():
     run.start(1, "train")
     run.now = 100
     run.end(1)
-    assert run.said[-1].endswith("; 50 s left")  # an inference costs a quarter of a training
+    assert run.lines[-1].endswith("; 50 s left")  # an inference costs a quarter of a training
 
 
-def test_a_short_job_says_only_its_end_and_a_target_nothing():
+def test_a_short_job_has_a_line_at_its_end_only_and_a_target_none():
     run = Run(gather=1)
     run.start(1, "gather", "Gather the rows of table05")
     run.end(1)
     run.start(2, "table05")
     run.end(2)
-    assert run.said == ["done 1/1      Gather the rows of table05, 0 s"]
+    assert run.lines == ["done 1/1      Gather the rows of table05, 0 s"]
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_a_short_job_says_only_its_end_and_a_target_nothing():
         ("Traceback\nBoom\n", ["Traceback", "Boom"]),
     ],
 )
-def test_a_failed_job_says_its_error_and_where_its_log_is(tmp_path, log, tail):
+def test_a_failed_job_shows_its_error_and_its_log(tmp_path, log, tail):
     (tmp_path / "x.log").write_text(log)
     run = Run(score=2)
     run.start(1, "score", "Score x")
     run.event(LogEvent.JOB_ERROR, jobid=1, log=[str(tmp_path / "x.log")])
-    assert run.said[0] == f"FAILED        Score x; log: {tmp_path}/x.log"
+    assert run.lines[0] == f"FAILED        Score x; log: {tmp_path}/x.log"
     assert [line.strip() for line in run.out.getvalue().splitlines()[1:]] == tail
 
 
-def test_a_killed_job_is_said_to_have_been_killed_and_the_next_failure_is_not():
+def test_a_killed_job_is_reported_as_killed_and_the_next_failure_is_not():
     run = Run(train=2)
     for job in (1, 2):
         run.start(job, "train", f"Train {job}")
@@ -114,63 +114,64 @@ def test_a_killed_job_is_said_to_have_been_killed_and_the_next_failure_is_not():
     run.event(LogEvent.JOB_ERROR, jobid=1, log=[])
     run.event(LogEvent.ERROR, exception="RuleException", msg="... returned non-zero exit status 2.")
     run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
-    assert "Train 1 (killed" in run.said[2] and "killed" not in run.said[3]
+    assert "Train 1 (killed" in run.lines[2] and "killed" not in run.lines[3]
 
 
 @pytest.mark.parametrize(
     "how",
     ["non-zero exit status 143.", "non-zero exit status 130.", "died with <Signals.SIGTERM: 15>."],
 )
-def test_a_job_that_was_asked_to_end_did_not_fail(tmp_path, how):
+def test_a_terminated_job_is_reported_as_stopped(tmp_path, how):
     (tmp_path / "x.log").write_text("x  epoch 3/24\n")
     run = Run(train=2)
     run.start(1, "train", "Train x")
     run.event(LogEvent.ERROR, exception="RuleException", msg=f"... {how}")
     run.event(LogEvent.JOB_ERROR, jobid=1, log=[str(tmp_path / "x.log")])
-    assert run.said[1:] == ["stopped       Train x; the same command continues it"]
+    assert run.lines[1:] == ["stopped       Train x; the same command resumes it"]
     run.start(2, "train", "Train y")
     run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
-    assert run.said[-1].startswith("FAILED        Train y")
+    assert run.lines[-1].startswith("FAILED        Train y")
 
 
-def test_after_ctrl_c_no_job_failed():
+def test_after_ctrl_c_jobs_are_reported_as_stopped():
     run = Run(train=2)
     for job in (1, 2):
         run.start(job, "train", f"Train {job}")
-    run.lines.emit(
+    run.handler.emit(
         logging.makeLogRecord(
             {"msg": "Terminating processes on user request, this might take some time."}
         )
     )
     for job in (1, 2):
         run.event(LogEvent.JOB_ERROR, jobid=job, log=[])
-    assert [line.split()[0] for line in run.said] == ["start", "start", "stopped", "stopped"]
+    assert [line.split()[0] for line in run.lines] == ["start", "start", "stopped", "stopped"]
 
 
-def test_how_far_it_all_is_is_said_once_a_minute_at_most():
+def test_the_overview_is_printed_once_a_minute_at_most():
     run = Run(lambda: "1 of 3 trainings", train=3, gather=1)
     for job, moment in ((1, 59), (2, 70), (3, 80)):
         run.start(job, "train")
         run.now = moment
         run.end(job)
-    said = [line for line in run.said if line.startswith("so far")]
-    assert len(said) == 1 and said[0].startswith("so far        1 of 3 trainings; done at ")
+    overviews = [line for line in run.lines if line.startswith("so far")]
+    assert len(overviews) == 1 and overviews[0].startswith(
+        "so far        1 of 3 trainings; done at "
+    )
 
 
-def test_snakemake_s_other_errors_are_still_said():
-    assert says_more(
+def test_snakemake_still_prints_its_other_messages():
+    assert keeps_snakemake_line(
         logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "MissingInputException"})
     )
-    assert says_more(logging.makeLogRecord({"msg": "Nothing to be done"}))
-    assert not says_more(
+    assert keeps_snakemake_line(logging.makeLogRecord({"msg": "Nothing to be done"}))
+    assert not keeps_snakemake_line(
         logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "RuleException"})
     )
 
 
-def test_a_dry_run_says_nothing_of_this_kind():
+def test_a_dry_run_prints_no_such_lines():
     out = io.StringIO()
-    lines = Lines(out)
-    lines.emit(
+    ProgressHandler(out).emit(
         logging.makeLogRecord(
             {"event": LogEvent.JOB_INFO, "jobid": 1, "rule_name": "train", "rule_msg": "Train x"}
         )
@@ -178,17 +179,17 @@ def test_a_dry_run_says_nothing_of_this_kind():
     assert out.getvalue() == ""
 
 
-def test_a_run_is_described_by_its_place_and_its_tables():
+def test_a_job_is_described_by_its_run_and_its_tables():
     study = load_study("mini")
-    words = describe(study, "Train", "v05_r50_rfs_softmax_plain", "0")
-    assert words == "Train v05_r50_rfs_softmax_plain (tables 1 2 4 8 10)"
+    message = describe(study, "Train", "v05_r50_rfs_softmax_plain", "0")
+    assert message == "Train v05_r50_rfs_softmax_plain (tables 1 2 4 8 10)"
     several = load_study("mini", overrides={"seeds": [0, 1]})
     assert "v05_r50_rfs_softmax_plain seed 1 (" in describe(
         several, "Train", "v05_r50_rfs_softmax_plain", "1"
     )
 
 
-def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_path):
+def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
     done, running = (
         "v05_r50_random_softmax_plain",
@@ -206,10 +207,10 @@ def test_status_tells_what_is_done_what_runs_and_how_long_the_rest_takes(tmp_pat
     log = study.paths.log(f"train/{running}/seed0")
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
-    said = status(study)
-    assert "1 of 43 trainings, 1 evaluated; next table01" in said and said.endswith(
+    text = status(study)
+    assert "1 of 43 trainings, 1 evaluated; next table01" in text and text.endswith(
         f"train  {running}  epoch 3/24"
     )
-    assert re.search(r"^about .* left while one job runs: done ", said, re.MULTILINE)
+    assert re.search(r"^about .* left while one job runs: done ", text, re.MULTILINE)
     os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
     assert running not in status(study)

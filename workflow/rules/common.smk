@@ -96,7 +96,7 @@ def begin():
     content = study_json(study)
     if not paths.study.exists() or json.loads(paths.study.read_text()) != content:
         write_json(paths.study, content)
-    lines.begin(logger)
+    progress_lines.begin(logger)
 
 
 def of_run(get):
@@ -217,5 +217,5 @@ def finish():
 
 
 running = ExitStack()
-lines = progress.Lines(overview=lambda: overview(study))
-logger.addHandler(lines)
+progress_lines = progress.ProgressHandler(overview=lambda: overview(study))
+logger.addHandler(progress_lines)
