@@ -171,10 +171,15 @@ def check_data(arguments: Namespace) -> None:
     for dataset in arguments.datasets or study.scale["datasets"]:
         check("data set", dataset, study.scale["datasets"])
         try:
-            run(study, dataset)
-            print(f"{dataset}: no faults; report in {study.paths.data_check(dataset)}")
+            report = run(study, dataset)
         except UserError as error:
             faults.append(error)
+            continue
+        release = report["matches_release"]
+        equal = f"equal to the LVIS {release} release" if release else "not a release of LVIS"
+        print(f"{dataset}: no faults, {equal}; report in {study.paths.data_check(dataset)}")
+        for warning in report["warnings"]:
+            print(f"  warning: {warning}")
     if faults:
         raise combined(faults)
 
