@@ -1,13 +1,14 @@
-"""Draw the sprite atlas of emoji-LVIS: emoji named with LVIS categories, from six free emoji sets.
+"""Draw the sprite atlas of emoji-LVIS: emoji of LVIS categories, from six free emoji sets.
 
-Run by hand when the set of classes changes; users of the project need neither this nor what it needs:
+Run by hand when the set of classes changes; users of the project do not need it or its packages:
 
     npm install @iconify-json/{noto,twemoji,fluent-emoji-flat,fluent-emoji,fxemoji,emojione}
     pip install resvg-py pillow numpy pyyaml
     python tools/build_sprites.py --icons node_modules/@iconify-json --lvis lvis_v0.5_val.json
 
-`--lvis` is any LVIS v0.5 annotation file; only the names, synonyms and frequencies of its categories are read.
-Writes pcb/synthetic/assets/sprites.webp (64 px tiles) and sprites.json (class, LVIS frequency, style and tile).
+`--lvis` is any LVIS v0.5 annotation file, of which only the names, synonyms and frequencies of the
+categories are read. Writes sprites.webp (64 px tiles) and sprites.json (frequency in LVIS, and tile
+of each style, of every class) in pcb/synthetic/assets/.
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ import yaml
 from PIL import Image
 
 ASSETS = Path(__file__).resolve().parents[1] / "pcb/synthetic/assets"
-TILE = 64
-COLUMNS = 40
-PRETRAIN = 136  # classes for pretraining, disjoint from the task's
-MIN_STYLES = 4
+TILE = 64  # side of a tile in pixels
+COLUMNS = 40  # tiles in a row
+PRETRAIN = 136  # pretraining classes, none of them a task class
+MIN_STYLES = 4  # drawings that a class must have
 STYLES = ("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji", "fxemoji", "emojione")
-NAMED_BY_CODE = STYLES[
-    :3
-]  # their packages say which code point an icon draws; the others are found by its names
+# These packages list the code point of each icon; in the others, icons are found by their names.
+NAMED_BY_CODE = STYLES[:3]
 
-# LVIS names whose emoji is called otherwise, and which no synonym in LVIS leads to.
+# LVIS names whose emoji has another name, which is not a synonym in LVIS.
 ALIASES = {
     "apple": "red-apple",
     "sheep": "ewe",
@@ -54,7 +54,8 @@ ALIASES = {
     "alligator": "crocodile",
     "squirrel": "chipmunk",
 }
-# Not wanted: people, weapons and tobacco, and names whose emoji shows something else (a food that is drawn alive).
+# Excluded: people, weapons and tobacco, and names whose emoji shows something else (food drawn as a
+# living animal).
 SKIP = {
     "baby",
     "pistol",
@@ -70,7 +71,7 @@ SKIP = {
     "shield",
     "gravestone",
 }
-# Drawings that show something else, or fill a square with sky.
+# Excluded drawings: they show something else, or fill a square with sky.
 WRONG = {
     ("bird", "fxemoji"),
     ("computer_keyboard", "fxemoji"),
@@ -82,12 +83,18 @@ WRONG = {
 
 
 def key(name: str) -> str:
-    """A name without its qualifier, case and separators: `bus_(vehicle)`, `Ferris wheel` -> `bus`, `ferriswheel`."""
+    """Strip qualifier, case and separators: `Ferris wheel_(ride)` -> `ferriswheel`."""
     return re.sub(r"[-_' ]", "", re.sub(r"_\(.*", "", name)).lower()
 
 
 class Icons:
-    """The emoji sets: every name that an emoji has, and its drawing in each style."""
+    """The emoji sets: all names of an emoji, and its drawing in each style.
+
+    Attributes:
+        sets: content of each style's icons.json.
+        find: for each style, normalised name (`key`) -> icon.
+        names: code point -> normalised names in all sets.
+    """
 
     def __init__(self, folder: Path):
         self.sets = {
@@ -101,6 +108,7 @@ class Icons:
 
     @staticmethod
     def lookup(icons: dict) -> dict[str, str]:
+        """Map normalised names and plain aliases of a set to its icons."""
         plain = {
             alias: spec["parent"]
             for alias, spec in icons.get("aliases", {}).items()
@@ -113,18 +121,16 @@ class Icons:
         }
 
     def drawings(self, name: str) -> dict[str, str]:
-        """Style -> icon, for an emoji called `name` in any of the sets."""
-        wanted = [
-            key(name),
-            *sorted(set().union(*[n for n in self.names.values() if key(name) in n])),
-        ]
+        """Map each style to its icon of the emoji that any of the sets calls `name`."""
+        others = set().union(*(names for names in self.names.values() if key(name) in names))
+        wanted = [key(name), *sorted(others)]
         found = {
             s: next((self.find[s][w] for w in wanted if w in self.find[s]), None) for s in STYLES
         }
         return {style: icon for style, icon in found.items() if icon}
 
     def draw(self, style: str, icon: str) -> Image.Image:
-        """Render at `TILE` px, the drawing's own margin cut off, centred."""
+        """Render an icon, crop its margin, and centre it on a tile, (TILE, TILE) RGBA."""
         icons, spec = self.sets[style], self.sets[style]["icons"][icon]
         box = [
             spec.get(k, icons.get(k, d))
@@ -142,19 +148,22 @@ class Icons:
             raise ValueError(f"{style}/{icon} renders empty")
         cut = large.crop(bounds)
         scale = (TILE - 2) / max(cut.size)
-        cut = cut.resize([max(1, round(scale * side)) for side in cut.size], Image.LANCZOS)
+        cut = cut.resize(
+            [max(1, round(scale * side)) for side in cut.size], Image.Resampling.LANCZOS
+        )
         tile = Image.new("RGBA", (TILE, TILE))
         tile.paste(cut, [(TILE - side) // 2 for side in cut.size])
         return tile
 
 
 def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[str, str]]]:
-    """Class -> (LVIS category, drawings): all task classes, then those with the most styles, no emoji twice."""
-    task = [
-        name
-        for names in yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"].values()
-        for name in names
-    ]
+    """Choose all task classes, then those with the most styles, and no emoji twice.
+
+    Returns:
+        Class name -> (LVIS category, style -> icon), in alphabetical order.
+    """
+    clusters = yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"]
+    task = [name for names in clusters.values() for name in names]
     by_name = {c["name"]: c for c in categories}
     found = {}
     for category in categories:
@@ -183,6 +192,7 @@ def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[s
 
 
 def main() -> None:
+    """Choose classes, draw their sprites and write the atlas."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -215,12 +225,10 @@ def main() -> None:
     lines = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in index.items()
     )
-    (ASSETS / "sprites.json").write_text(
-        f'{{\n "tile": {TILE},\n "columns": {COLUMNS},\n "sources": {json.dumps(sources)},\n "classes": {{\n{lines}\n }}\n}}\n'
-    )
-    print(
-        f"{len(index)} classes, {len(tiles)} sprites, {(ASSETS / 'sprites.webp').stat().st_size / 1e6:.2f} MB"
-    )
+    header = f' "tile": {TILE},\n "columns": {COLUMNS},\n "sources": {json.dumps(sources)},\n'
+    (ASSETS / "sprites.json").write_text(f'{{\n{header} "classes": {{\n{lines}\n }}\n}}\n')
+    size = (ASSETS / "sprites.webp").stat().st_size / 1e6
+    print(f"{len(index)} classes, {len(tiles)} sprites, {size:.2f} MB")
 
 
 if __name__ == "__main__":

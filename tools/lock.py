@@ -1,4 +1,4 @@
-"""Write requirements.lock and environment.yml from the versions installed in this environment. Run by hand after an upgrade.
+"""Write requirements.lock and environment.yml from the installed versions. Run after an upgrade.
 
 Usage: .venv/bin/python tools/lock.py
 """
@@ -10,17 +10,22 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+EXCLUDED = {"pcb", "triton"}  # this project, and what comes with torch's CUDA build
+BUILT = ("onedl-mmcv==", "onedl-mmdetection==", "pip==")  # not for conda: tools/setup.sh adds them
 
 LOCK_HEADER = """\
-# Every version exact, on Linux with Python 3.11 or 3.12. Written by tools/lock.py; installed without dependency resolution by
-# tools/setup.sh, torch first (its CUDA libraries come along where the registry's build has them), then onedl-mmcv from source.
-# The headless OpenCV stands in for opencv-python, which needs libGL.
+# Exact versions for Linux with Python 3.11 or 3.12. Written by tools/lock.py and installed without
+# dependency resolution by tools/setup.sh: first torch (its CUDA libraries come along where the
+# registry's build has them), then onedl-mmcv from source. The headless OpenCV replaces
+# opencv-python, which needs libGL.
 """
 
 CONDA_HEADER = """\
-# The conda twin of requirements.lock: the interpreter and the compilers here, every Python package in the locked version.
+# The conda equivalent of requirements.lock: interpreter and compilers from conda, every Python
+# package in the locked version.
 #   conda env create -f environment.yml && conda activate pcb && make setup ENV=$CONDA_PREFIX
-# The last command adds what pip cannot build inside conda's own step: mmcv's operators, compiled against this torch.
+# The last command adds what pip cannot build within conda's own step: mmcv's operators, compiled
+# against this torch.
 name: pcb
 channels: [conda-forge]
 dependencies:
@@ -35,20 +40,17 @@ dependencies:
 
 
 def main() -> None:
+    """Write both files."""
     names = {}
     for distribution in distributions():
         name = distribution.metadata["Name"]
         key = re.sub(r"[-_.]+", "-", name).lower()
-        if key not in {"pcb", "triton"} and not key.startswith(("nvidia-", "cuda-")):
+        if key not in EXCLUDED and not key.startswith(("nvidia-", "cuda-")):
             names[key] = distribution.version.split("+")[0]
     pins = [f"{name}=={version}" for name, version in sorted(names.items())]
     (ROOT / "requirements.lock").write_text(LOCK_HEADER + "".join(f"{pin}\n" for pin in pins))
-    conda = [
-        pin for pin in pins if not pin.startswith(("onedl-mmcv==", "onedl-mmdetection==", "pip=="))
-    ]
-    (ROOT / "environment.yml").write_text(
-        CONDA_HEADER + "".join(f"      - {pin}\n" for pin in conda)
-    )
+    conda = "".join(f"      - {pin}\n" for pin in pins if not pin.startswith(BUILT))
+    (ROOT / "environment.yml").write_text(CONDA_HEADER + conda)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mask R-CNN, ResNet-101-FPN, as the paper trains it on LVIS v1.0 (Table 3)."""
+"""Mask R-CNN, ResNet-101-FPN, as in the paper's LVIS v1.0 experiments (Table 3)."""
 
 _base_ = "lvis_r50.py"
 

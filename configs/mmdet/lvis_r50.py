@@ -1,7 +1,8 @@
-"""Mask R-CNN, ResNet-50-FPN, as the paper trains it on LVIS: 1333x800 multi-scale, 512 RoIs an image, SGD.
+"""Mask R-CNN, ResNet-50-FPN, as in the paper's LVIS experiments.
 
-The detector only. Data set, sampler, loss, RoI head, schedule and test thresholds are the experiment's and the
-scale's business; `pcb.training.build` lays them over this file.
+Multi-scale training at up to 1333x800 pixels, 512 RoIs an image, SGD. This file describes the
+detector and its pipelines only: `pcb.training.build` adds data set, sampler, loss, RoI head,
+schedule and test thresholds, which the experiment and the scale define.
 """
 
 model = dict(

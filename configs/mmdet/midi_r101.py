@@ -1,4 +1,4 @@
-"""The midi scale's larger detector, ResNet-101-FPN."""
+"""The midi scale's larger Mask R-CNN, ResNet-101-FPN."""
 
 _base_ = "midi_r50.py"
 

@@ -1,4 +1,7 @@
-"""The midi scale's Mask R-CNN: the LVIS detector and recipe, on scenes of 256 pixels shown at 0.4 of LVIS's sizes."""
+"""The midi scale's Mask R-CNN: the LVIS detector at 0.4 of the image sizes of LVIS.
+
+Scenes of 256 pixels are shown at 256 to 320 pixels.
+"""
 
 _base_ = "lvis_r50.py"
 

@@ -1,7 +1,7 @@
-"""The mini scale's Mask R-CNN, a ResNet-18 of half width on 96x96 scenes: seconds an epoch on one core.
+"""The mini scale's Mask R-CNN: a half-width ResNet-18 on 96x96 scenes.
 
-lvis_r50.py with everything made small. Backbone, FPN and RPN stay as they were pretrained, and
-their output is cached.
+lvis_r50.py with everything made small, so that an epoch takes seconds on one core. Backbone, FPN
+and RPN stay as they were pretrained, and their output is cached.
 """
 
 _base_ = "lvis_r50.py"

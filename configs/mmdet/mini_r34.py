@@ -1,4 +1,4 @@
-"""The mini scale's larger backbone, in the place of ResNet-101: ResNet-34 of half width."""
+"""The mini scale's larger Mask R-CNN: a half-width ResNet-34 in place of ResNet-101."""
 
 _base_ = "mini_r18.py"
 

@@ -201,7 +201,7 @@ def clusters(count: int = 60) -> dict[str, str]:
 def classes(dataset: str, count: int = 60) -> list[str]:
     """List the classes of a data set, the most frequent in train first.
 
-    The 60 classes are ordered by measured difficulty (tools/deal_classes.py); the 180 at random,
+    The 60 classes are ordered by measured difficulty (tools/order_classes.py); the 180 at random,
     with each cluster spread evenly over all ranks. Pretraining classes are equally frequent and in
     alphabetical order.
     """
