@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+GROUPS = "rcf"
+GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 THRESHOLDS = (10, 100)  # rare <= 10 < common <= 100 < frequent
 
 

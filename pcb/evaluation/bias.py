@@ -30,10 +30,9 @@ import numpy as np
 
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
-from pcb.frequency import group
+from pcb.frequency import GROUPS, group
 
 IOU = 0.5
-GROUPS = "rcf"
 COLUMNS = (
     "i",
     "j",

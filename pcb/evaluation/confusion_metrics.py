@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pcb.errors import UserError
-
-GROUPS = "rcf"  # rare, common, frequent
+from pcb.frequency import GROUPS
 
 
 class BothWays(NamedTuple):

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pcb.formatting import commit, duration, number
 from pcb.study.departures import data_title, departures, detectors
 
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
-
 
 def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
     """What pages say of a scale and of the backbones that they use, as JSON values."""

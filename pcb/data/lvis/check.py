@@ -19,7 +19,7 @@ from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classe
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
-from pcb.frequency import THRESHOLDS
+from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.study import Study
 
 
@@ -224,7 +224,7 @@ def check_repeat_factors(train: LVISIndex, factors: RepeatFactors) -> list[UserE
 def group_sizes(index: LVISIndex) -> dict[str, int]:
     """Return the number of rare ('r'), common ('c') and frequent ('f') classes."""
     groups = index.frequency()
-    return {group: groups.count(group) for group in "rcf"}
+    return {group: groups.count(group) for group in GROUPS}
 
 
 def describe(index: LVISIndex) -> dict:

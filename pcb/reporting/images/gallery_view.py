@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from PIL import ImageFont
 
-from pcb.reporting.captions import GROUPS
+from pcb.frequency import GROUP_NAMES
 
 UNITS = 300
 FONT, LINE = 11.5, 15  # of a name: size, and height of its ground
@@ -32,7 +32,7 @@ def parts(comparison: dict, key: str, least: float) -> list[dict]:
         pool = {g: comparison["counts"][g][kind] for g in groups}
         count = (
             f"{len(images)} of "
-            + " and ".join(f"{n} {GROUPS[g]}" for g, n in pool.items())
+            + " and ".join(f"{n} {GROUP_NAMES[g]}" for g, n in pool.items())
             + " objects"
             if pool
             else str(len(images))
@@ -85,7 +85,7 @@ def sentence(label: str, image: dict) -> str:
     before, after = (
         f"{t['name']} {said(t['score'])}" if t else "nothing there" for t in image["taken"]
     )
-    return f"{found['name'].capitalize()} ({GROUPS[found['group']]}) in image {image['id']}. {label}: {before}. With PCB: {after}."
+    return f"{found['name'].capitalize()} ({GROUP_NAMES[found['group']]}) in image {image['id']}. {label}: {before}. With PCB: {after}."
 
 
 def pairs(comparison: dict) -> list[dict]:

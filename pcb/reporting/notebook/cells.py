@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcb.evaluation.confusion_metrics import Confusion
+from pcb.frequency import GROUP_NAMES
 from pcb.reporting import captions, style, tables
 from pcb.reporting.album import Album
 from pcb.reporting.images import gallery_view
@@ -82,7 +83,7 @@ def gallery(album: Album) -> Html:
     found = piece(
         "gallery",
         f"{sum(len(part['shots']) for part in parts)} images before and after PCB",
-        groups=captions.GROUPS,
+        groups=GROUP_NAMES,
         parts=parts,
     )
     return joined(found if parts else None, absent(missing) if missing else None)
@@ -98,7 +99,7 @@ def explorer(album: Album) -> Html:
     found = piece(
         "explorer",
         f"{sum(len(part['pairs']) for part in lists)} pairs of classes",
-        groups=captions.GROUPS,
+        groups=GROUP_NAMES,
         lists=lists,
     )
     return joined(found if lists else None, absent(missing) if missing else None)
