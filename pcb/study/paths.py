@@ -64,7 +64,7 @@ class Paths:
 
     @property
     def features(self) -> Path:
-        """What frozen trunks said of images, shared by trainings and detections; may be deleted at any time."""
+        """Feature caches of frozen backbones, shared by all runs; may be deleted at any time."""
         return self.root / "work" / "features"
 
     def detections(self, run: str, seed: int, split: str = "val") -> Path:

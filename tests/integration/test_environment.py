@@ -86,7 +86,7 @@ def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (
         citation["version"] == pcb.__version__
-        and f": {pcb.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+        and f"[{pcb.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     )
     authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
     assert authors == ["He", "Zhang", "Wei", "Zhang", "Sun"]

@@ -1,4 +1,4 @@
-"""Starting weights from a file: torchvision's name tells the digest, the scale's YAML may, and nothing starts at random unasked."""
+"""Starting weights from a file: digests are checked, and nothing starts at random silently."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pcb.training.weights import from_file
 
 @pytest.fixture
 def resnet(tmp_path):
-    """A file as torchvision publishes them, named by its digest."""
+    """A file as torchvision publishes it, named by its digest."""
     path = tmp_path / "resnet.pth"
     torch.save(
         {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(5), "fc.bias": torch.ones(5)},
@@ -19,13 +19,13 @@ def resnet(tmp_path):
     return path.rename(tmp_path / f"resnet50-{sha256(path)[:8]}.pth")
 
 
-def test_the_backbone_is_taken_and_its_origin_recorded(resnet):
+def test_the_backbone_is_read_without_its_classifier_and_its_source_recorded(resnet):
     content = from_file(resnet, "r50", sha256(resnet))
-    assert set(content["state_dict"]) == {"conv1.weight"}, "without the classifier"
+    assert set(content["state_dict"]) == {"conv1.weight"}
     assert content["meta"] == {"kind": "backbone", "source": resnet.name, "sha256": sha256(resnet)}
 
 
-def test_a_file_that_is_not_the_one_meant_is_refused(resnet):
+def test_a_file_with_another_digest_is_refused(resnet):
     with pytest.raises(UserError, match=r"not the file that backbones\.r50\.sha256 means"):
         from_file(resnet, "r50", "0" * 64)
     other = resnet.rename(resnet.with_name("resnet50-0676ba61.pth"))
