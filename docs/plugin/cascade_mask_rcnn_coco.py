@@ -1,8 +1,9 @@
 """Cascade Mask R-CNN on COCO-style data of your own, with PCB in each of its three stages.
 
-A stage has its own classifier, its own boxes and its own IoU threshold, so it has its own confusion matrix too. No stage feeds
-another's classifier: each loss is PCB without a paradigm (`num_steps=1`), which acts with the full alpha.
-Edit `data_root`, `classes` and the files. Without masks, take cascade-rcnn_r50_fpn.py and coco_detection.py as bases.
+A stage has its own classifier, boxes and IoU threshold, so it has its own confusion matrix too. No
+stage feeds another's classifier: each loss is PCB without a paradigm (`num_steps=1`), which acts
+with the full alpha. Edit `data_root`, `classes` and the files. Without masks, take
+cascade-rcnn_r50_fpn.py and coco_detection.py as bases.
 """
 
 _base_ = [
@@ -13,7 +14,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["pcb.mmdet"], allow_failed_imports=False)
 
-# Yours: where the data lies, and its classes in the order of `categories` in the JSON files.
+# Yours: the location of the data, and its classes in the order of `categories` in the JSON files.
 data_root = "data/birds/"
 train_file, train_images = "annotations/train.json", "train/"
 val_file, val_images = "annotations/val.json", "val/"

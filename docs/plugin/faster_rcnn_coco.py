@@ -1,4 +1,4 @@
-"""Faster R-CNN (boxes only) on COCO-style data of your own, with Seesaw loss, PCB and the iterative paradigm.
+"""Faster R-CNN on COCO-style data of your own, with Seesaw loss, PCB and the iterative paradigm.
 
 Edit `data_root`, `classes` and the files.
 """
@@ -11,7 +11,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["pcb.mmdet"], allow_failed_imports=False)
 
-# Yours: where the data lies, and its classes in the order of `categories` in the JSON files.
+# Yours: the location of the data, and its classes in the order of `categories` in the JSON files.
 data_root = "data/birds/"
 train_file, train_images = "annotations/train.json", "train/"
 val_file, val_images = "annotations/val.json", "val/"
@@ -27,9 +27,7 @@ model = dict(
         identity_start=True,
         bbox_head=dict(
             num_classes=num_classes,
-            cls_predictor_cfg=dict(
-                type="NormedLinear"
-            ),  # Seesaw's own; it has two logits more than classes: object, background
+            cls_predictor_cfg=dict(type="NormedLinear"),  # Seesaw's own
             loss_cls=dict(
                 _delete_=True,
                 type="PCBSeesawLoss",

@@ -1,7 +1,9 @@
-"""Mask R-CNN on LVIS v1 with PCB in the iterative paradigm: the paper's recipe (softmax, repeat factor sampling, 24 epochs, R50).
+"""Mask R-CNN on LVIS v1 with PCB in the iterative paradigm: the paper's recipe.
 
-Edit `data_root`, the annotation files and, for data of your own in LVIS format, `num_classes` and `metainfo`.
-Train with MMDetection's own tools/train.py or tools/dist_train.sh; their `--amp` is mixed precision, in which the paper's code trains.
+Softmax, repeat factor sampling, 24 epochs, R50. Edit `data_root`, the annotation files and, for
+data of your own in LVIS format, `num_classes` and `metainfo`. Train with MMDetection's own
+tools/train.py or tools/dist_train.sh; their `--amp` is mixed precision, in which the paper's code
+trains.
 """
 
 _base_ = [
@@ -12,15 +14,15 @@ _base_ = [
 ]
 custom_imports = dict(imports=["pcb.mmdet"], allow_failed_imports=False)
 
-# Yours: where the data lies, and how many classes it has.
+# Yours: the location of the data, and its number of classes.
 data_root = "data/lvis_v1/"
-train_file, train_images = (
-    "annotations/lvis_v1_train.json",
-    "",
-)  # LVIS names its images train2017/... and val2017/...
+# The names of LVIS's images begin with train2017/ or val2017/, so their folders are empty.
+train_file, train_images = "annotations/lvis_v1_train.json", ""
 val_file, val_images = "annotations/lvis_v1_val.json", ""
 num_classes = 1203
-metainfo = dict()  # LVIS v1 brings its class names; for your own: dict(classes=("cat", "owl", ...)), in the order of the JSON file
+# LVIS v1 has its class names in MMDetection. For your own, in the order of the JSON file:
+# dict(classes=("cat", "owl", ...)).
+metainfo = dict()
 
 model = dict(
     roi_head=dict(
