@@ -173,7 +173,7 @@ def _size_and_version(
     session: requests.Session, url: str, path: Path, attempts: int, pause: float
 ) -> tuple[int | None, str]:
     """Bytes of the file (None if the server does not give them), and a digest of its version."""
-    from requests import RequestException
+    from requests import RequestException  # here: see `fetch`
 
     for attempt in range(attempts):
         try:
