@@ -57,10 +57,15 @@ def notes(about: dict) -> list[str]:
 
 
 def statements(about: dict) -> list[str]:
-    """The sentences that belong to any copy of the table's numbers."""
-    found = about["scale"]["departures"]
-    listed = f"Departures from the recipe for LVIS. {'. '.join(found)}." if found else ""
-    return [sentence for sentence in (warning(about), listed) if sentence]
+    """The sentences that belong to any copy of the table's numbers, in Markdown or LaTeX."""
+    lines = about["scale"]["departures"]
+    out = [warning(about)]
+    if lines:
+        groups = ", ".join(line.partition(":")[0] for line in lines)
+        out.append(
+            f"The recipe departs from the one for LVIS ({groups}); the table's page lists how."
+        )
+    return [sentence for sentence in out if sentence]
 
 
 def caption(about: dict) -> list[tuple[str, str]]:
@@ -70,8 +75,12 @@ def caption(about: dict) -> list[tuple[str, str]]:
         ("Data", "; ".join(dataset(about, entry) for entry in about["datasets"])),
         ("Detector", "; ".join(map(detector, scale["detectors"]))),
         ("Seeds", seeds(about)),
-        ("Departures", ". ".join(scale["departures"]) or "none: the recipe for LVIS"),
     ]
+    for line in scale["departures"]:
+        group, _, text = line.partition(": ")
+        out.append((f"Departures: {group}", text))
+    if not scale["departures"]:
+        out.append(("Departures", "none: the recipe is the one for LVIS"))
     if scale["notes"]:
         out.append(("Notes", " ".join(notes(about))))
     if not runs:

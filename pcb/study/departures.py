@@ -35,13 +35,15 @@ NO_DEPARTURE = (
     *("name", "title", "results", "seeds", "notes", "hardware.*"),
     *("datasets.*.train", "datasets.*.val", "datasets.*.images"),  # `check-data` reads the files
     *("backbones.*.config", "backbones.*.sha256"),  # the configs themselves are compared
+    *("custom_imports.*", "feature_cache"),  # the cache returns what would be computed
     # The scale's `test` replaces these two (pcb/training/build.py).
     *("model.test_cfg.rcnn.score_thr", "model.test_cfg.rcnn.max_per_img"),
 )
 
 # Steps of a pipeline that yield the same as others: window masks are a faster form of the same
-# annotations, and the sizes of a resize are compared as its settings.
+# annotations, and the sizes of a resize are compared as its settings. Hooks without effect.
 SAME_STEP = {"LoadWindowMasks": "LoadAnnotations", "RandomChoiceResize": "Resize"}
+NO_EFFECT = {"SaveFeatureCacheHook"}
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,23 @@ def flatten(value: dict, prefix: str = "") -> Settings:
         if isinstance(entry, dict):
             out |= flatten(entry, f"{path}.")
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
-            names = [SAME_STEP.get(step["type"], step["type"]) for step in entry]
-            out[f"{path}.steps"] = names
-            for name, step in zip(names, entry, strict=True):
-                options = {k: v for k, v in step.items() if k != "type"}
-                out |= flatten(options, f"{path}.{name}.")
+            out |= flatten_steps([step for step in entry if step["type"] not in NO_EFFECT], path)
         else:
             out[path] = entry
     return out
+
+
+def flatten_steps(steps: list[dict], path: str) -> Settings:
+    """Settings of a pipeline or of hooks by the type of the step; a second of a type is `type2`."""
+    out: Settings = {}
+    names: list[str] = []
+    for step in steps:
+        name = SAME_STEP.get(step["type"], step["type"])
+        names.append(name)
+        number = names.count(name)
+        options = {key: value for key, value in step.items() if key != "type"}
+        out |= flatten(options, f"{path}.{name}{number if number > 1 else ''}.")
+    return {f"{path}.steps": names, **out} if names else out
 
 
 # Detectors and data -----------------------------------------------------------------------------
@@ -284,9 +295,9 @@ def show(value: object) -> str:
     return str(value)
 
 
-def single(group: str, label: str, key: str, unit: str = "") -> Rule:
+def single(group: str, label: str, key: str) -> Rule:
     """A rule about one setting."""
-    return Rule(group, label, (key,), lambda settings: show(settings.get(key, UNSET)) + unit)
+    return Rule(group, label, (key,), lambda settings: show(settings.get(key, UNSET)))
 
 
 def images(settings: Settings) -> str:
@@ -297,16 +308,16 @@ def images(settings: Settings) -> str:
     return (
         f"drawn scenes of {drawn.get('classes', '60')} classes, {drawn['train_images']} for "
         f"training and {drawn['val_images']} for validation, {drawn['size']} px with objects of "
-        f"{drawn.get('sprite', '28, 48').replace(', ', ' to ')} px, at most {drawn['head']} and at "
-        f"least {drawn.get('tail', '1')} training images a class, drawing styles outside training "
-        f"that it does not show with probability {drawn.get('novel_styles', '0')}"
+        f"{drawn.get('sprite', '28, 48').replace(', ', ' to ')} px, {drawn.get('tail', '1')} to "
+        f"{drawn['head']} training images a class, unseen drawing styles outside training with "
+        f"probability {drawn.get('novel_styles', '0')}"
     )
 
 
 def frequency_groups(settings: Settings) -> str:
     """The training images up to which a class is rare and common."""
     rare, common = settings.get("synthetic.thresholds", THRESHOLDS)
-    return f"{show(rare)} and {show(common)} training images"
+    return f"{show(rare)} and {show(common)}"
 
 
 def images_for_gamma(settings: Settings) -> str:
@@ -314,7 +325,7 @@ def images_for_gamma(settings: Settings) -> str:
     if not any(matches(key, ("datasets.*.dev",)) for key in settings):
         return "a sample of the training images"
     count = settings.get("synthetic.dev_images")
-    return f"{show(count)} images of neither split" if count else "the split `dev`"
+    return f"{show(count)} images of a further split" if count else "a further split"
 
 
 def weight_files(settings: Settings) -> list[str]:
@@ -423,7 +434,7 @@ def roi_features(head: str) -> Rule:
     name = {"bbox": "box", "mask": "mask"}[head]
     options = ("featmap_strides", "roi_layer.output_size", "roi_layer.sampling_ratio")
     keys = tuple(f"{path}.{option}" for option in options)
-    return Rule("Detector", f"features of the {name} head", keys, describe)
+    return Rule("Detector", f"features of the {name} head:", keys, describe)
 
 
 def mask_head(settings: Settings) -> str:
@@ -439,23 +450,23 @@ SYNTHETIC = (
 )
 
 SCALE_RULES = (
-    Rule("Data", "images:", tuple(f"synthetic.{key}" for key in SYNTHETIC), images),
+    Rule("Data", "images are", tuple(f"synthetic.{key}" for key in SYNTHETIC), images),
     Rule(
         "Data",
-        "rare and common classes up to",
+        "training images up to which a class is rare and common:",
         ("synthetic.thresholds",),
         frequency_groups,
         equal_words_suffice=True,
     ),
     Rule(
         "Data",
-        "γ of NorCal, also chosen on",
+        "γ of NorCal is also chosen on",
         ("datasets.*.dev", "synthetic.dev_images"),
         images_for_gamma,
     ),
     Rule(
         "Training",
-        "starting weights",
+        "starting weights:",
         ("backbones.*.weights",),
         weights,
         equal_words_suffice=True,  # only the folder differs
@@ -469,13 +480,13 @@ SCALE_RULES = (
     ),
     single("Training", "batch size", "train.batch_size"),
     single("Training", "learning rate", "train.lr"),
-    single("Training", "factor of the learning rate at its drops", "train.lr_drop"),
-    single("Training", "warm-up", "train.warmup_iters", " iterations"),
+    single("Training", "learning rate drops by the factor", "train.lr_drop"),
+    single("Training", "warm-up iterations", "train.warmup_iters"),
     single("Training", "gradients clipped at norm", "train.clip_grad"),
     single("Training", "mixed precision", "train.amp"),
     single("Training", "RFS threshold", "train.rfs_threshold"),
     Rule("PCB", "γ = 0.99 acts as", ("pcb.ema_memory_scale",), scaled_momentum),
-    single("PCB", "refinement MLPs", "pcb.hidden", " hidden units"),
+    single("PCB", "hidden units of the refinement MLPs", "pcb.hidden"),
     single("PCB", "refinement MLPs start as the identity:", "pcb.identity_start"),
     single("Testing", "score threshold", "test.score_thr"),
     single("Testing", "detections an image, at most", "test.max_per_image"),
@@ -511,10 +522,10 @@ DETECTOR_RULES = (
         ),
         pyramid,
     ),
-    Rule("Detector", "anchors of", ("model.rpn_head.anchor_generator.*",), anchors),
+    Rule("Detector", "anchors:", ("model.rpn_head.anchor_generator.*",), anchors),
     Rule(
         "Detector",
-        "proposals an image",
+        "proposals an image:",
         tuple(
             f"model.{path}.{key}"
             for path in ("train_cfg.rpn_proposal", "test_cfg.rpn")
@@ -527,7 +538,7 @@ DETECTOR_RULES = (
     roi_features("mask"),
     Rule(
         "Detector",
-        "masks",
+        "masks:",
         (
             *("model.roi_head.mask_head.num_convs", "model.roi_head.mask_head.conv_out_channels"),
             "model.train_cfg.rcnn.mask_size",

@@ -56,7 +56,7 @@ def test_departures_are_named_beside_comparable_data():
         "with departures from the paper's recipe."
     )
     assert captions.statements(page)[1] == (
-        "Departures from the recipe for LVIS. Training: batch size 8 (LVIS: 16)."
+        "The recipe departs from the one for LVIS (Training); the table's page lists how."
     )
 
 
@@ -67,10 +67,12 @@ def test_the_caption_names_detector_seeds_and_departures():
         "half-width ResNet-18-FPN, 96 px (backbone, FPN and RPN frozen), "
         "where the paper has ResNet-50-FPN, 1333x800"
     )
-    assert caption["Seeds"] == "0, 1" and "batch size 8 (LVIS: 16)" in caption["Departures"]
+    assert caption["Seeds"] == "0, 1"
+    assert "batch size 8 (LVIS: 16); learning rate drops" in caption["Departures: Training"]
+    assert "frozen parts: backbone, FPN and RPN" in caption["Departures: Detector"]
     lvis = dict(captions.caption(about("lvis", comparable=True)))
     assert lvis["Data"] == "LVIS v0.5" and lvis["Detector"] == "ResNet-50-FPN, 1333x800"
-    assert lvis["Departures"] == "none: the recipe for LVIS"
+    assert lvis["Departures"] == "none: the recipe is the one for LVIS"
 
 
 def test_notes_of_a_scale_are_printed():

@@ -153,12 +153,12 @@ def test_weights_are_named_by_file_and_origin(lvis):
     changed = copy.deepcopy(lvis)
     changed["backbones"]["r50"]["weights"] = "random"
     (line,) = departures(changed)
-    assert line.startswith("Training: starting weights random and resnet101-63fe2227.pth,")
+    assert line.startswith("Training: starting weights: random and resnet101-63fe2227.pth,")
     mini = copy.deepcopy(load_study("mini").scale)
     for backbone in mini["backbones"].values():
         backbone["weights"] = "pretrain"
     (line,) = (line for line in departures(mini) if line.startswith("Training"))
-    assert "starting weights pretrained here (LVIS: resnet50-0676ba61.pth and" in line
+    assert "starting weights: pretrained here (LVIS: resnet50-0676ba61.pth and" in line
     assert "pretraining of 2,000 scenes, 2,000 iterations of 16 with AdamW" in line
 
 
