@@ -1,4 +1,4 @@
-"""Intersection over union of boxes, for code without torch. On tensors use mmdet's `bbox_overlaps`."""
+"""IoU of boxes, for code without torch. On tensors, use mmdet's `bbox_overlaps`."""
 
 from __future__ import annotations
 

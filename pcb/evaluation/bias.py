@@ -1,19 +1,22 @@
-"""Pairwise bias of anybody's detections: which classes a detector takes for which others, from two COCO or LVIS JSON files.
+"""Pairwise bias of any detector's detections, from two COCO or LVIS JSON files.
 
     bias = measure("lvis_v1_val.json", "detections.json")
-    bias.pwb, bias.by_group(), bias.pairs(20)          # PwB, M_rf and the like, the most one-sided pairs
+    bias.pwb, bias.by_group(), bias.pairs(20)    # PwB, M_rf and the like, the most one-sided pairs
 
-Detections have one score each, no distribution over classes, so a row of M is built from objects, not from proposals:
+Detections have one score each, no distribution over classes, so a row of M is built from objects
+instead of proposals:
 
-1. A detection belongs to the object (of any class, crowds left out) that it overlaps most, if their IoU is at least 0.5;
-   where two objects tie, to that of its own class.
-2. s_g(j) is the highest score among the detections of class j that belong to object g, 0 where there is none.
-3. p̂_g = s_g / Σ_j s_g(j), in the place of Eq. 1; M_i is the mean of p̂_g over the objects of class i with any detection (Eq. 3).
-4. PwB = ||M - Mᵀ||_F.
+1. A detection belongs to the object (of any class, crowds left out) that it overlaps most, if their
+   IoU is at least 0.5; where two objects tie, to that of its own class.
+2. s_g(j) is the highest score among the detections of class j that belong to object g, else 0.
+3. p̂_g = s_g / Σ_j s_g(j), in place of Eq. 1; M_i is the mean of p̂_g over the objects of class i
+   with any detection (Eq. 3).
+4. PwB = ||M - Mᵀ||_F (§4.1).
 
-What differs from the matrix that `pcb infer` makes of proposals: what fell to the score threshold, to NMS or to the limit of
-detections an image counts as 0, so small entries are missing; every object counts once, however many proposals lie on it; an object
-without any detection is `missed` and says nothing. Compare such figures with each other, made with the same thresholds and NMS, not with
+This differs from the matrix that `pcb infer` measures on proposals. What the score threshold, NMS
+or the limit of detections an image removed counts as 0, so small entries are missing; every object
+counts once, however many proposals lie on it; an object without any detection is `missed` and does
+not count. Compare such figures with each other, made with the same thresholds and NMS, but not with
 the PwB of proposals and not with the paper's. Needs numpy, and pycocotools for masks.
 """
 
@@ -21,19 +24,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pcb.errors import UserError
 from pcb.files import write_json, write_text
 from pcb.frequency import GROUPS, group
+from pcb.geometry import box_iou
 
-IOU = 0.5
-COLUMNS = (
+IOU_THRESHOLD = 0.5
+PAIR_COLUMNS = (
     "i",
     "j",
     "group_i",
@@ -43,15 +49,21 @@ COLUMNS = (
     "M_ij",
     "M_ji",
     "difference",
-)  # of a pair
+)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A measured matrix and what it is of.
+    """A measured matrix and its C classes, in the order of their ids.
 
-    matrix: (C, C) M, row = true class, rows of classes without a matched object are zero. matched, missed: (C,) objects with and
-    without a detection. ids, names, groups: of each class, in the order of ids; `groups` are 'r', 'c', 'f', `grouped_by` says from what.
+    Attributes:
+        matrix: (C, C) M, row = true class; a class without a matched object has zeros.
+        matched: (C,) objects with a detection.
+        missed: (C,) objects without one.
+        ids: Category ids.
+        names: Of the classes.
+        groups: `r`, `c` or `f` of each class, as one string.
+        grouped_by: What the groups follow from, for a reader.
     """
 
     matrix: np.ndarray
@@ -64,30 +76,41 @@ class Bias:
 
     @property
     def pwb(self) -> float:
-        """||M - Mᵀ||_F (§4.1)."""
+        """PwB, ||M - Mᵀ||_F (§4.1)."""
         return float(np.linalg.norm(self.matrix - self.matrix.T))
 
     def by_group(self) -> dict[str, dict[str, float | None]]:
-        """`[a][b]`: how much of an object's score goes to classes of group b, mean over the classes of group a that have a matched object.
+        """How much of an object's score goes to the classes of each group.
 
-        `['r']['f']` is the paper's M_rf (§3.1, which does not say how it is aggregated). None where a group has no such class.
+        Returns:
+            `[a][b]`, the mean over the classes of group a with a matched object, of the score that
+            goes to group b; None where there is no such class. `["r"]["f"]` is the paper's M_rf
+            (§3.1, which does not state how it is aggregated).
         """
-        group = np.array(list(self.groups))
-        rows = {a: self.matrix[(group == a) & (self.matched > 0)] for a in GROUPS}
+        groups = np.array(list(self.groups))
+        rows = {a: self.matrix[(groups == a) & (self.matched > 0)] for a in GROUPS}
         return {
             a: {
-                b: float(rows[a][:, group == b].sum(axis=1).mean()) if len(rows[a]) else None
+                b: float(rows[a][:, groups == b].sum(axis=1).mean()) if len(rows[a]) else None
                 for b in GROUPS
             }
             for a in GROUPS
         }
 
     def pairs(self, count: int | None = None, least: int = 1) -> list[dict]:
-        """The pairs with the largest M_ij - M_ji > 0, i the class that loses, of classes with at least `least` matched objects."""
-        shown = self.matched >= least
-        gap = np.where(shown[:, None] & shown[None, :], self.matrix - self.matrix.T, 0)
-        i, j = np.nonzero(gap > 0)
-        order = np.argsort(-gap[i, j], kind="stable")[:count]
+        """The pairs of classes with the largest M_ij - M_ji > 0; i is the class that loses.
+
+        Args:
+            count: How many; None means all.
+            least: Matched objects that both classes must have.
+
+        Returns:
+            `PAIR_COLUMNS` of each.
+        """
+        listed = self.matched >= least
+        difference = np.where(listed[:, None] & listed[None, :], self.matrix - self.matrix.T, 0)
+        i, j = np.nonzero(difference > 0)
+        order = np.argsort(-difference[i, j], kind="stable")[:count]
         rows = (
             (
                 self.names[a],
@@ -98,26 +121,24 @@ class Bias:
                 int(self.matched[b]),
                 float(self.matrix[a, b]),
                 float(self.matrix[b, a]),
-                float(gap[a, b]),
+                float(difference[a, b]),
             )
             for a, b in zip(i[order], j[order], strict=True)
         )
-        return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        return [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in rows]
 
     def as_dict(self, least: int = 1) -> dict:
-        """Everything but the matrix, for JSON."""
+        """All but the matrix, as JSON values; pairs of classes with `least` matched objects."""
         classes = [
             {
-                "id": i,
-                "name": n,
-                "group": g,
-                "matched": int(m),
-                "missed": int(x),
+                "id": self.ids[k],
+                "name": self.names[k],
+                "group": self.groups[k],
+                "matched": int(self.matched[k]),
+                "missed": int(self.missed[k]),
                 "self": float(self.matrix[k, k]),
             }
-            for k, (i, n, g, m, x) in enumerate(
-                zip(self.ids, self.names, self.groups, self.matched, self.missed, strict=True)
-            )
+            for k in range(len(self.ids))
         ]
         return {
             "PwB": self.pwb,
@@ -131,48 +152,53 @@ class Bias:
 def measure(
     gt: str | Path, dt: str | Path, iou: str = "bbox", train: str | Path | None = None
 ) -> Bias:
-    """Measure the detections in `dt` (a list of {image_id, category_id, bbox, score[, segmentation]}) against the ground truth in `gt`.
+    """Measure the pairwise bias of detections against ground truth.
 
-    iou: 'bbox', or 'segm' for the IoU of masks. train: annotations whose image counts decide r, c and f; without it the categories'
-    own `frequency`, else their `image_count`, else the images in `gt`. Raises `UserError` where the files do not fit together.
+    Args:
+        gt: Ground truth in COCO or LVIS format.
+        dt: Detections, a list of {image_id, category_id, bbox, score[, segmentation]}.
+        iou: `bbox`, or `segm` for the IoU of masks.
+        train: Annotations whose image counts decide r, c and f. Without it the categories' own
+            `frequency` does, else their `image_count`, else the images in `gt`.
+
+    Raises:
+        UserError: A file is broken, or they do not fit together.
     """
-    truth, found = read(gt), read(dt)
+    truth, detections = read(gt), read(dt)
     if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
         raise UserError(
             f"{gt} has no images, annotations and categories",
             "give the ground truth in COCO or LVIS format as --gt",
         )
-    if not isinstance(found, list):
+    if not isinstance(detections, list):
         raise UserError(
             f"{dt} is no list of detections",
-            "give what COCO's or LVIS's evaluation reads: [{image_id, category_id, bbox, score}, …]",
+            "give what COCO's or LVIS's evaluation reads: "
+            "[{image_id, category_id, bbox, score}, …]",
         )
     categories = sorted(truth["categories"], key=lambda c: c["id"])
     label = {c["id"]: k for k, c in enumerate(categories)}
     images = {image["id"]: image for image in truth["images"]}
-    check(found, images, label, dt, gt, {"bbox": "bbox", "segm": "segmentation"}[iou])
-    objects: dict[int, list[dict]] = {}
-    for annotation in truth["annotations"]:
-        if not annotation.get("iscrowd"):
-            objects.setdefault(annotation["image_id"], []).append(annotation)
-    detections: dict[int, list[dict]] = {}
-    for detection in found:
-        detections.setdefault(detection["image_id"], []).append(detection)
+    shape = {"bbox": "bbox", "segm": "segmentation"}[iou]
+    for k, detection in enumerate(detections):
+        check(detection, f"{dt}: detection {k}", images, label, gt, shape)
+    objects = by_image(a for a in truth["annotations"] if not a.get("iscrowd"))
+    detected = by_image(detections)
 
     classes = len(categories)
-    sums, matched, missed = (
-        np.zeros((classes, classes)),
-        np.zeros(classes, np.int64),
-        np.zeros(classes, np.int64),
-    )
+    sums = np.zeros((classes, classes))
+    matched, missed = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     for image, own in objects.items():
         labels = np.array([label[a["category_id"]] for a in own])
-        guesses = detections.get(image, [])
-        of = np.array([label[d["category_id"]] for d in guesses], np.int64)
-        overlaps = box_iou(guesses, own) if iou == "bbox" else mask_iou(guesses, own, images[image])
-        scores = best_scores(
-            overlaps, of, np.array([d["score"] for d in guesses], float), labels, classes
+        found = detected.get(image, [])
+        found_labels = np.array([label[d["category_id"]] for d in found], np.int64)
+        overlaps = (
+            box_iou(boxes(found), boxes(own))
+            if iou == "bbox"
+            else mask_iou(found, own, images[image])
         )
+        found_scores = np.array([d["score"] for d in found], float)
+        scores = best_scores(overlaps, found_labels, found_scores, labels, classes)
         total = scores.sum(axis=1)
         seen = total > 0
         np.add.at(sums, labels[seen], scores[seen] / total[seen, None])
@@ -180,46 +206,54 @@ def measure(
         np.add.at(missed, labels[~seen], 1)
     groups, grouped_by = frequency(categories, truth, read(train) if train else None)
     names = tuple(c.get("name", str(c["id"])) for c in categories)
-    return Bias(
-        sums / np.maximum(matched, 1)[:, None],
-        matched,
-        missed,
-        tuple(label),
-        names,
-        groups,
-        grouped_by,
-    )
+    matrix = sums / np.maximum(matched, 1)[:, None]
+    return Bias(matrix, matched, missed, tuple(label), names, groups, grouped_by)
 
 
-def best_scores(
-    overlaps: np.ndarray, of: np.ndarray, score: np.ndarray, labels: np.ndarray, classes: int
-) -> np.ndarray:
-    """s_g(j), (G, C), from IoU (D, G), the class and score (D,) of each detection, and the class (G,) of each object."""
-    out = np.zeros((len(labels), classes))
-    if overlaps.size:
-        which = (overlaps + 1e-9 * (of[:, None] == labels)).argmax(axis=1)
-        near = overlaps[np.arange(len(of)), which] >= IOU
-        np.maximum.at(out, (which[near], of[near]), score[near])
+def by_image(entries) -> dict[int, list[dict]]:
+    """Annotations or detections by the id of their image."""
+    out = defaultdict(list)
+    for entry in entries:
+        out[entry["image_id"]].append(entry)
     return out
 
 
-def box_iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:
-    """IoU (len(a), len(b)) of boxes x, y, width, height."""
-    a, b = (
-        np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4) for entries in (a, b)
-    )
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
-    common = (high - low).clip(min=0).prod(axis=2)
-    return common / np.maximum(
-        a[:, 2:].prod(axis=1)[:, None] + b[:, 2:].prod(axis=1) - common, 1e-12
-    )
+def boxes(entries: Sequence[dict]) -> np.ndarray:
+    """(n, 4) float64 x, y, width, height of annotations or detections."""
+    return np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
+
+
+def best_scores(
+    overlaps: np.ndarray,
+    found_labels: np.ndarray,
+    found_scores: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+) -> np.ndarray:
+    """s_g(j): the best score of each class among the detections that belong to each object.
+
+    Args:
+        overlaps: (D, G) IoU of detections and objects.
+        found_labels: (D,) class of each detection.
+        found_scores: (D,) score of each detection.
+        labels: (G,) class of each object.
+        classes: C.
+
+    Returns:
+        (G, C), 0 where no detection of a class belongs to an object.
+    """
+    out = np.zeros((len(labels), classes))
+    if overlaps.size:
+        which = (overlaps + 1e-9 * (found_labels[:, None] == labels)).argmax(axis=1)
+        near = overlaps[np.arange(len(found_labels)), which] >= IOU_THRESHOLD
+        np.maximum.at(out, (which[near], found_labels[near]), found_scores[near])
+    return out
 
 
 def mask_iou(a: Sequence[dict], b: Sequence[dict], image: dict) -> np.ndarray:
-    """IoU (len(a), len(b)) of masks."""
+    """IoU (len(a), len(b)) of the masks of annotations or detections in one image."""
     try:
-        from pycocotools import mask
+        from pycocotools import mask  # optional: the IoU of boxes needs no compiled package
     except ImportError as error:
         raise UserError(
             "--iou segm needs pycocotools", "pip install pycocotools, or use --iou bbox"
@@ -228,63 +262,60 @@ def mask_iou(a: Sequence[dict], b: Sequence[dict], image: dict) -> np.ndarray:
     def rle(segmentation):
         if isinstance(segmentation, list):
             return mask.merge(mask.frPyObjects(segmentation, image["height"], image["width"]))
-        return (
-            segmentation
-            if isinstance(segmentation["counts"], str | bytes)
-            else mask.frPyObjects(segmentation, *segmentation["size"])
-        )
+        if isinstance(segmentation["counts"], str | bytes):
+            return segmentation
+        return mask.frPyObjects(segmentation, *segmentation["size"])
 
-    a, b = ([rle(entry["segmentation"]) for entry in entries] for entries in (a, b))
-    return np.asarray(mask.iou(a, b, [0] * len(b))).reshape(len(a), len(b))
+    one, other = ([rle(entry["segmentation"]) for entry in entries] for entries in (a, b))
+    return np.asarray(mask.iou(one, other, [0] * len(other))).reshape(len(a), len(b))
 
 
 def frequency(categories: list[dict], truth: dict, train: dict | None) -> tuple[str, str]:
-    """'r', 'c' or 'f' of each class, as one string, and from what it was told."""
+    """`r`, `c` or `f` of each class as one string, and what it follows from."""
     if train is None and all("frequency" in c for c in categories):
         return "".join(c["frequency"] for c in categories), "frequency in the ground truth"
     if train is None and all("image_count" in c for c in categories):
-        counts, source = (
-            {c["id"]: c["image_count"] for c in categories},
-            "image_count in the ground truth",
-        )
+        counts = {c["id"]: c["image_count"] for c in categories}
+        source = "image_count in the ground truth"
     else:
         shown = {(a["category_id"], a["image_id"]) for a in (train or truth)["annotations"]}
-        counts, source = (
-            {},
+        counts = Counter(category for category, _ in shown)
+        source = (
             "training images"
             if train
-            else "images of the ground truth itself; --train counts those of training",
+            else "images of the ground truth itself; --train counts those of training"
         )
-        for category, _ in shown:
-            counts[category] = counts.get(category, 0) + 1
-    counts = [counts.get(c["id"], 0) for c in categories]
-    return "".join(map(group, counts)), source
+    return "".join(group(counts.get(c["id"], 0)) for c in categories), source
 
 
 def check(
-    found: list, images: dict, label: dict, dt: str | Path, gt: str | Path, shape: str
+    detection: dict, which: str, images: dict, label: dict, gt: str | Path, shape: str
 ) -> None:
-    """Raises `UserError` at the first detection that does not fit the ground truth."""
-    for k, detection in enumerate(found):
-        lacking = [
-            key for key in ("image_id", "category_id", "score", shape) if key not in detection
-        ]
-        if lacking:
-            fix = (
-                "add it"
-                if shape not in lacking
-                else "give the file that has it, or the other kind of --iou"
-            )
-            raise UserError(f"{dt}: detection {k} has no {', '.join(lacking)}", fix)
-        if detection["image_id"] not in images or detection["category_id"] not in label:
-            what = "image" if detection["image_id"] not in images else "category"
+    """Raise `UserError` if a detection does not fit the ground truth.
+
+    Args:
+        detection: The detection.
+        which: What the message calls it.
+        images: By id, those of the ground truth.
+        label: By id, the categories of the ground truth.
+        gt: Path of the ground truth.
+        shape: `bbox` or `segmentation`, which it must have.
+    """
+    missing = [k for k in ("image_id", "category_id", "score", shape) if k not in detection]
+    if missing:
+        fix = "add it" if shape not in missing else "give a file that has it, or another --iou"
+        raise UserError(f"{which} has no {', '.join(missing)}", fix)
+    for what, known in (("image", images), ("category", label)):
+        if detection[f"{what}_id"] not in known:
             raise UserError(
-                f"{dt}: detection {k} is of {what} {detection[what + '_id']}, which {gt} does not have",
-                "give detections on these images; category ids are those of the annotation file, not 0-based labels",
+                f"{which} is of {what} {detection[f'{what}_id']}, which {gt} does not have",
+                "give detections on these images; category ids are those of the annotation file, "
+                "not labels from 0 on",
             )
 
 
-def read(path: str | Path):
+def read(path: str | Path) -> Any:
+    """Read a JSON file. Raises `UserError` where it cannot be read."""
     try:
         return json.loads(Path(path).read_text())
     except OSError as error:
@@ -292,48 +323,71 @@ def read(path: str | Path):
             f"{path}: {error.strerror}", "give the path of a readable JSON file"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "write it anew") from error
+        raise UserError(f"{path} is not valid JSON: {error}", "write the file again") from error
 
 
 def write(bias: Bias, path: str | Path, least: int = 1) -> None:
-    """Everything as JSON, or all pairs as CSV, by the name's ending. Raises `UserError` for another ending."""
+    """Write all as JSON, or the pairs as CSV, by the name's ending.
+
+    Args:
+        bias: What was measured.
+        path: Ends in `.json` or `.csv`.
+        least: Matched objects that both classes of a pair must have.
+
+    Raises:
+        UserError: The name has another ending.
+    """
     if Path(path).suffix == ".json":
         write_json(path, bias.as_dict(least))
     elif Path(path).suffix == ".csv":
         text = StringIO()
-        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(text, PAIR_COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(bias.pairs(None, least))
         write_text(path, text.getvalue())
     else:
-        raise UserError(f"{path}: neither JSON nor CSV", "let its name end in .json or .csv")
+        raise UserError(f"{path}: neither JSON nor CSV", "choose a name that ends in .json or .csv")
 
 
 def report(bias: Bias, count: int = 20, least: int = 1) -> str:
-    """What `pcb bias` prints, 100 columns wide."""
-    group, pairs = bias.by_group(), bias.pairs(count, least)
-    share = [
-        f"M_{a}{b} " + ("-" if group[a][b] is None else f"{group[a][b]:.3f}")
-        for a, b in ("rf", "fr", "rc", "cr", "cf", "fc")
-    ]
+    """What `pcb bias` prints, 100 columns wide.
+
+    Args:
+        bias: What was measured.
+        count: Pairs to list.
+        least: Matched objects that both classes of a pair must have.
+    """
+    groups, pairs = bias.by_group(), bias.pairs(count, least)
+    shares = []
+    for a, b in ("rf", "fr", "rc", "cr", "cf", "fc"):
+        share = groups[a][b]
+        shares.append(f"M_{a}{b} " + ("-" if share is None else f"{share:.3f}"))
     seen = int((bias.matched > 0).sum())
     lines = [
-        f"PwB {bias.pwb:.2f}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, {bias.missed.sum()} more without any",
-        "   ".join(share),
+        f"PwB {bias.pwb:.2f}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, "
+        f"{bias.missed.sum()} more without any",
+        "   ".join(shares),
         f"groups from {bias.grouped_by}",
         "",
-        f"{'class i':<28}{'taken for class j':<28}{'objects':>11}{'M_ij':>9}{'M_ji':>9}{'difference':>13}",
     ]
-    lines += [
-        f"{clip(p['i'], p['group_i']):<28}{clip(p['j'], p['group_j']):<28}{p['objects_i']:>5}{p['objects_j']:>6}"
-        f"{p['M_ij']:>9.3f}{p['M_ji']:>9.3f}{p['difference']:>13.3f}"
-        for p in pairs
-    ]
-    nothing = (
-        f"no pair of classes with {least} or more matched objects each is confused one-sidedly"
+    if not pairs:
+        lines.append(
+            f"no pair of classes with {least} or more matched objects each is confused one-sidedly"
+        )
+        return "\n".join(lines)
+    lines.append(
+        f"{'class i':<28}{'taken for class j':<28}{'objects':>11}"
+        f"{'M_ij':>9}{'M_ji':>9}{'difference':>13}"
     )
-    return "\n".join(lines if pairs else [*lines[:4], nothing])
+    for p in pairs:
+        i, j = short_name(p["i"], p["group_i"]), short_name(p["j"], p["group_j"])
+        lines.append(
+            f"{i:<28}{j:<28}{p['objects_i']:>5}{p['objects_j']:>6}"
+            f"{p['M_ij']:>9.3f}{p['M_ji']:>9.3f}{p['difference']:>13.3f}"
+        )
+    return "\n".join(lines)
 
 
-def clip(name: str, group: str) -> str:
+def short_name(name: str, group: str) -> str:
+    """A class's name, cut to 23 characters, with its group."""
     return f"{name if len(name) < 24 else name[:22] + '…'} ({group})"

@@ -1,8 +1,8 @@
-"""Pairwise bias in a measured confusion matrix: the metrics Mrf, Mfr and Mup, and its one-sided pairs.
+"""Pairwise bias in a measured confusion matrix: the metrics Mrf, Mfr, Mup and its one-sided pairs.
 
-M[i, j] is the mean probability that a proposal on an object of class i is given to class j, over the
-foreground classes (Eq. 1, 3). Rows are divided by their sums, as for PwB: that changes nothing for a
-softmax, and turns a row of sigmoids (EQL v2) into probabilities. Never imports torch.
+M[i, j] is the mean probability that a proposal on an object of class i is predicted as class j,
+over the foreground classes (Eq. 1, 3). Rows are divided by their sums, as for PwB: that changes
+nothing for a softmax, and turns a row of sigmoids (EQL v2) into probabilities. Never imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class BothWays(NamedTuple):
     """Pairs of a rarer and a more frequent class; n of them.
 
     Attributes:
-        groups: (n,) `rc`, `rf` or `cf`: the group of the rarer class, then of the more frequent one.
+        groups: (n,) `rc`, `rf` or `cf`: the group of the rarer class, then of the other.
         up: (n,) probability that the rarer class is predicted as the more frequent one.
         down: (n,) the reverse.
     """

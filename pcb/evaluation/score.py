@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,6 +28,7 @@ from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import bias_metrics, pairwise_bias, read_confusion
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import write_json
+from pcb.frequency import GROUPS
 from pcb.study import Study
 from pcb.study.records import require_record
 from pcb.study.variants import NORCAL, annotation_split, gamma_of, gamma_split
@@ -38,8 +39,8 @@ MAX_DETECTIONS = 300
 
 
 @contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection, which would search millions of dicts for cycles again and again."""
+def gc_disabled() -> Generator[None]:
+    """Disable garbage collection, which would search millions of dicts for cycles repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -56,9 +57,9 @@ def prefetch(items: Iterable[Rows]) -> Iterator[Rows]:
     """
     rest = iter(items)
     with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, rest, None)
+        following = thread.submit(lambda: next(rest, None))
         while (item := following.result()) is not None:
-            following = thread.submit(next, rest, None)
+            following = thread.submit(lambda: next(rest, None))
             yield item
 
 
@@ -174,8 +175,9 @@ def evaluate(
         rows = rows.where(gt.relevant(rows))
         columns = [rows.image_id, rows.box, rows.score, rows.category_id]
         table = np.column_stack(columns).astype(np.float64)
-        rle = None
+        rle: list | None = None
         if masks:
+            assert rows.rle is not None
             size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
             counts = zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)
             rle = [{"size": size[i], "counts": c} for i, c in counts]
@@ -193,21 +195,22 @@ def evaluate(
 
 
 def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
-    """The 13 metrics of lvis-api and AP of each class, in points, from an accumulated evaluation."""
+    """The 13 metrics of lvis-api and AP of each class, in points, of an accumulated evaluation."""
     # (IoU, recall, class, area) and (IoU, class, area); -1 where there is no ground truth.
+    assert evaluation.eval is not None
     precision = np.asarray(evaluation.eval["precision"])[..., 0]
     recall = np.asarray(evaluation.eval["recall"])[..., 0]
     order = {category: k for k, category in enumerate(evaluation.params.cat_ids)}
     iou = np.round(evaluation.params.iou_thrs, 2)
-    group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in "rcf"}
+    group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in GROUPS}
     all_areas = precision[..., 0]
-    out = {
+    out: dict = {
         "AP": points(all_areas),
         "AP50": points(all_areas[iou == 0.5]),
         "AP75": points(all_areas[iou == 0.75]),
     }
     out |= {f"AP{size}": points(precision[..., k]) for k, size in enumerate("sml", 1)}
-    out |= {f"AP{f}": points(all_areas[:, :, group[f]]) for f in "rcf"}
+    out |= {f"AP{f}": points(all_areas[:, :, group[f]]) for f in GROUPS}
     out |= {
         f"AR{size}@{MAX_DETECTIONS}": points(recall[..., k])
         for k, size in enumerate(["", "s", "m", "l"])
@@ -335,7 +338,8 @@ class SplitDetections:
             raise UserError(
                 f"{self.path} holds no variant {NORCAL!r}", f"run `{self._command}` again"
             )
-        by_gamma = {gamma_of(c): c for c in self.manifest["columns"] if gamma_of(c) is not None}
+        gammas = {c: gamma_of(c) for c in self.manifest["columns"]}
+        by_gamma = {gamma: c for c, gamma in gammas.items() if gamma is not None}
         curve = {
             gamma: self.evaluate(column, "segm")["AP"] for gamma, column in sorted(by_gamma.items())
         }

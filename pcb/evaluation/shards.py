@@ -8,23 +8,23 @@
     manifest = writer.finish(shards)             # list of {file, images, rows}
     for rows in Shards(folder, manifest).read("plain", masks=True): ...
 
-Columns are image_id, category_id, x, y, w, h (pixels of the original image), height and width of the
-image, rle (COCO's compressed counts of the mask) and `score:<column>` for each column of scores, null
-where that variant does not keep the row. A shard's metadata holds the fingerprint of what made it and
-all images that it covers, those without detections too, so a shard can be trusted alone.
+Columns are image_id, category_id, x, y, w, h (pixels of the original image), height and width of
+the image, rle (COCO's compressed counts of the mask) and `score:<column>` for each column of
+scores, null where that variant does not keep the row. A shard's metadata holds the fingerprint of
+what made it and all images that it covers, those without detections too, so a shard can be trusted
+alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pcb.errors import UserError
@@ -101,7 +101,7 @@ def plan_shards(
 
 
 class ShardWriter:
-    """Writes shards into a folder, and finds those of an interrupted pass with the same fingerprint.
+    """Writes shards into a folder; finds those of an interrupted pass with the same fingerprint.
 
     Attributes:
         folder: Of the shards.
@@ -201,7 +201,7 @@ class Shards:
                 images = json.loads(file.schema_arrow.metadata[b"images"])
                 table = file.read(columns=[*wanted, "rle"] if masks else wanted)
             if table[name].null_count:
-                table = table.filter(pc.is_valid(table[name]))
+                table = table.filter(table[name].is_valid())
             values = {key: table[key].to_numpy() for key in wanted}
             yield Rows(
                 images,
@@ -215,7 +215,7 @@ class Shards:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path) -> Generator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file

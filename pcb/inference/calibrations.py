@@ -8,9 +8,11 @@ every variant.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from mmdet.models.detectors import TwoStageDetector
+from torch import Tensor
 
 from pcb.calibration import Statistics
 from pcb.registry import CALIBRATIONS
@@ -20,14 +22,14 @@ from pcb.study.variants import NORCAL, gamma_of
 ScoreFunction = Callable[[list[Tensor]], Tensor]
 
 
-def activation(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def activation(model: TwoStageDetector) -> Callable[[Tensor], Tensor]:
     """How the classifier's logits (n, channels) become scores (n, C+1)."""
     head = model.roi_head.bbox_head
     return head.loss_cls.get_activation if head.custom_cls_channels else _softmax
 
 
 def score_functions(
-    model: nn.Module,
+    model: TwoStageDetector,
     columns: Sequence[str],
     matrices: Mapping[str, Tensor] | None = None,
     image_counts: Sequence[int] = (),
@@ -59,7 +61,8 @@ def score_function(
     entry = CALIBRATIONS[column if gamma is None else NORCAL]
     matrix = matrices[entry.statistics_of] if entry.statistics_of else None
     statistics = Statistics(matrix, torch.tensor(image_counts), kind)
-    calibrate = entry.load().from_statistics(statistics, gamma)
+    calibration: Any = entry.load()
+    calibrate = calibration.from_statistics(statistics, gamma)
     return lambda steps: calibrate(steps[-1])
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from mmdet.structures.bbox import bbox2roi
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcb.errors import UserError
 from pcb.inference.calibrations import ScoreFunction, activation
@@ -85,7 +86,7 @@ def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 
 @torch.no_grad()
-def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Image]:
+def forward(model: TwoStageDetector, items: list[dict], split: str = "val") -> list[Image]:
     """Run the network on a batch, up to logits and decoded boxes.
 
     Args:
@@ -99,7 +100,7 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
     data = model.data_preprocessor(pseudo_collate(items), False)
     samples, head = data["data_samples"], model.roi_head
     features, instances = extract_and_propose(model, data["inputs"], samples, split)
-    proposals = [of_image.bboxes for of_image in instances]
+    proposals: list = [of_image.get("bboxes") for of_image in instances]
     rois = bbox2roi(proposals)
     mask_features = tuple(features[: head.mask_roi_extractor.num_inputs])
     if not len(rois):
@@ -136,7 +137,7 @@ def forward(model: nn.Module, items: list[dict], split: str = "val") -> list[Ima
 
 
 def extract_and_propose(
-    model: nn.Module, images: Tensor, samples: list, split: str
+    model: TwoStageDetector, images: Tensor, samples: list, split: str
 ) -> tuple[Sequence[Tensor], list[InstanceData]]:
     """Feature maps, finest first, and the proposals of each image.
 
@@ -150,7 +151,9 @@ def extract_and_propose(
 
 
 @torch.no_grad()
-def detect(model: nn.Module, image: Image, functions: Mapping[str, ScoreFunction]) -> Selection:
+def detect(
+    model: TwoStageDetector, image: Image, functions: Mapping[str, ScoreFunction]
+) -> Selection:
     """Score, threshold and suppress by each score function, and take the union."""
     proposals, boxes_each = image.boxes.shape[:2]
     if not proposals:
@@ -167,7 +170,7 @@ def detect(model: nn.Module, image: Image, functions: Mapping[str, ScoreFunction
 
 @torch.no_grad()
 def segment(
-    model: nn.Module, images: list[Image], selections: list[Selection]
+    model: TwoStageDetector, images: list[Image], selections: list[Selection]
 ) -> list[tuple[Tensor, list[bytes]]]:
     """Predict the masks of a batch.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import DATASETS
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -179,7 +180,12 @@ class SplitDetector:
     """
 
     def __init__(
-        self, study: Study, run: str, split: str, record: dict, model: torch.nn.Module | None = None
+        self,
+        study: Study,
+        run: str,
+        split: str,
+        record: dict,
+        model: TwoStageDetector | None = None,
     ):
         """`record` is that of the training; `model` its detector, if that exists already."""
         self.study, self.run, self.split, self.record = study, run, split, record
@@ -194,9 +200,10 @@ class SplitDetector:
             self.model = model
 
     @cached_property
-    def model(self) -> torch.nn.Module:
+    def model(self) -> TwoStageDetector:
         """The detector with its final weights. Raises `UserError` for another number of classes."""
         model = build.detector(self.study, self.run, self.record["checkpoint"])
+        assert isinstance(model, TwoStageDetector)
         classes, predicted = self.classes, model.roi_head.bbox_head.num_classes
         if classes != predicted:
             raise UserError(

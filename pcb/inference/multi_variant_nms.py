@@ -6,8 +6,8 @@ pairs above them alone: a few hundred of perhaps a hundred thousand. Overlaps ar
 all tables, and the greedy choice is made for all of them in parallel. A test compares the result
 with mmdet's `multiclass_nms`.
 
-Makes scoring and suppression of 14 variants cost 3.0 ms an image, where mmdet's whole `predict`
-takes 27.3 ms for one (results/benchmarks/infer.json).
+Scores and suppression of 14 variants take 3.0 ms an image here; mmdet's whole `predict`, for one
+variant, takes 27.3 ms (results/benchmarks/infer.json).
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def greedy_nms(
 
 
 def mmdet_nms(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> Tensor:
-    """mmdet's own selection from one (n, C+1) table, as (n·C,) bool."""
-    _, _, pairs = multiclass_nms(
+    """Select from one (n, C+1) table by mmdet's `multiclass_nms`, as (n·C,) bool."""
+    # With `return_inds` there is a third result, which the annotation of mmdet lacks.
+    _, _, pairs = multiclass_nms(  # ty: ignore[invalid-assignment]
         boxes.reshape(len(boxes), -1),
         scores,
         cfg.score_thr,

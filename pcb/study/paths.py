@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class Paths:
-    """Paths of one study's results. Every method takes names (run id, seed, table), returns a path, touches nothing."""
+    """Paths of one study's results, by the names of runs, seeds and tables; no file is touched."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
 
     @property
     def study(self) -> Path:
-        """The resolved study (paper + scale + overrides) that every job of this results folder reads."""
+        """The resolved study (paper, scale and overrides) that every job of this folder reads."""
         return self.root / "study.json"
 
     @property
@@ -26,7 +26,7 @@ class Paths:
         return self.root / "data" / dataset
 
     def data_manifest(self, dataset: str) -> Path:
-        """Written last by the generator: file names and sha256."""
+        """File names and their SHA-256, which the generator writes last."""
         return self.data(dataset) / "manifest.json"
 
     def data_check(self, dataset: str) -> Path:
@@ -35,7 +35,7 @@ class Paths:
 
     @property
     def indices(self) -> Path:
-        """Indices of annotation files, mapped into memory by every process; may be deleted at any time."""
+        """Folder of memory-mapped indices of annotation files; may be deleted at any time."""
         return self.root / "data" / "index"
 
     def weights(self, backbone: str) -> Path:
@@ -43,23 +43,27 @@ class Paths:
         return self.root / "pretrained" / f"{backbone}.pth"
 
     def run(self, run: str, seed: int) -> Path:
+        """Folder of a run's records, detections and metrics."""
         return self.root / "runs" / run / f"seed{seed}"
 
     def trunk(self, run: str, seed: int) -> Path:
-        """Record of a shared trunk: names its checkpoint at the end of the last epoch before PCB starts."""
+        """Record of a shared trunk, with its checkpoint after the last epoch before PCB starts."""
         return self.run(run, seed) / "trunk.json"
 
     def train(self, run: str, seed: int) -> Path:
-        """Record of a finished training (`run.json`): provenance and the final checkpoint's path."""
+        """Record of a finished training: provenance and the final checkpoint's path."""
         return self.run(run, seed) / "run.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the run of the workflow that fills this results folder."""
+        """Lock that a run of the workflow holds while it fills this folder."""
         return self.root / ".lock"
 
     def work(self, fingerprint: str) -> Path:
-        """Checkpoints and logs of a training. Undeclared to Snakemake, so that a failure never deletes it."""
+        """Folder of a training's checkpoints and logs.
+
+        It is not declared to Snakemake, so a failed job never deletes it.
+        """
         return self.root / "work" / fingerprint
 
     @property
@@ -80,24 +84,29 @@ class Paths:
         return self.run(run, seed) / f"metrics{_of(split)}.json"
 
     def gathered(self, target: str, suffix: str = "csv") -> Path:
-        """A notebook's only input. Of a table or figure its rows in long form (`csv`) and what the page says around them (`json`);
-        of a page of pictures all that it shows (`json`).
+        """Input of a notebook.
+
+        Of a table or figure it is the rows in long form (`csv`) and all around them (`json`), of a
+        page of pictures all that it shows (`json`).
         """
         return self.root / "gathered" / f"{target}.{suffix}"
 
     @property
     def site(self) -> Path:
-        """Everything rendered for people, linked from its index; the folder may be copied anywhere as it is."""
+        """Folder of the rendered pages; it may be copied anywhere."""
         return self.root / "site"
 
     @property
     def index(self) -> Path:
+        """The page that links all others."""
         return self.site / "index.html"
 
     def notebook(self, target: str) -> Path:
+        """Executed notebook of a table, figure or page."""
         return self.site / "notebooks" / f"{target}.ipynb"
 
     def html(self, target: str) -> Path:
+        """The notebook as a page."""
         return self.site / "notebooks" / f"{target}.html"
 
     def table(self, target: str, suffix: str) -> Path:
@@ -105,13 +114,15 @@ class Paths:
         return self.site / "tables" / f"{target}.{suffix}"
 
     def figure(self, target: str) -> Path:
+        """Plot of a table or figure."""
         return self.site / "figures" / f"{target}.png"
 
     def download(self, name: str) -> Path:
-        """What the site offers as data: `metrics.csv`, `runs.json`, `claims.json`, `claims.csv`."""
+        """A data file of the site: `metrics.csv`, `runs.json`, `claims.json`, `claims.csv`."""
         return self.site / "data" / name
 
     def log(self, job: str) -> Path:
+        """Output of a job."""
         return self.root / "logs" / f"{job}.log"
 
     def benchmark(self, job: str) -> Path:

@@ -1,4 +1,4 @@
-"""The one reader of the JSON records that jobs leave: run.json, trunk.json, detections.json, metrics.json.
+"""The one reader of the JSON records of jobs: run.json, trunk.json, detections.json, metrics.json.
 
 A record holds the `fingerprint` of the training behind it. One of another configuration does not
 count: results of an older study are never mistaken for those of the present one.

@@ -104,6 +104,8 @@ def test_the_dag_of_every_scale(fresh, scale):
         "trunk": len(load_study().trunks),
         "train": len(RUNS),
         "infer": len(RUNS),
+        "infer_split": 3,
+        "train_confusion": 1,
         "score": len(RUNS),
     }
     tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
@@ -233,6 +235,8 @@ def test_a_further_seed_trains_only_that_seed(finished):
         "trunk": len(load_study().trunks),
         "train": len(RUNS),
         "infer": len(RUNS),
+        "infer_split": 3,
+        "train_confusion": 1,
         "score": len(RUNS),
     }
     assert jobs == {**runs, "gather": 12, "notebook": 12, "gather_page": 2, "page": 2}

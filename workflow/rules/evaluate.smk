@@ -49,12 +49,12 @@ rule infer_split:
     output:
         detections=paths.detections("{run}", "{seed}", "{split}"),
         confusion=paths.confusion("{run}", "{seed}", "{split}"),
-    wildcard_constraints:
-        split="|".join(GAMMA_SPLITS),
     log:
         paths.log("infer-{split}/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("infer-{split}/{run}/seed{seed}")
+    wildcard_constraints:
+        split="|".join(GAMMA_SPLITS),
     priority: 60
     conda:
         ENVIRONMENT

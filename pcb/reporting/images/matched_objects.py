@@ -16,6 +16,7 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.evaluation.shards import Rows, Shards
+from pcb.geometry import box_iou
 from pcb.reporting.images import thumbnails
 from pcb.study import Study
 from pcb.study.records import current_record
@@ -128,18 +129,6 @@ def strongest(rows: Rows, at: np.ndarray, boxes: np.ndarray) -> list[int | None]
     """For each of (m, 4) boxes x, y, w, h the row among `at` that overlaps it and scores highest."""
     if not len(at):
         return [None] * len(boxes)
-    score = np.where(overlap(rows.box[at], boxes) >= IOU, rows.score[at][:, None], -1)
+    score = np.where(box_iou(rows.box[at], boxes) >= IOU, rows.score[at][:, None], -1)
     best = score.argmax(0)
     return [int(at[k]) if score[k, m] >= 0 else None for m, k in enumerate(best)]
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of boxes x, y, w, h: (n, 4) and (m, 4) -> (n, m)."""
-    low, high = (
-        np.maximum(a[:, None, :2], b[None, :, :2]),
-        np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None]),
-    )
-    both = np.prod(np.maximum(high - low, 0), axis=2)
-    return both / np.maximum(
-        np.prod(a[:, 2:], 1)[:, None] + np.prod(b[:, 2:], 1)[None] - both, 1e-9
-    )
