@@ -125,7 +125,10 @@ def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Dep
         covered = tuple(key for key in left if matches(key, rule.keys))
         if not covered:
             continue
-        values = rule.describe(ours), rule.describe(lvis)
+        try:
+            values = rule.describe(ours), rule.describe(lvis)
+        except (KeyError, TypeError):  # a detector of another structure
+            continue
         if values[0] != values[1]:
             sentence = f"{rule.label} {values[0]} (LVIS: {values[1]})"
         elif rule.equal_words_suffice:
@@ -239,7 +242,9 @@ def detector_title(config: str | Path, frozen: bool = True) -> str:
         `half-width ResNet-18-FPN, 96 px (backbone, FPN and RPN frozen)`.
     """
     settings = settings_of(config)
-    title = f"{backbone(settings)}, {image_size(settings, 'test')}"
+    title = backbone(settings)
+    if any(matches(key, ("test_pipeline.Resize.scale*",)) for key in settings):
+        title += f", {image_size(settings, 'test')}"
     return f"{title} ({frozen_parts(settings)} frozen)" if frozen and is_frozen(settings) else title
 
 

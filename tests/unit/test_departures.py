@@ -133,6 +133,21 @@ def test_a_setting_that_no_sentence_covers_is_listed_by_its_key(lvis, tmp_path):
     assert "r50: model.test_cfg.rcnn.nms.min: 0.1 (LVIS: not set)" in line
 
 
+def test_a_detector_of_another_structure_is_listed_by_key(lvis, tmp_path):
+    config = tmp_path / "other.py"
+    config.write_text(
+        "model = dict(type='FCOS', backbone=dict(type='SwinTransformer', depths=[2, 2, 6, 2]))\n"
+        "train_pipeline = [dict(type='LoadImageFromFile')]\n"
+    )
+    changed = copy.deepcopy(lvis)
+    changed["backbones"]["r50"]["config"] = str(config)
+    assert detector_title(config) == "SwinTransformer"
+    keys = {key for departure in compare(changed) for key in departure.keys}
+    assert keys == different_settings(changed)
+    other = next(line for line in departures(changed) if line.startswith("Other"))
+    assert "r50: model.neck.out_channels: not set (LVIS: 256)" in other
+
+
 def test_settings_with_the_same_words_are_listed_by_their_key(lvis, tmp_path):
     """Fewer sizes between the same smallest and largest one change the training."""
     config = tmp_path / "two_sizes.py"
