@@ -562,9 +562,14 @@ def parser() -> argparse.ArgumentParser:
     for do in (trunk, train, infer, confusion, score):
         command = verb(do)
         command.add_argument("run", help="the id of an experiment, as `pcb plan` lists it")
-        command.add_argument("--seed", type=int, default=0, help="(default: 0)")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
         if do in (infer, score):
-            command.add_argument("--split", default="val", choices=["val", "dev", "train-subset"])
+            command.add_argument(
+                "--split",
+                default="val",
+                choices=["val", "dev", "train-subset"],
+                help="val (default), dev or train-subset, a fixed sample of the training images",
+            )
     for do in (gather, render):
         verb(do).add_argument("target", help="a table, figure or page, such as table05")
     verb(site)

@@ -1,7 +1,7 @@
-"""The DAG by dry runs: how many jobs each scale has, what an edit makes run again, and that a mistake ends in one message.
+"""The DAG by dry runs: jobs of each scale, what runs again after an edit, mistakes.
 
-The project is copied, its results are made up as empty files with Snakemake's own record of them (`--touch`), an edit is made in
-the copy, and a dry run tells which jobs would run.
+The project is copied, its results are empty files that Snakemake has on record (`--touch`), the
+copy is edited, and a dry run lists the jobs that would run.
 """
 
 import os
@@ -21,7 +21,7 @@ RUNS, TARGETS = load_study().runs(), load_study().targets
 
 
 def snakemake(folder, *arguments, env=None):
-    """Run snakemake on the project in `folder`; returns the finished process, its output as one text."""
+    """Run snakemake on the project in `folder`; its output is one text."""
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *arguments],
         cwd=folder,
@@ -34,7 +34,7 @@ def snakemake(folder, *arguments, env=None):
 
 
 def dry_run(folder, *arguments, env=None):
-    """Jobs per rule that a run would do, and the runs that it would train."""
+    """The number of jobs of each rule, and the runs that would be trained."""
     result = snakemake(folder, "-n", *arguments, env=env)
     assert result.returncode == 0, result.stdout
     table = re.search(r"Job stats:\n(.*?)\n\n", result.stdout, re.DOTALL)
@@ -84,7 +84,7 @@ def finished_once(tmp_path_factory):
 
 @pytest.fixture
 def finished(finished_once, tmp_path):
-    """A project whose every result is there."""
+    """A project with every result."""
     return Path(shutil.copytree(finished_once, tmp_path / "project"))
 
 
@@ -94,7 +94,7 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-# The DAG ---------------------------------------------------------------------------------------------------------------
+# The DAG ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "midi", "lvis"])
@@ -128,7 +128,7 @@ def test_named_targets(fresh):
     assert trained == set(RUNS) and "infer" not in jobs
 
 
-def test_a_page_of_pictures_trains_what_it_compares(fresh):
+def test_a_page_of_images_trains_what_it_compares(fresh):
     jobs, trained = dry_run(fresh, "gallery")
     assert (
         trained == set(load_study().runs("gallery"))
@@ -151,7 +151,7 @@ def test_results_can_lie_elsewhere(fresh, tmp_path):
     )
 
 
-# What runs again -------------------------------------------------------------------------------------------------------
+# What runs again ----------------------------------------------------------------------------------
 
 
 def test_a_finished_project_has_nothing_to_do_after_a_touch_a_comment_or_another_thread_count(
@@ -242,7 +242,7 @@ def test_a_further_seed_trains_only_that_seed(finished):
     assert jobs == {**runs, "gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
 
 
-# Mistakes --------------------------------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, mes
     assert result.returncode != 0 and message in result.stdout and "Traceback" not in result.stdout
 
 
-# The rules -------------------------------------------------------------------------------------------------------------
+# The rules ----------------------------------------------------------------------------------------
 
 
 def test_two_runs_do_not_share_a_results_folder(tmp_path):

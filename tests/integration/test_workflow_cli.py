@@ -14,7 +14,10 @@ VERBS = next(action.choices for action in cli.parser()._actions if action.dest =
 
 
 def test_help_starts_at_once_and_imports_nothing_heavy():
-    code = "import sys, pcb.cli; pcb.cli.parser().format_help(); print(sorted({'torch', 'numpy', 'yaml', 'pandas'} & sys.modules.keys()))"
+    code = (
+        "import sys, pcb.cli; pcb.cli.parser().format_help();"
+        "print(sorted({'torch', 'numpy', 'yaml', 'pandas'} & sys.modules.keys()))"
+    )
     before = os.times().children_user
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -31,11 +34,15 @@ def test_the_help_lists_every_verb_once():
 def test_every_verb_has_a_help(verb, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([verb, "--help"])
-    said = capsys.readouterr().out
-    assert done.value.code == 0 and len(said.split("\n\n")[1]) > 40
+    text = capsys.readouterr().out
+    assert done.value.code == 0 and len(text.split("\n\n")[1]) > 40
 
 
-def test_the_exit_status_says_what_happened(monkeypatch, capsys):
+def test_each_line_of_the_help_fits_100_columns():
+    assert max(map(len, cli.contents().splitlines())) <= 100
+
+
+def test_the_exit_status_tells_mistakes_interrupts_and_bugs_apart(monkeypatch, capsys):
     def fail_with(error):
         def status(study):
             raise error
@@ -52,7 +59,7 @@ def test_the_exit_status_says_what_happened(monkeypatch, capsys):
         cli.main(["status"])
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_closed_pipe_is_no_error():
     result = subprocess.run(
         f"{sys.executable} -m pcb plan | head -1",
         shell=True,
