@@ -156,7 +156,9 @@ def flatten(value: dict, prefix: str = "") -> Settings:
         if isinstance(entry, dict):
             out |= flatten(entry, f"{path}.")
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
-            out |= flatten_steps([step for step in entry if step["type"] not in NO_EFFECT], path)
+            out |= flatten_steps(
+                [step for step in entry if step.get("type") not in NO_EFFECT], path
+            )
         else:
             out[path] = entry
     return out
@@ -167,7 +169,9 @@ def flatten_steps(steps: list[dict], path: str) -> Settings:
     out: Settings = {}
     names: list[str] = []
     for step in steps:
-        name = SAME_STEP.get(step["type"], step["type"])
+        if (kind := step.get("type", "entry")) in NO_EFFECT:
+            continue
+        name = SAME_STEP.get(kind, kind)
         names.append(name)
         number = names.count(name)
         options = {key: value for key, value in step.items() if key != "type"}
