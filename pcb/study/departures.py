@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,14 @@ def flatten_steps(steps: list[dict], path: str) -> Settings:
 def read_detector_config(path: str | Path) -> dict:
     """Read an MMEngine config in Python, with what it inherits by `_base_`, without MMEngine.
 
-    Mappings are merged key by key; `_delete_=True` replaces the inherited mapping. Bases in other
-    formats and MMEngine's `{{_base_.name}}` are not supported.
+    Mappings are merged key by key; `_delete_=True` replaces the inherited mapping. Bases may be
+    named `package::path`. Bases in other formats and `{{_base_.name}}` are not supported.
 
     Args:
         path: The file, absolute or relative to the repository.
 
     Returns:
-        The same as `mmengine.Config.fromfile(path).to_dict()`.
+        The same as `mmengine.Config.fromfile(path).to_dict()`, without the key `_scope_`.
 
     Raises:
         UserError: The file does not exist or cannot be executed.
@@ -212,8 +213,20 @@ def read_detector_config(path: str | Path) -> dict:
     bases = names.pop("_base_", [])
     inherited: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        inherited |= read_detector_config(path.parent / base)
+        inherited |= read_detector_config(base_path(base, path.parent))
     return merge({k: v for k, v in names.items() if not k.startswith("__")}, inherited)
+
+
+def base_path(base: str, folder: Path) -> Path:
+    """The path of an inherited config: relative to the folder, or in `package::path` to a package.
+
+    Source: mmengine.config.Config, `_get_cfg_path`.
+    """
+    package, external, path = base.rpartition("::")
+    spec = find_spec(package) if external else None
+    if spec is None or spec.submodule_search_locations is None:
+        return folder / base
+    return Path(spec.submodule_search_locations[0]) / ".mim/configs" / path
 
 
 def merge(own: dict, inherited: dict) -> dict:

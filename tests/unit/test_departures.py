@@ -26,6 +26,7 @@ from pcb.study.departures import (
 )
 
 CONFIGS = sorted((ROOT / "configs/mmdet").glob("*.py"))
+PLUGIN = sorted((ROOT / "docs/plugin").glob("*.py"))
 LVIS = yaml.safe_load((ROOT / "configs/scale/lvis.yaml").read_text())
 
 
@@ -39,6 +40,18 @@ def test_detector_configs_are_read_as_mmengine_reads_them(path):
     from mmengine.config import Config
 
     assert read_detector_config(path) == Config.fromfile(path).to_dict()
+
+
+@pytest.mark.parametrize("path", PLUGIN, ids=lambda path: path.stem)
+def test_configs_that_inherit_from_mmdet_are_read_as_mmengine_reads_them(path):
+    from mmengine.config import Config
+
+    def without_scope(value):
+        if isinstance(value, dict):
+            return {k: without_scope(v) for k, v in value.items() if k != "_scope_"}
+        return [without_scope(v) for v in value] if isinstance(value, list) else value
+
+    assert read_detector_config(path) == without_scope(Config.fromfile(path).to_dict())
 
 
 def test_an_inherited_mapping_is_merged_or_deleted_as_mmengine_does(tmp_path):
