@@ -40,4 +40,5 @@ onerror:
 rule all:
     default_target: True
     input:
-        rendered(*TARGETS),
+        rendered(*study.targets),
+        paths.index,

@@ -48,6 +48,7 @@ COSTS = {
     "notebook": 0.2,
     "gather_page": 0.05,
     "page": 0.2,
+    "site": 0.02,
 }
 ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long jobs get a line at their start too
 OVERVIEW_AFTER = {"train", "score", "notebook"}  # jobs that change how far a table is

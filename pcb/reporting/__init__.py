@@ -1,1 +1,1 @@
-"""From metrics to pages: gather a table's rows, render its notebook, link all of it from one index. Never imports torch."""
+"""From metrics to pages: gather tables, render notebooks, build the site. Never imports torch."""

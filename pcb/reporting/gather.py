@@ -1,223 +1,216 @@
-"""A table's rows, ours beside the paper's: `gather(study, target)` writes `gathered/<target>.csv` and `<target>.json`.
-A page of pictures has the JSON alone.
+"""Gather what a notebook reads: `gather(study, target)` writes gathered/TARGET.json.
 
-The CSV is long, one line per row, seed and metric. `ours` is filled only by a metrics.json of the very configuration that
-the study describes now (its fingerprint says so); everything else is `not run`, whatever the paper printed. The JSON beside it
-holds what a page says around the numbers: title, claim, scale, departures, provenance of the runs, verdicts on the claims.
-Together they are all that a notebook reads.
+For a table or figure that is a `ResultTable`, for a page of images what it shows. `collect` returns
+the same in memory, for the site. Numbers are ours only where metrics.json is of the configuration
+that the study describes now; everything else is `not run`, whatever the paper printed.
 """
 
 from __future__ import annotations
 
-import csv
-import os
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import atomic, write_json
-from pcb.reporting import captions
+from pcb.evaluation.confusion_metrics import Confusion
+from pcb.files import write_json
+from pcb.reporting import captions, tables
 from pcb.reporting.claims import verdicts
+from pcb.reporting.results import Results
+from pcb.reporting.tables import FORMAT, ResultTable
 from pcb.study import Page, Study, Table
-from pcb.study.records import current_record
 
-FIELDS_BEFORE = ("row", "id")
-FIELDS_AFTER = ("run", "variant", "seed", "metric", "ours", "paper", "copied", "status")
-MEASURED, NOT_RUN = "measured", "not run"
+PROVENANCE = (
+    "run",
+    "seed",
+    "fingerprint",
+    "git",
+    "finished",
+    "seconds",
+    "iterations",
+    "hardware",
+    "versions",
+    "trunk",
+)  # what a page needs of run.json
+FIGURE_CLASSES, FIGURE_SEED, FIGURE_PAIRS = 10, 0, 10  # Figure 1: classes drawn, their seed, pairs
 
 
 def gather(study: Study, target: str) -> Path:
-    """Write what one notebook reads and return the file that it names. Raises `UserError` for an unknown target or a broken file."""
+    """Write the input of a notebook.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: There is no such target, or a result cannot be read.
+    """
     if target not in study.targets:
         raise UserError(
             f"no table, figure or page is called {target!r}",
             f"choose one of: {', '.join(study.targets)}",
         )
-    return (
-        gather_page(study, study.pages[target])
-        if target in study.pages
-        else gather_table(study, study.tables[target])
-    )
-
-
-def gather_table(study: Study, table: Table) -> Path:
-    found = {
-        (row.run, seed): read_metrics(study, row.run, seed)
-        for row in table.rows
-        for seed in study.seeds
-    }
-    out = study.paths.gathered(table.id)
-    write_json(study.paths.gathered(table.id, "json"), sidecar(study, table, found))
-    with atomic(out) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*FIELDS_BEFORE, *table.labels, *FIELDS_AFTER], restval="")
-        writer.writeheader()
-        writer.writerows(records(study, table, found))
+    results, out = Results(study), study.paths.gathered(target)
+    if target in study.pages:
+        write_json(out, collect_page(results, study.pages[target]))
+    else:
+        write_json(out, collect(results, target).to_json())
     return out
 
 
-def gather_page(study: Study, page: Page) -> Path:
-    """Pictures are of the first seed alone."""
+def collect(results: Results, target: str) -> ResultTable:
+    """A table or figure of the study with everything that its page shows."""
+    table = results.study.tables[target]
+    kinds = {plot["kind"] for plot in table.plots}
+    return ResultTable(
+        about=about(results, table, results.study.seeds),
+        claim=table.claim,
+        labels=list(table.labels),
+        metrics=list(table.columns),
+        rows=tables.rows(results, table),
+        claims=verdicts(results, target),
+        plots=list(table.plots),
+        class_ap=class_ap(results, table) if "by_class" in kinds else {},
+        confusion=confusion(results, table) if target.startswith("figure") else None,
+    )
+
+
+def collect_page(results: Results, page: Page) -> dict:
+    """A page of images. It shows the first seed alone."""
+    # Imported here: tables, which are most of the jobs, start without pyarrow and hotcoco.
     from pcb.reporting.images import gallery, pair_explorer
 
-    collect = {"gallery": gallery.collect, "pairs": pair_explorer.collect}[page.id]
-    seeds = study.seeds[:1]
-    found = {(run, seed): read_metrics(study, run, seed) for run in page.runs for seed in seeds}
-    out = study.paths.gathered(page.id, "json")
-    write_json(
-        out,
-        {
-            **around(study, page, found, seeds),
-            "shows": page.shows,
-            "settings": page.settings,
-            "shown_seed": seeds[0],
-            "confusion": confusions(study, page, found),
-            "compare": collect(study, page),
-        },
-    )
-    return out
-
-
-def records(study: Study, table: Table, found: dict) -> list[dict]:
-    """One record per row, seed and metric. `ours` stays empty where nothing was measured; a paper's number never moves there."""
-    out = []
-    for index, row in enumerate(table.rows):
-        for seed in study.seeds:
-            ours = ((found[row.run, seed] or {}).get("variants") or {}).get(row.variant)
-            for metric in table.columns:
-                out.append(
-                    {
-                        "row": index,
-                        "id": row.id,
-                        **row.labels,
-                        "run": row.run,
-                        "variant": row.variant,
-                        "seed": seed,
-                        "metric": metric,
-                        "ours": number((ours or {}).get(metric)),
-                        "paper": number(row.paper.get(metric)),
-                        "copied": row.copied or "",
-                        "status": NOT_RUN if ours is None else MEASURED,
-                    }
-                )
-    return out
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
-
-
-def read_metrics(study: Study, run: str, seed: int) -> dict | None:
-    """The metrics of one run; None where it was not run in the study's present configuration."""
-    return current_record(study.paths.metrics(run, seed), study.fingerprint(run, seed))
-
-
-def sidecar(study: Study, table: Table, found: dict) -> dict:
-    """What a table's page says around the numbers, as JSON values."""
+    compare = {"gallery": gallery.collect, "pairs": pair_explorer.collect}[page.id]
+    seed = results.study.seeds[0]
     return {
-        **around(study, table, found, study.seeds),
-        "claim": table.claim,
-        "columns": list(table.columns),
-        "labels": list(table.labels),
-        "claims": verdicts(study, found, table.id),
-        "confusion": confusions(study, table, found) if table.id.startswith("figure") else [],
-        "classes": classes(study, table, found) if "PCB" in table.labels else {},
+        "format": FORMAT,
+        **about(results, page, [seed]),
+        "shows": page.shows,
+        "settings": page.settings,
+        "shown_seed": seed,
+        "compare": compare(results, page),
     }
 
 
-def classes(study: Study, table: Table, found: dict) -> dict:
-    """AP of each class, for a table that sets a method beside the same with PCB: per data set train images and groups of the classes,
-    per measured row a list for each of its seeds (None for a class without val objects)."""
-    out: dict[str, dict] = {}
-    for row in table.rows:
-        for seed in study.seeds:
-            measured = ((found[row.run, seed] or {}).get("classes") or {}).get(row.variant)
-            if measured:
-                dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
-                dataset |= {
-                    "train_images": [c["train_images"] for c in measured],
-                    "groups": "".join(c["frequency"] for c in measured),
-                }
-                dataset["rows"].setdefault(row.id, {})[str(seed)] = [
-                    None if c["AP"] is None else round(c["AP"], 2) for c in measured
-                ]
-    return out
+def outdated(study: Study, table: ResultTable) -> bool:
+    """Whether a table was gathered earlier, with other content than it has now."""
+    path = study.paths.gathered(table.target)
+    if not path.exists():
+        return False
+    try:
+        before = tables.load_json(path)
+    except UserError:  # broken or of another format
+        return True
+    return before != json.loads(json.dumps(table.to_json()))
 
 
-def around(study: Study, target: Table | Page, found: dict, seeds: Sequence[int]) -> dict:
-    """What any page says of itself: title, scale, seeds, data, and where its runs come from."""
-    scale = study.scale
-    backbones = [study.experiments[run].backbone for run in target.runs]
+def about(results: Results, target: Table | Page, seeds: Sequence[int]) -> dict:
+    """What any page says of itself: title, seeds, scale, data, detectors, departures, runs."""
     return {
         "target": target.id,
         "title": target.title,
-        "scale": captions.scale_facts(scale, backbones),
-        "seeds": list(study.seeds),
-        "comparable": not scale.get("synthetic"),
-        "datasets": datasets(study, target, found),
-        "runs": provenance(study, target, seeds),
+        "seeds": list(results.study.seeds),
+        **scale_about(results, target.runs),
+        "datasets": datasets(results, target, seeds),
+        "runs": provenance(results, target, seeds),
     }
 
 
-def datasets(study: Study, target: Table | Page, found: dict) -> list[dict]:
-    """Each data set of a page: its name, and where a run has been measured its val images and classes per group."""
-    out = []
-    for dataset in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
-        measured = [
-            m for (run, _), m in found.items() if m and study.experiments[run].dataset == dataset
-        ]
-        classes = measured[0]["classes"]["plain"] if measured else []
+def scale_about(results: Results, runs: Sequence[str]) -> dict:
+    """What a page says of the scale of its runs.
+
+    `comparable` is whether every data set behind them was found equal to its LVIS release; on any
+    other data no number may be set beside the paper's in size.
+    """
+    study = results.study
+    experiments = [study.experiments[run] for run in runs]
+    datasets = {experiment.dataset for experiment in experiments}
+    return {
+        "scale": captions.scale_facts(study.scale, [e.backbone for e in experiments]),
+        "comparable": all(results.release(dataset) for dataset in datasets),
+    }
+
+
+def datasets(results: Results, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
+    """The data sets of a page: version, and what is known of them once a run was scored."""
+    study, out = results.study, []
+    for key in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
+        runs = [run for run in target.runs if study.experiments[run].dataset == key]
+        scored = (results.metrics(run, seed) for run in runs for seed in seeds)
+        metrics = next((found for found in scored if found), None)
+        groups = [c["frequency"] for c in metrics["classes"]["plain"]] if metrics else []
         out.append(
             {
-                "key": dataset,
-                "version": study.scale["datasets"][dataset]["version"],
-                "val_images": measured[0]["images"] if measured else None,
-                "classes": {group: sum(c["frequency"] == group for c in classes) for group in "rcf"}
-                if measured
-                else None,
+                "key": key,
+                "version": study.scale["datasets"][key]["version"],
+                "val_images": metrics["images"] if metrics else None,
+                "classes": {g: groups.count(g) for g in "rcf"} if metrics else None,
             }
         )
     return out
 
 
-def provenance(study: Study, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
-    """Where each number comes from: the training's record, one entry per run and seed."""
-    out = []
-    for run in target.runs:
-        for seed in seeds:
-            record = current_record(study.paths.train(run, seed), study.fingerprint(run, seed))
-            if record:
-                out.append(
-                    {
-                        key: record.get(key)
-                        for key in (
-                            "run",
-                            "seed",
-                            "fingerprint",
-                            "git",
-                            "finished",
-                            "seconds",
-                            "iterations",
-                            "hardware",
-                            "versions",
-                            "trunk",
-                        )
-                    }
-                )
-    return out
+def provenance(results: Results, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
+    """Where the numbers come from: an excerpt of the record of every run and seed."""
+    records = (results.record(run, seed) for run in target.runs for seed in seeds)
+    return [{key: record.get(key) for key in PROVENANCE} for record in records if record]
 
 
-def confusions(study: Study, target: Table | Page, found: dict) -> list[dict]:
-    """The measured confusion matrices of a page: path from the sidecar's folder, and the classes in the matrix's order."""
-    here = study.paths.gathered(target.id).parent
-    out = []
-    for (run, seed), metrics in found.items():
-        path = study.paths.confusion(run, seed)
-        if metrics and path.exists():
-            classes = [
-                {key: c[key] for key in ("name", "frequency", "train_images")}
-                for c in metrics["classes"]["plain"]
+def class_ap(results: Results, table: Table) -> dict[str, dict]:
+    """AP of single classes, for a plot over their train images.
+
+    Returns:
+        For each data set that was measured: `train_images` and `groups` of its classes, and `rows`,
+        which maps row -> seed -> AP of each class (None for a class without val objects).
+    """
+    study = results.study
+    out: dict[str, dict] = {}
+    for row in table.rows:
+        for seed in study.seeds:
+            metrics = results.metrics(row.run, seed)
+            classes = metrics["classes"].get(row.variant) if metrics else None
+            if not classes:
+                continue
+            dataset = out.setdefault(study.experiments[row.run].dataset, {"rows": {}})
+            dataset["train_images"] = [c["train_images"] for c in classes]
+            dataset["groups"] = "".join(c["frequency"] for c in classes)
+            dataset["rows"].setdefault(row.id, {})[str(seed)] = [
+                None if c["AP"] is None else round(c["AP"], 2) for c in classes
             ]
-            out.append(
-                {"run": run, "seed": seed, "path": os.path.relpath(path, here), "classes": classes}
-            )
     return out
+
+
+def confusion(results: Results, table: Table) -> dict | None:
+    """Excerpts of the first measured confusion matrix of a figure; None where nothing was run.
+
+    Returns:
+        `classes` and `matrix` of ten classes drawn at random, rarest first, `groups`, the (3, 3)
+        probabilities between rare, common and frequent classes, and the most one-sided `pairs`.
+    """
+    for run in table.runs:
+        for seed in results.study.seeds:
+            if found := results.confusion(run, seed):
+                chosen = found.choose(FIGURE_CLASSES, FIGURE_SEED)
+                return {
+                    "run": run,
+                    "seed": seed,
+                    "classes": [f"{found.names[i]} ({found.frequency[i]})" for i in chosen],
+                    "matrix": found.matrix[chosen][:, chosen].tolist(),
+                    "groups": found.by_group().tolist(),
+                    "pairs": [
+                        {
+                            "i": class_label(found, i),
+                            "j": class_label(found, j),
+                            "i_for_j": float(found.matrix[i, j]),
+                            "j_for_i": float(found.matrix[j, i]),
+                        }
+                        for i, j in found.most_one_sided(FIGURE_PAIRS)
+                    ],
+                }
+    return None
+
+
+def class_label(found: Confusion, i: int) -> str:
+    """A class with its group and number of train images."""
+    images = found.train_images[i]
+    plural = "s" if images != 1 else ""
+    return f"{found.names[i]} ({found.frequency[i]}, {images} train image{plural})"

@@ -1,18 +1,22 @@
-"""Plots of a gathered table. Ours and the paper's stand in separate panels, the paper's on grey with hollow markers.
+"""Plots of result tables, ours and the paper's in separate panels.
 
-curve(table, x="α")   metrics over a setting        (Tables 5, 6, 7, 10)
-groups(table)         AP_r, AP_c, AP_f of each row  (Tables 1, 3, 4, 8, 9, 11)
-arrows(table)         base method -> with PCB       (Table 2)
-by_class(table)       AP by train images            (Table 2)
-confusion(matrix)     log2 heat map of ten classes  (Figure 1)
-recognised(album)     objects gained and lost       (gallery)
-both_ways(album)      M_ij against M_ji             (pairs)
+The paper's panels are grey, their markers hollow. configs/paper.yaml lists the plots of a table
+(`plots:`); `draw(table)` makes them:
+
+    groups    AP_r, AP_c, AP_f of each row      (Tables 1, 3, 4, 8, 9, 11; the default)
+    curve     metrics over a setting            (Tables 5, 6, 7, 10)
+    arrows    base method -> with PCB           (Table 2)
+    by_class  AP of classes by train images     (Table 2)
+
+`confusion` draws Figure 1, `recognised` the gallery, `both_ways` the page of pairs.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import textwrap
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,24 +30,31 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from pcb import formatting
-from pcb.evaluation.confusion_metrics import Confusion
-from pcb.reporting import captions, pairs, style
-from pcb.reporting.album import Album
-from pcb.reporting.pairs import GROUPS
-from pcb.reporting.tables import OURS, PAPER, Gathered, wide
+from pcb.frequency import GROUP_NAMES
+from pcb.reporting import captions, style
+from pcb.reporting.tables import OURS, PAPER, ResultTable, numbers
+from pcb.study.study import PAIRED_LABELS
 
 DPI = 200
+GROUP_METRICS = ("APr", "APc", "APf")
+DEFAULT = {
+    "kind": "groups",
+    "text": "AP of rare (r), common (c) and frequent (f) classes, row by row. "
+    "The shorter the line, the smaller the gap between them.",
+}  # for a table that lists no plots
+GREY = "#555555"
+DATASET, METHOD, PCB = PAIRED_LABELS
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure that Jupyter shows, with words for those who cannot see it."""
+    """A figure that Jupyter shows, with a description for readers who cannot see it."""
 
     figure: Figure
     alt: str
 
     def png(self) -> bytes:
-        """The picture in at most 256 colours: a third of the bytes, and nothing that an eye would miss."""
+        """The picture in at most 256 colours, a third of the bytes of a full PNG."""
         full, small = io.BytesIO(), io.BytesIO()
         with matplotlib.rc_context(style.RC):
             self.figure.savefig(full, dpi=DPI, format="png", facecolor="white")
@@ -60,34 +71,55 @@ class Plot:
         )
 
 
-def plot(figure: Figure, table: Gathered, text: str) -> Plot:
-    return Plot(
-        figure,
-        f"{formatting.number(table.about['target'])}: {text}; ours and the paper's in separate panels",
-    )
+@dataclass(frozen=True)
+class Section:
+    """A plot of a page with its heading and a sentence on how to read it."""
+
+    title: str
+    text: str
+    plot: Plot
+
+
+def draw(table: ResultTable) -> Iterator[Section]:
+    """Draw the plots of a table, as configs/paper.yaml lists them."""
+    kinds = {"groups": groups, "curve": curve, "arrows": arrows, "by_class": by_class}
+    for spec in table.plots or [DEFAULT]:
+        arguments = {k: v for k, v in spec.items() if k not in ("kind", "title", "text")}
+        plot = kinds[spec["kind"]](table, **arguments)
+        yield Section(spec.get("title", "Picture"), spec["text"], plot)
+
+
+def described(figure: Figure, table: ResultTable, text: str) -> Plot:
+    """A plot of both blocks of a table."""
+    name = formatting.number(table.target)
+    return Plot(figure, f"{name}: {text}; ours and the paper's in separate panels")
 
 
 @contextmanager
-def canvas(width: float, height: float):
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """A figure of this size in inches, in the style of all pages."""
     with matplotlib.rc_context(style.RC):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def curve(table: Gathered, x: str, by: str | None = None) -> Plot:
-    """Every metric over the setting in label column `x`, spaced evenly; one row of panels for each value of label column `by`."""
-    numbers, metrics = wide(table), [m for m in table.columns if m in style.COLOURS]
-    parts = [(None, numbers)] if by is None else list(numbers.groupby(by, sort=False))
-    with canvas(8.4, 0.4 + 3.3 * len(parts)) as figure:
+def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
+    """Every metric over a setting, evenly spaced.
+
+    `x` is the label column of the setting. Each value of the label column `by` has a row of panels.
+    """
+    frame, metrics = numbers(table), [m for m in table.metrics if m in style.COLOURS]
+    panels = [(None, frame)] if by is None else list(frame.groupby(by, sort=False))
+    with canvas(8.4, 0.6 + 3.4 * len(panels)) as figure:
         grid = figure.subplots(
-            len(parts),
+            len(panels),
             2,
             squeeze=False,
             sharex=True,
             sharey="row" if table.about["comparable"] else False,
         )
-        for axes, (part, data) in zip(grid, parts, strict=True):
+        for axes, (value, data) in zip(grid, panels, strict=True):
             for ax, source in zip(axes, (OURS, PAPER), strict=True):
-                panel(ax, table, source, part)
+                panel(ax, table, source, value)
                 for metric in metrics:
                     marks(
                         ax,
@@ -100,16 +132,16 @@ def curve(table: Gathered, x: str, by: str | None = None) -> Plot:
                     )
                 if data[[f"{source} {m}" for m in metrics]].isna().all(axis=None):
                     empty(ax)
-                ax.set(ylabel=f"AP, {part}" if part else "AP", xlabel=x)
+                ax.set(ylabel=f"AP, {value}" if value else "AP", xlabel=x)
                 ax.set_xticks(np.arange(len(data)), data[x])
         metric_legend(figure, metrics)
-    return plot(figure, table, f"{', '.join(map(style.name, metrics))} over {x}")
+    return described(figure, table, f"{', '.join(map(style.name, metrics))} over {x}")
 
 
-def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread) -> None:
-    """A metric's markers in its colour and shape, hollow for the paper's; `xerr` or `yerr` is our spread over seeds."""
+def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread: pd.Series) -> None:
+    """Draw a metric in its colour and shape, hollow for the paper; `xerr`, `yerr`: our spread."""
     spread = {key: value for key, value in spread.items() if source == OURS and value.notna().any()}
-    colour = style.COLOURS[metric]
+    colour = style.colour(metric)
     ax.errorbar(
         x,
         y,
@@ -120,134 +152,135 @@ def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread) ->
         elinewidth=1.4,
         capsize=3,
         zorder=2,
-        marker=style.MARKERS[metric],
+        marker=style.marker(metric),
         markersize=7,
         markeredgewidth=1.5,
         markerfacecolor="white" if source == PAPER else colour,
     )
 
 
-def groups(table: Gathered) -> Plot:
-    """AP of rare, common and frequent classes, a line of three markers for each row: the shorter the line, the smaller the bias."""
-    numbers, metrics = wide(table), ("APr", "APc", "APf")
-    names = [" · ".join(line[label] for label in table.labels) for _, line in numbers.iterrows()]
+def groups(table: ResultTable) -> Plot:
+    """AP of rare, common and frequent classes, a line of three markers for each row.
+
+    The shorter the line, the smaller the bias. Without these metrics: all that the table has.
+    """
+    frame = numbers(table)
+    metrics = [m for m in GROUP_METRICS if m in table.metrics] or table.metrics
+    names = [" · ".join(row.labels) for row in table.rows]
     heights = np.arange(len(names))[::-1]
-    with canvas(9.2, 1.5 + 0.32 * len(names)) as figure:
+    with canvas(9.2, 1.7 + 0.32 * len(names)) as figure:
         axes = figure.subplots(1, 2, sharey=True, sharex=table.about["comparable"])
         for ax, source in zip(axes, (OURS, PAPER), strict=True):
             panel(ax, table, source)
-            values = numbers[[f"{source} {m}" for m in metrics]].to_numpy(float)
-            there = ~np.isnan(values).all(1)
+            values = frame[[f"{source} {m}" for m in metrics]].to_numpy(float)
+            drawn = ~np.isnan(values).all(1)
             ax.hlines(
-                heights[there],
-                np.nanmin(values[there], 1),
-                np.nanmax(values[there], 1),
+                heights[drawn],
+                np.nanmin(values[drawn], 1),
+                np.nanmax(values[drawn], 1),
                 color="#bbbbbb",
                 linewidth=2.5,
                 zorder=1,
             )
             for i, metric in enumerate(metrics):
-                marks(
-                    ax,
-                    values[:, i],
-                    heights,
-                    metric,
-                    source,
-                    xerr=numbers[f"std {metric}"],
-                    linestyle="",
-                )
-            for height in heights[~there] if there.any() else ():
-                ax.text(
-                    0.02,
-                    height,
-                    "not run",
-                    transform=ax.get_yaxis_transform(),
-                    va="center",
-                    color="#777777",
-                    fontsize=9,
-                )
-            if not there.any():
+                spread = frame[f"std {metric}"]
+                marks(ax, values[:, i], heights, metric, source, xerr=spread, linestyle="")
+            if not drawn.any():
                 empty(ax)
+            else:
+                for height in heights[~drawn]:
+                    ax.text(
+                        0.02,
+                        height,
+                        "not run" if source == OURS else "not printed",
+                        transform=ax.get_yaxis_transform(),
+                        va="center",
+                        color="#777777",
+                        fontsize=9,
+                    )
             ax.set(xlabel="AP", ylim=(-0.7, len(names) - 0.3))
             ax.set_yticks(heights, names)
             ax.grid(axis="y", visible=False)
         metric_legend(figure, metrics)
-    return plot(figure, table, "AP of rare, common and frequent classes, row by row")
+    return described(figure, table, "AP of rare, common and frequent classes, row by row")
 
 
-def arrows(
-    table: Gathered, method: str = "Method", dataset: str = "Dataset", pcb: str = "PCB"
-) -> Plot:
+def arrows(table: ResultTable) -> Plot:
     """From each base method to the same with PCB: AP_r against AP_f above, PwB against AP below."""
-    numbers = wide(table)
-    methods, sets = list(numbers[method].unique()), list(numbers[dataset].unique())
-    with canvas(9.2, 8) as figure:
+    frame = numbers(table)
+    methods, datasets = list(frame[METHOD].unique()), list(frame[DATASET].unique())
+    with canvas(9.2, 8.2) as figure:
         grid = figure.subplots(2, 2)
-        for axes, (xm, ym) in zip(grid, (("APf", "APr"), ("AP", "PwB")), strict=True):
+        for axes, (x, y) in zip(grid, (("APf", "APr"), ("AP", "PwB")), strict=True):
             for ax, source in zip(axes, (OURS, PAPER), strict=True):
                 panel(ax, table, source)
-                ax.set(xlabel=style.name(xm, "latex"), ylabel=style.name(ym, "latex"))
+                ax.set(xlabel=style.name(x, "latex"), ylabel=style.name(y, "latex"))
                 drawn = [
                     arrow(
                         ax,
                         pair,
                         source,
-                        xm,
-                        ym,
-                        pcb,
-                        style.SERIES[methods.index(m)],
-                        "-" if d == sets[0] else (0, (3, 1.5)),
+                        (x, y),
+                        style.SERIES[methods.index(of_method)],
+                        "-" if of_dataset == datasets[0] else (0, (3, 1.5)),
                     )
-                    for (d, m), pair in numbers.groupby([dataset, method], sort=False)
+                    for (of_dataset, of_method), pair in frame.groupby(
+                        [DATASET, METHOD], sort=False
+                    )
                 ]
                 if not any(drawn):
                     empty(ax)
                 ax.margins(0.12)
         handles = [
-            Line2D([], [], color=style.SERIES[i], linewidth=2.5, label=m)
-            for i, m in enumerate(methods)
+            Line2D([], [], color=colour, linewidth=2.5, label=name)
+            for name, colour in zip(methods, style.SERIES, strict=False)
         ]
         handles += [
-            Line2D([], [], color="#555555", linestyle=line, label=d)
-            for d, line in zip(sets, ("-", "--"), strict=False)
+            Line2D([], [], color=GREY, linestyle=line, label=name)
+            for name, line in zip(datasets, ("-", "--"), strict=False)
         ]
-        handles += [
-            Line2D(
-                [],
-                [],
-                color="#555555",
-                linestyle="",
-                marker="o",
-                markerfacecolor="white",
-                label="base",
-            ),
-            Line2D([], [], color="#555555", linestyle="", marker="o", label="with PCB"),
-        ]
+        handles += base_and_pcb("", "")
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
-    return plot(
-        figure,
-        table,
-        "arrows from each base method to the same with PCB, AP_r against AP_f and PwB against AP",
-    )
+    what = "arrows from each base method to the same with PCB, AP_r against AP_f, PwB against AP"
+    return described(figure, table, what)
+
+
+def base_and_pcb(base_line: str, pcb_line: str) -> list[Line2D]:
+    """Legend entries: hollow markers are a base method, full ones the same with PCB."""
+    look = {"color": GREY, "marker": "o"}
+    return [
+        Line2D([], [], **look, linestyle=base_line, markerfacecolor="white", label="base"),
+        Line2D([], [], **look, linestyle=pcb_line, label="with PCB"),
+    ]
 
 
 def arrow(
-    ax: Axes, pair: pd.DataFrame, source: str, xm: str, ym: str, pcb: str, colour: str, line
+    ax: Axes,
+    pair: pd.DataFrame,
+    source: str,
+    metrics: tuple[str, str],
+    colour: str,
+    line: str | tuple,
 ) -> bool:
-    """Draw one base -> PCB arrow, or whichever end is there. Returns whether anything was drawn."""
+    """Draw an arrow from a base method to PCB, or the one end that has numbers.
+
+    Returns:
+        Whether anything was drawn.
+    """
     ends = {
-        mark: end[[f"{source} {xm}", f"{source} {ym}"]].to_numpy(float)[0]
-        for mark, end in pair.groupby(pcb)
+        mark: end[[f"{source} {metric}" for metric in metrics]].to_numpy(float)[0]
+        for mark, end in pair.groupby(PCB)
     }
-    ends = {mark: at for mark, at in ends.items() if not np.isnan(at).any()}
-    for mark, at in ends.items():
-        spread = pair.loc[pair[pcb] == mark, [f"std {xm}", f"std {ym}"]].to_numpy(float)[0]
-        if source == OURS and not np.isnan(spread).any():
-            ax.errorbar(
-                *at, xerr=spread[0], yerr=spread[1], color=colour, elinewidth=1, alpha=0.6, zorder=1
-            )
+    ends = {mark: end for mark, end in ends.items() if not np.isnan(end).any()}
+    for mark, (x, y) in ends.items():
+        end = pair.loc[pair[PCB] == mark, [f"std {metric}" for metric in metrics]]
+        xerr, yerr = end.to_numpy(float)[0]
+        if source == OURS and not np.isnan([xerr, yerr]).any():
+            spread = {"xerr": xerr, "yerr": yerr, "elinewidth": 1, "alpha": 0.6, "zorder": 1}
+            ax.errorbar(x, y, color=colour, **spread)
         ax.plot(
-            *at,
+            x,
+            y,
             "o",
             color=colour,
             markerfacecolor="white" if mark == "✗" else colour,
@@ -256,122 +289,102 @@ def arrow(
             zorder=3,
         )
     if len(ends) == 2:
-        ax.annotate(
-            "",
-            ends["✓"],
-            ends["✗"],
-            zorder=2,
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": colour,
-                "linewidth": 1.8,
-                "linestyle": line,
-                "shrinkA": 4,
-                "shrinkB": 4,
-            },
-        )
+        look = {"arrowstyle": "-|>", "linewidth": 1.8, "shrinkA": 4, "shrinkB": 4}
+        look |= {"color": colour, "linestyle": line}
+        ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops=look)
     return bool(ends)
 
 
-def by_class(
-    table: Gathered, method: str = "Method", dataset: str = "Dataset", pcb: str = "PCB"
-) -> Plot:
-    """AP of single classes over their train images, base and with PCB, above; the difference below: dots, and means of classes with
-    similar counts with their standard error over classes. One pair of panels for each method and data set; means over seeds, of the
-    difference over those that both ends have."""
-    numbers = wide(table)
-    sets = list(numbers[dataset].unique())
-    methods = list(numbers[method].unique())
-    with canvas(10.4, 5.2 * len(sets)) as figure:
-        for part, (name, rows) in zip(
-            np.atleast_1d(figure.subfigures(len(sets), 1)),
-            numbers.groupby(dataset, sort=False),
-            strict=True,
-        ):
-            grid = part.subplots(
-                2, len(methods), sharex=True, sharey="row", height_ratios=[1.25, 1]
+def by_class(table: ResultTable) -> Plot:
+    """AP of single classes over their train images: base and with PCB above, the difference below.
+
+    Dots are classes; lines are means of classes with similar counts, with their standard error over
+    classes. Every value is a mean over seeds, a difference over the seeds that both ends have.
+    """
+    frame = numbers(table)
+    methods, datasets = list(frame[METHOD].unique()), list(frame[DATASET].unique())
+    with canvas(10.4, 5.2 * len(datasets)) as figure:
+        subfigures = np.atleast_1d(np.array(figure.subfigures(len(datasets), 1)))
+        for subfigure, name in zip(subfigures, datasets, strict=True):
+            grid = subfigure.subplots(
+                2, len(methods), squeeze=False, sharex=True, sharey="row", height_ratios=[1.25, 1]
             )
-            part.suptitle(
-                f"{name} · {captions.origin(table.about)}", fontsize=10, x=0.02, ha="left"
-            )
-            for k, (pair, (upper, lower)) in enumerate(
-                zip([rows[rows[method] == m] for m in methods], grid.T, strict=True)
-            ):
-                upper.set_title(methods[k])
-                base, after = (
-                    class_ap(table, list(pair.loc[pair[pcb] == mark, "id"])) for mark in "✗✓"
-                )
-                for found, hollow in ((base, True), (after, False)):
-                    if found:
-                        dots_and_means(
-                            upper, found.train_images, found.mean(), style.SERIES[k], hollow
-                        )
-                if base and after and (seeds := sorted(base.AP.keys() & after.AP.keys())):
-                    dots_and_means(
-                        lower,
-                        base.train_images,
-                        after.mean(seeds) - base.mean(seeds),
-                        style.SERIES[k],
-                        hollow=False,
-                    )
-                    lower.axhline(0, color="#777777", linewidth=1)
-                else:
-                    empty(lower if base or after else upper)
-                for ax, label in ((upper, "AP of a class"), (lower, "PCB − base")):
-                    ax.set_xscale("log")
-                    if base or after:
-                        borders(ax, (base or after).train_images, (base or after).groups)
-                    if k == 0:
-                        ax.set_ylabel(label)
-                lower.set_xlabel("train images")
-                lower.xaxis.set_major_formatter("{x:g}")
-        handles = [
-            Line2D(
-                [],
-                [],
-                color="#555555",
-                marker="o",
-                markerfacecolor="white",
-                linestyle="--",
-                label="base",
-            ),
-            Line2D([], [], color="#555555", marker="o", label="with PCB"),
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+            heading = textwrap.fill(f"{name} · {captions.origin(table.about)}", 130)
+            subfigure.suptitle(heading, fontsize=10, x=0.02, ha="left")
+            for k, (of_method, axes) in enumerate(zip(methods, grid.T, strict=True)):
+                pair = frame[(frame[DATASET] == name) & (frame[METHOD] == of_method)]
+                base, after = (class_ap(table, pair.loc[pair[PCB] == mark, "id"]) for mark in "✗✓")
+                axes[0].set_title(of_method)
+                base_against_pcb(axes, base, after, style.SERIES[k])
+            grid[0, 0].set_ylabel("AP of a class")
+            grid[1, 0].set_ylabel("PCB − base")
+        figure.legend(handles=base_and_pcb("--", "-"), loc="outside lower center", ncols=2)
     return Plot(
         figure,
-        "AP of single classes over their train images, for each base method without and with PCB, and the difference",
+        "AP of single classes over their train images, for each base method without and with PCB, "
+        "and the difference",
     )
 
 
 @dataclass(frozen=True)
 class ClassAP:
-    """Of a row: train images (C,) and groups of the classes, and their AP by seed, NaN for a class without val objects."""
+    """AP of single classes in one row.
+
+    Attributes:
+        train_images: (C,) train images of each class.
+        groups: Their groups, C letters r, c and f.
+        AP: AP of each class by seed, None for a class without val objects.
+    """
 
     train_images: np.ndarray
     groups: str
     AP: dict[str, list[float | None]]
 
     def mean(self, seeds: list[str] | None = None) -> np.ndarray:
+        """(C,) mean over seeds (all by default), NaN for a class without val objects."""
         return np.array([self.AP[seed] for seed in seeds or self.AP], float).mean(0)
 
 
-def class_ap(table: Gathered, rows: list[str]) -> ClassAP | None:
-    """What was measured of the first of `rows`, or None."""
-    found = [f for f in table.about["classes"].values() if rows and rows[0] in f["rows"]]
-    return (
-        ClassAP(
-            np.array(found[0]["train_images"], float), found[0]["groups"], found[0]["rows"][rows[0]]
-        )
-        if found
-        else None
-    )
+def class_ap(table: ResultTable, rows: pd.Series) -> ClassAP | None:
+    """AP of single classes of the first of `rows` (ids); None where it was not run."""
+    for dataset in table.class_ap.values():
+        for row in rows[:1]:
+            if row in dataset["rows"]:
+                counts = np.array(dataset["train_images"], float)
+                return ClassAP(counts, dataset["groups"], dataset["rows"][row])
+    return None
+
+
+def base_against_pcb(
+    axes: np.ndarray, base: ClassAP | None, after: ClassAP | None, colour: str
+) -> None:
+    """Draw one method of `by_class` into its upper and lower panel."""
+    upper, lower = axes
+    for found, hollow in ((base, True), (after, False)):
+        if found:
+            dots_and_means(upper, found.train_images, found.mean(), colour, hollow)
+    seeds = sorted(base.AP.keys() & after.AP.keys()) if base and after else []
+    if base and after and seeds:
+        gain = after.mean(seeds) - base.mean(seeds)
+        dots_and_means(lower, base.train_images, gain, colour, hollow=False)
+        lower.axhline(0, color="#777777", linewidth=1)
+    else:
+        empty(lower if base or after else upper)
+    for ax in (upper, lower):
+        ax.set_xscale("log")
+        if found := base or after:
+            group_borders(ax, found.train_images, found.groups)
+    lower.set_xlabel("train images")
+    lower.xaxis.set_major_formatter("{x:g}")
 
 
 def dots_and_means(
     ax: Axes, count: np.ndarray, values: np.ndarray, colour: str, hollow: bool
 ) -> None:
-    """Classes as faint dots; over them the means of bins with about as many classes each, at their mean count."""
+    """Draw classes as faint dots, and over them the means of bins of about nine classes each.
+
+    `count` (C,) are train images, `values` (C,) an AP or a difference; NaN is left out.
+    """
     there = ~np.isnan(values) & (count > 0)
     count, values = count[there], values[there]
     ax.scatter(
@@ -385,13 +398,11 @@ def dots_and_means(
         zorder=1,
     )
     order = np.argsort(count, kind="stable")
-    bins = [part for part in np.array_split(order, np.clip(len(order) // 9, 1, 9)) if len(part)]
-    x = [np.exp(np.log(count[part]).mean()) for part in bins]
-    error = [values[part].std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else 0 for part in bins]
+    bins = [b for b in np.array_split(order, np.clip(len(order) // 9, 1, 9)) if len(b)]
     ax.errorbar(
-        x,
-        [values[part].mean() for part in bins],
-        yerr=error,
+        [np.exp(np.log(count[b]).mean()) for b in bins],
+        [values[b].mean() for b in bins],
+        yerr=[values[b].std(ddof=1) / len(b) ** 0.5 if len(b) > 1 else 0 for b in bins],
         color=colour,
         linestyle="--" if hollow else "-",
         linewidth=1.7,
@@ -404,29 +415,33 @@ def dots_and_means(
     )
 
 
-def borders(ax: Axes, count: np.ndarray, groups: str) -> None:
-    """Where rare classes end and frequent ones begin."""
+def group_borders(ax: Axes, count: np.ndarray, groups: str) -> None:
+    """Mark where rare classes end and frequent ones begin."""
     for lower, upper in ("rc", "cf"):
         below = max((n for n, g in zip(count, groups, strict=True) if g == lower), default=None)
         above = min((n for n, g in zip(count, groups, strict=True) if g == upper), default=None)
         if below and above:
-            ax.axvline(
-                (below * above) ** 0.5, color="#999999", linewidth=0.9, linestyle=":", zorder=0
-            )
+            border = (below * above) ** 0.5
+            ax.axvline(border, color="#999999", linewidth=0.9, linestyle=":", zorder=0)
 
 
-def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
-    """log2 M_ij over `count` classes drawn with `seed` among those that val shows, rare to frequent; beside it the three groups."""
-    import seaborn
+def confusion(table: ResultTable) -> Plot:
+    """Heat maps of a measured confusion matrix: log2 M_ij of ten classes, and of the three groups.
 
-    chosen, floor = found.choose(count, seed), -10
-    names = [f"{found.names[i]} ({found.frequency[i]})" for i in chosen]
+    Raises:
+        ValueError: The table has no measured matrix (`table.confusion` is None).
+    """
+    import seaborn  # imported here: half a second that the other plots do not need
+
+    if table.confusion is None:
+        raise ValueError(f"{table.target} was gathered without a confusion matrix")
+    names, floor = table.confusion["classes"], -10
+    groups = list(GROUP_NAMES.values())
     with canvas(10.4, 5.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
-        part = found.matrix[np.ix_(chosen, chosen)]
         look = {"cmap": "cividis", "square": True, "linewidths": 0.6}
         seaborn.heatmap(
-            np.log2(np.maximum(part, 2.0**floor)),
+            np.log2(np.maximum(table.confusion["matrix"], 2.0**floor)),
             ax=left,
             vmin=floor,
             vmax=0,
@@ -439,12 +454,12 @@ def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
         left.set_title("ten classes, measured")
         left.tick_params(axis="x", rotation=90)
         seaborn.heatmap(
-            found.by_group(),
+            np.array(table.confusion["groups"]),
             ax=right,
             vmin=0,
             vmax=1,
-            xticklabels=GROUPS,
-            yticklabels=GROUPS,
+            xticklabels=groups,
+            yticklabels=groups,
             **look,
             annot=True,
             fmt=".3f",
@@ -455,65 +470,31 @@ def confusion(found: Confusion, count: int = 10, seed: int = 0) -> Plot:
         right.set_title("groups, measured")
     return Plot(
         figure,
-        f"Heat map of the confusion between {', '.join(names)}, and between rare, common and frequent classes",
+        f"Heat map of the confusion between {', '.join(names)}, and between rare, common and "
+        "frequent classes",
     )
 
 
-def recognised(album: Album) -> Plot:
-    """Share of val objects of each group that both models recognise, one of them, or neither; a bar each, its counts in it."""
-    parts = {"both": "#8a9099", "gains": "#0072B2", "losses": "#D55E00", "neither": "#e9ebee"}
-    labels = {
-        "both": "by both",
-        "gains": "with PCB only",
-        "losses": "without PCB only",
-        "neither": "by neither",
-    }
-    shown = [entry for entry in album.about["compare"] if not entry["missing"]]
+OUTCOMES = {
+    "both": ("by both", "#8a9099"),
+    "gains": ("with PCB only", "#0072B2"),
+    "losses": ("without PCB only", "#D55E00"),
+    "neither": ("by neither", "#e9ebee"),
+}  # of a val object: legend and colour
+
+
+def recognised(page: dict) -> Plot:
+    """Share of val objects of each group that both models recognise, one of them, or neither."""
+    shown = [entry for entry in page["compare"] if not entry["missing"]]
     with canvas(8.4, 0.9 + 1.35 * max(1, len(shown))) as figure:
         axes = figure.subplots(max(1, len(shown)), 1, squeeze=False, sharex=True)[:, 0]
         for ax, entry in zip(axes, shown, strict=False):
+            labels = []
             for height, group in enumerate("fcr"):
                 counts = entry["counts"][group]
-                left, total = 0, max(1, counts["objects"])
-                for part, colour in parts.items():
-                    n = (
-                        counts[part]
-                        if part in counts
-                        else counts["objects"] - sum(counts[p] for p in ("both", "gains", "losses"))
-                    )
-                    ax.barh(
-                        height,
-                        100 * n / total,
-                        left=left,
-                        color=colour,
-                        height=0.74,
-                        edgecolor="white",
-                        linewidth=0.8,
-                        hatch="///" if part == "losses" else None,
-                    )
-                    if n / total > 0.012:
-                        ax.text(
-                            left + 50 * n / total,
-                            height,
-                            str(n),
-                            ha="center",
-                            va="center",
-                            fontsize=8.5,
-                            color="#333333" if part == "neither" else "white",
-                            bbox={
-                                "boxstyle": "round,pad=.1",
-                                "facecolor": colour,
-                                "edgecolor": "none",
-                            },
-                        )
-                    left += 100 * n / total
-            ax.set_yticks(
-                range(3),
-                [
-                    f"{name} ({entry['counts'][g]['objects']})"
-                    for g, name in zip("fcr", reversed(GROUPS), strict=True)
-                ],
-            )
+                outcome_bar(ax, height, counts)
+                labels.append(f"{GROUP_NAMES[group]} ({counts['objects']})")
+            ax.set_yticks(range(3), labels)
             ax.set_title(f"{entry['label']} → {entry['label']} + PCB")
             ax.grid(visible=False)
             ax.set_xlim(0, 100)
@@ -521,96 +502,140 @@ def recognised(album: Album) -> Plot:
             empty(axes[0])
         axes[-1].set_xlabel("objects of the validation set, %")
         handles = [
-            Patch(
-                facecolor=colour,
-                label=labels[part],
-                hatch="///" if part == "losses" else None,
-                edgecolor="white",
-            )
-            for part, colour in parts.items()
+            Patch(facecolor=colour, label=label, hatch=hatch(outcome), edgecolor="white")
+            for outcome, (label, colour) in OUTCOMES.items()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return Plot(
         figure,
-        "Objects of rare, common and frequent classes: recognised by both models, by one of them, by neither",
+        "Objects of rare, common and frequent classes: recognised by both models, by one of them, "
+        "by neither",
     )
 
 
-def both_ways(album: Album, least: float = 1e-3) -> Plot:
-    """Every pair of classes of different groups: how often the rarer is taken for the more frequent one, against the reverse."""
-    kinds = {
-        "rf": ("rare, frequent", "#D55E00", "v"),
-        "rc": ("rare, common", "#E69F00", "s"),
-        "cf": ("common, frequent", "#0072B2", "o"),
-    }
-    shown = [entry for entry in album.about["compare"] if not entry["missing"]]
-    with canvas(8.4, 0.7 + 3.7 * max(1, len(shown))) as figure:
+def outcome_bar(ax: Axes, height: float, counts: dict[str, int]) -> None:
+    """One stacked bar of `recognised`, with a count in each part that has room for it."""
+    total, left = max(1, counts["objects"]), 0.0
+    parts = {outcome: counts[outcome] for outcome in ("both", "gains", "losses")}
+    parts["neither"] = counts["objects"] - sum(parts.values())
+    for outcome, count in parts.items():
+        share, colour = 100 * count / total, OUTCOMES[outcome][1]
+        ax.barh(
+            height,
+            share,
+            left=left,
+            color=colour,
+            height=0.74,
+            edgecolor="white",
+            linewidth=0.8,
+            hatch=hatch(outcome),
+        )
+        if share > 1.2:
+            ax.text(
+                left + share / 2,
+                height,
+                str(count),
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="#333333" if outcome == "neither" else "white",
+                bbox={"boxstyle": "round,pad=.1", "facecolor": colour, "edgecolor": "none"},
+            )
+        left += share
+
+
+def hatch(outcome: str) -> str | None:
+    """A pattern that tells losses from gains without colour."""
+    return "///" if outcome == "losses" else None
+
+
+PAIRS = {
+    "rf": ("rare, frequent", "#D55E00", "v"),
+    "rc": ("rare, common", "#E69F00", "s"),
+    "cf": ("common, frequent", "#0072B2", "o"),
+}  # of the groups of two classes: legend, colour and marker
+
+
+def both_ways(page: dict) -> Plot:
+    """How often the rarer class of a pair is predicted as the more frequent one, and the reverse.
+
+    A dot for each pair of classes of different groups, before and after PCB.
+    """
+    shown = [entry for entry in page["compare"] if not entry["missing"]]
+    with canvas(8.4, 0.9 + 3.8 * max(1, len(shown))) as figure:
         grid = figure.subplots(max(1, len(shown)), 2, squeeze=False, sharex=True, sharey=True)
         for axes, entry in zip(grid, shown, strict=False):
-            for ax, run, title in zip(
-                axes, entry["runs"], (entry["label"], f"{entry['label']} + PCB"), strict=True
-            ):
-                matrix = pairs.load(album, run)
-                found = pd.DataFrame(matrix.both_ways(least)._asdict())
-                for kind, (_, colour, marker) in kinds.items():
-                    part = found.loc[found["groups"] == kind, ["up", "down"]].clip(lower=least / 3)
-                    ax.scatter(
-                        part["up"],
-                        part["down"],
-                        s=13,
-                        marker=marker,
-                        color=colour,
-                        alpha=0.55,
-                        linewidth=0,
-                        rasterized=True,
-                    )
-                ax.plot(
-                    [least / 3, 1],
-                    [least / 3, 1],
-                    color="#555555",
-                    linewidth=1,
-                    linestyle="--",
-                    zorder=0,
-                )
-                one_sided = (found["up"] > found["down"]).mean()
-                ax.set_title(title, loc="left")
-                ax.set_title(
-                    f"{100 * one_sided:.0f} % of {len(found)} below the line" if len(found) else "",
-                    loc="right",
-                    fontsize=8,
-                    fontweight="normal",
-                    color="#666666",
-                )
-                ax.set(xscale="log", yscale="log", xlim=(least / 3.5, 1.2), ylim=(least / 3.5, 1.2))
-                ax.set_xlabel("the rarer is taken for the more frequent")
+            titles = (entry["label"], f"{entry['label']} + PCB")
+            for ax, points, title in zip(axes, entry["both_ways"], titles, strict=True):
+                scatter_pairs(ax, points, entry["least"], title)
             axes[0].set_ylabel("the reverse")
         if not shown:
             for ax in grid[0]:
                 empty(ax)
         handles = [
             Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-            for label, colour, marker in kinds.values()
+            for label, colour, marker in PAIRS.values()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return Plot(
         figure,
-        "How often the rarer class of a pair is taken for the more frequent one against the reverse, before and after PCB",
+        "How often the rarer class of a pair is predicted as the more frequent one against the "
+        "reverse, before and after PCB",
     )
 
 
-def panel(ax: Axes, table: Gathered, source: str, part: str | None = None) -> None:
-    """Title and ground of a panel say whose numbers it shows."""
-    spread = ", bars ± std over seeds" if len(table.about["seeds"]) > 1 else ""
-    origin = "published, LVIS"
-    if source == OURS:
-        origin = f"measured: {table.about['scale']['data']}{spread}"
-    ax.set_title(f"{source}{f' · {part}' if part else ''}", loc="left")
-    ax.set_title(origin, loc="right", fontsize=8, fontweight="normal", color="#666666")
+def scatter_pairs(ax: Axes, points: dict, least: float, title: str) -> None:
+    """One panel of `both_ways`; probabilities below `least` are drawn at the edge."""
+    kinds, up, down = (np.array(points[key]) for key in ("groups", "up", "down"))
+    edge = least / 3
+    for kind, (_, colour, marker) in PAIRS.items():
+        ax.scatter(
+            np.maximum(up[kinds == kind], edge),
+            np.maximum(down[kinds == kind], edge),
+            s=13,
+            marker=marker,
+            color=colour,
+            alpha=0.55,
+            linewidth=0,
+            rasterized=True,
+        )
+    ax.plot([edge, 1], [edge, 1], color=GREY, linewidth=1, linestyle="--", zorder=0)
+    below = f"{100 * (up > down).mean():.0f} % of {len(up)} below the line" if len(up) else ""
+    titled(ax, title, [below])
+    ax.set(xscale="log", yscale="log", xlim=(least / 3.5, 1.2), ylim=(least / 3.5, 1.2))
+    ax.set_xlabel("rarer predicted as more frequent")
+
+
+def panel(ax: Axes, table: ResultTable, source: str, value: str | None = None) -> None:
+    """Head of a panel: whose numbers it shows and where they are from; the paper's are on grey."""
+    spread = "; bars: ± std over seeds" if table.planned > 1 else ""
+    origin = captions.origin(table.about).replace(" px", "\N{NO-BREAK SPACE}px")
+    ours = textwrap.wrap(origin + spread, 52)
+    lines = ours if source == OURS else ["published, LVIS"]
+    titled(ax, f"{source} · {value}" if value else source, lines, room=len(ours))
     if source == PAPER:
         ax.set_facecolor("#f3f3f3")
 
 
+def titled(ax: Axes, title: str, subtitle: list[str], room: int = 1) -> None:
+    """Title of a panel and below it a smaller subtitle, with room for so many lines."""
+    line = 11  # points
+    ax.set_title(title, loc="left", pad=9 + line * room)
+    ax.annotate(
+        "\n".join(subtitle),
+        (0, 1),
+        (0, 5 + line * room),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+        linespacing=1.2,
+        color="#666666",
+    )
+
+
 def empty(ax: Axes) -> None:
+    """Mark a panel without numbers."""
     ax.text(
         0.5,
         0.5,
@@ -626,11 +651,16 @@ def empty(ax: Axes) -> None:
     ax.tick_params(axis="x", labelcolor="#bbbbbb")
 
 
-def metric_legend(figure: Figure, metrics) -> None:
+def metric_legend(figure: Figure, metrics: list[str]) -> None:
+    """Legend of metrics by colour and marker, below the figure."""
     handles = [
         Line2D(
-            [], [], color=style.COLOURS[m], marker=style.MARKERS[m], label=style.name(m, "latex")
+            [],
+            [],
+            color=style.colour(metric),
+            marker=style.marker(metric),
+            label=style.name(metric, "latex"),
         )
-        for m in metrics
+        for metric in metrics
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

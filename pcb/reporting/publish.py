@@ -1,8 +1,9 @@
-"""A results folder in small, to commit or to send: `publish(study, destination)` copies the site, and adds a README.md.
+"""A small copy of a results folder, to commit or to send: `publish(study, destination)`.
 
-The site holds the tables (CSV, Markdown, LaTeX), the rendered notebooks, every metric, every run's provenance and all verdicts. No
-weights, no detections, no images but those that a page shows. No path of this machine either: what the pages say of the results
-folder is written as `results/<scale>`, and a file that still names a folder of this machine ends it with an error.
+It copies the site and adds a README.md: tables (CSV, Markdown, LaTeX), rendered notebooks, every
+metric, the provenance of every run and all verdicts. It has no weights, no detections, and no
+images but those that a page shows. It names no path of this machine: the results folder is written
+as `results/<scale>`, and a file that still names a local folder is an error.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.formatting import number
-from pcb.reporting.captions import scale_facts, warning
-from pcb.reporting.gather import read_metrics
-from pcb.reporting.site.build import build, existing, progress
+from pcb.reporting.captions import warning
+from pcb.reporting.gather import scale_about
+from pcb.reporting.results import Results
+from pcb.reporting.site.build import build, link, progress
 from pcb.reporting.site.data import runs
 from pcb.study import Study
 
@@ -25,9 +27,13 @@ TEXT = {".html", ".ipynb", ".json", ".csv", ".md", ".tex"}
 
 
 def publish(study: Study, destination: str | Path) -> Path:
-    """Build the site and copy it to `destination`, in the place of an earlier copy; returns the copy's index.
+    """Build the site and copy it to `destination`, in place of an earlier copy.
 
-    Raises `UserError` where `destination` is a folder of something else, or where a path of this machine would be published.
+    Returns:
+        The index of the copy.
+
+    Raises:
+        UserError: `destination` has other content, or a path of this machine would be published.
     """
     destination = Path(destination)
     if destination.exists() and not is_copy(study, destination):
@@ -55,31 +61,26 @@ def publish(study: Study, destination: str | Path) -> Path:
 
 
 def contents(study: Study) -> str:
-    """A page for those who browse the repository, where Markdown and notebooks show but HTML does not."""
-    found = {
-        (run, seed): read_metrics(study, run, seed) for run in study.runs() for seed in study.seeds
-    }
-    scale = scale_facts(study.scale, study.scale["backbones"])
-    far, seeds = progress(runs(study, found)), ", ".join(map(str, study.seeds))
-    lines = [
+    """The README.md: for those who browse the repository, which shows Markdown but not HTML."""
+    results = Results(study)
+    state, seeds = progress(runs(results)), ", ".join(map(str, study.seeds))
+    paragraphs = [
         f"# Results on {study.scale['title']}",
-        "",
-        f"{far['measured']} of {far['all']} trainings measured; seeds: {seeds}.",
-        warning({"comparable": not study.scale.get("synthetic"), "scale": scale}),
-        "",
-        "Open `index.html` in a browser: every number there leads to the run that it comes from. Written by `pcb publish`.",
-        "",
+        f"{state['measured']} of {state['all']} trainings measured; seeds: {seeds}.",
+        warning(scale_about(results, study.runs())),
+        "Open `index.html` in a browser: every number there leads to the run that it comes from. "
+        "Written by `pcb publish`.",
     ]
+    lines = []
     for target in study.targets.values():
-        table, notebook = (
-            existing(study, path)
-            for path in (study.paths.table(target.id, "md"), study.paths.notebook(target.id))
-        )
-        links = " · ".join(
-            f"[{name}]({href})" for name, href in (("table", table), ("notebook", notebook)) if href
-        )
-        lines.append(f"- {number(target.id)}. {target.title}: {links or 'not rendered'}")
-    return "\n".join(lines) + "\n"
+        files = {
+            "table": study.paths.table(target.id, "md"),
+            "notebook": study.paths.notebook(target.id),
+        }
+        found = [f"[{name}]({href})" for name, p in files.items() if (href := link(study, p))]
+        links = " · ".join(found) or "not rendered"
+        lines.append(f"- {number(target.id)}. {target.title}: {links}")
+    return "\n\n".join(p for p in [*paragraphs, "\n".join(lines)] if p) + "\n"
 
 
 def is_copy(study: Study, folder: Path) -> bool:
@@ -91,22 +92,27 @@ def is_copy(study: Study, folder: Path) -> bool:
     )
 
 
-def cleaned(text: str, study: Study, name: Path) -> str:
-    """`text` with the results folder and the checkout named as seen from the checkout. `name` is the file's, for the error."""
+def cleaned(text: str, study: Study, path: Path) -> str:
+    """Replace paths of this machine by those seen from the checkout.
+
+    Args:
+        text: The content of a file.
+        study: Its study, for the results folder.
+        path: The file, for the error.
+
+    Raises:
+        UserError: The text names another folder of this machine.
+    """
     root = study.paths.root
-    for folder, said in (
-        (root.resolve(), f"results/{root.name}"),
-        (root, f"results/{root.name}"),
-        (ROOT, None),
-    ):
+    for folder in (root.resolve(), root):
         if folder.is_absolute():
-            text = text.replace(f"{folder}/", f"{said}/" if said else "")
+            text = text.replace(f"{folder}/", f"results/{root.name}/")
+    text = text.replace(f"{ROOT}/", "")
     for folder in (ROOT, Path.home(), Path(tempfile.gettempdir())):
-        if found := re.search(
-            rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text
-        ):  # not inside base64
+        # The characters before it rule out the inside of a base64 string.
+        if found := re.search(rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text):
             raise UserError(
-                f"{name} would name {found[0]}, a path of this machine",
+                f"{path} would name {found[0]}, a path of this machine",
                 "render that page again from this checkout",
             )
     return text

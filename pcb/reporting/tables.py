@@ -1,16 +1,19 @@
-"""A gathered table as numbers and as text: `load` it, then `wide`, `cells`, `html`, `markdown`, `latex`, `csv`.
+"""Result tables: the rows of a table of the paper with our numbers beside the published ones.
 
-Three blocks of columns that are never mixed: `ours` (measured here), `paper` (published) and `Δ` = ours − paper. A row without a
-measurement says `not run`. With several seeds `ours` is the mean ± the sample standard deviation over those that were run.
+`ResultTable` is the one form of a table. `pcb gather` writes it as JSON, a notebook loads that, the
+site builds it in memory, and every rendering (HTML, Markdown, LaTeX, CSV) is made from its `grid`.
+
+Three blocks of columns never mix: `ours` (measured here), `paper` (published) and `Δ` (ours minus
+paper). A row without a measurement shows `not run`. With several seeds, `ours` is the mean and
+sample standard deviation over those that were run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from math import isnan, nan
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -18,237 +21,369 @@ import pandas as pd
 
 from pcb.errors import UserError
 from pcb.files import ROOT
-from pcb.reporting import style
-from pcb.reporting.captions import heading, origin, statements
-from pcb.reporting.gather import FIELDS_AFTER, FIELDS_BEFORE, NOT_RUN
+from pcb.reporting import captions, style
+from pcb.reporting.results import Results
+from pcb.study import Table
 
-OURS, PAPER, DELTA = "ours", "paper", "Δ"
-NO_VALUE = "–"
+FORMAT = 1  # of gathered files; a change of their structure raises it
+OURS, PAPER, DELTA, SEEDS = "ours", "paper", "Δ", "seeds"
+NOT_RUN, NO_VALUE = "not run", "–"
 KINDS = {"": "label", OURS: "ours", PAPER: "paper", DELTA: "delta"}  # CSS classes
+LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup"}  # measures of bias
 MARKS = "†‡§¶"  # sources of copied rows, in order of appearance
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """A table's long rows (`gather.py` names the columns), what its sidecar says about them, and where both lie."""
+class ResultRow:
+    """A row of a table: published numbers, and ours at every seed that was run.
 
-    rows: pd.DataFrame
+    Attributes:
+        id: The row's id in configs/paper.yaml.
+        labels: One text for each label column.
+        run: The training behind it.
+        variant: The evaluation variant behind it.
+        paper: Published numbers by metric, without those that the paper does not print.
+        copied: Where the paper copied the numbers from, if it did not train the row itself.
+        ours: Measured values by seed (as text, for JSON) and metric.
+    """
+
+    id: str
+    labels: list[str]
+    run: str
+    variant: str
+    paper: dict[str, float]
+    copied: str | None
+    ours: dict[str, dict[str, float | None]]
+
+    def values(self, metric: str) -> list[float]:
+        """Our values of a metric, one for each seed that has one."""
+        found = (values[metric] for values in self.ours.values())
+        return [value for value in found if value is not None]
+
+    def number(self, block: str, metric: str) -> float | None:
+        """The number of a block: our mean, the published one, or their difference."""
+        values, paper = self.values(metric), self.paper.get(metric)
+        ours = fmean(values) if values else None
+        if block == DELTA:
+            return None if ours is None or paper is None else ours - paper
+        return ours if block == OURS else paper
+
+    def spread(self, metric: str) -> float | None:
+        """Sample standard deviation over seeds; None below two seeds."""
+        values = self.values(metric)
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table or figure of the paper with our numbers, as JSON values.
+
+    Attributes:
+        about: Title, scale, seeds, data, detectors, departures and runs; `captions` words it.
+        claim: What the paper concludes from the table, in our words.
+        labels: Names of the label columns.
+        metrics: Keys of the metrics, the columns of every block.
+        rows: The rows, in the paper's order.
+        claims: Verdicts on the claims that this table's runs decide (`claims.verdicts`).
+        plots: The plots of its page, as configs/paper.yaml lists them.
+        class_ap: AP of single classes by data set, where a plot shows it (`gather.class_ap`).
+        confusion: Excerpts of a confusion matrix, for Figure 1 (`gather.confusion`).
+    """
+
     about: dict
-    path: Path
+    claim: str
+    labels: list[str]
+    metrics: list[str]
+    rows: list[ResultRow]
+    claims: list[dict] = field(default_factory=list)
+    plots: list[dict] = field(default_factory=list)
+    class_ap: dict[str, dict] = field(default_factory=dict)
+    confusion: dict | None = None
 
     @property
-    def labels(self) -> list[str]:
-        return self.about["labels"]
+    def target(self) -> str:
+        """Its id: `table06`."""
+        return self.about["target"]
 
     @property
-    def columns(self) -> list[str]:
-        return self.about["columns"]
+    def planned(self) -> int:
+        """How many seeds the study has."""
+        return len(self.about["seeds"])
 
     @property
     def sources(self) -> dict[str, str]:
-        """Source of copied rows -> its mark."""
-        sources = [s for s in self.rows["copied"].unique() if s]
-        return dict(zip(sources, MARKS, strict=False))
+        """Source of copied rows -> its footnote mark."""
+        copied = dict.fromkeys(row.copied for row in self.rows if row.copied)
+        return dict(zip(copied, MARKS, strict=False))
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks of columns: `ours` alone where the paper prints no number."""
+        return [OURS, PAPER, DELTA] if any(row.paper for row in self.rows) else [OURS]
+
+    def to_json(self) -> dict:
+        """The content of a gathered file."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict) -> ResultTable:
+        """A table from the content of a gathered file."""
+        rows = [ResultRow(**row) for row in value["rows"]]
+        return cls(**{k: v for k, v in value.items() if k != "format"} | {"rows": rows})
 
 
-def load(gathered: str | Path) -> Gathered:
-    """Read a gathered CSV and its sidecar.
+def rows(results: Results, table: Table) -> list[ResultRow]:
+    """The rows of a table of the study, with what was measured of them."""
+    return [
+        ResultRow(
+            id=row.id,
+            labels=list(row.labels.values()),
+            run=row.run,
+            variant=row.variant,
+            paper=row.paper,
+            copied=row.copied,
+            ours={
+                str(seed): {metric: values.get(metric) for metric in table.columns}
+                for seed in results.study.seeds
+                if (values := results.values(row.run, seed, row.variant)) is not None
+            },
+        )
+        for row in table.rows
+    ]
 
-    Raises `UserError` when there is none, or when it is not a file of `pcb gather`.
+
+# Gathered files
+
+
+def load(gathered: str | Path) -> ResultTable:
+    """Load the gathered file of a table or figure. Raises `UserError` (see `load_json`)."""
+    return ResultTable.from_json(load_json(gathered))
+
+
+def load_json(gathered: str | Path) -> dict:
+    """Load any gathered file.
+
+    Args:
+        gathered: Its path. A relative one counts from the working directory, else from the
+            repository's root, so that a notebook's default works wherever Jupyter was started.
+
+    Raises:
+        UserError: It does not exist, cannot be read, or is of another format.
     """
-    path = located(gathered)
+    path = Path(gathered)
+    if not path.exists() and not path.is_absolute():
+        path = ROOT / path
+    again = f"run `snakemake --cores all {path.stem}` again"
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
-        about = json.loads(path.with_suffix(".json").read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename or path} does not exist",
-            f"make it with `snakemake --cores all {path.stem}`",
+            f"{path} does not exist", f"make it with `snakemake --cores all {path.stem}`"
         ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} cannot be read: {error}",
-            f"delete it and run `snakemake --cores all {path.stem}`",
-        ) from error
-    if missing := [c for c in (*FIELDS_BEFORE, *FIELDS_AFTER) if c not in rows]:
-        raise UserError(
-            f"{path} lacks the columns {', '.join(missing)}",
-            f"delete it and run `snakemake --cores all {path.stem}`",
-        )
-    for column in ("row", "seed", "ours", "paper"):
-        rows[column] = pd.to_numeric(rows[column])
-    return Gathered(rows, about, path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", f"delete it and {again}") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this repository", again)
+    return value
 
 
-def located(gathered: str | Path) -> Path:
-    """A relative path counts from the current folder, else from the repository's root: notebooks run in both."""
-    path = Path(gathered)
-    return path if path.exists() or path.is_absolute() else ROOT / path
+# Cells
 
 
-def wide(table: Gathered) -> pd.DataFrame:
-    """One line per row of the paper: labels, run, variant, copied, `seeds` (how many were measured), and per metric
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its place, its text and the number behind it.
 
-    `ours <metric>` (mean over seeds), `std <metric>` (NaN below two seeds), `paper <metric>`, `Δ <metric>`.
+    Attributes:
+        block: "" for a label, else `ours`, `paper` or `Δ`.
+        column: Label column or metric.
+        text: What it shows, without `spread` and `mark`.
+        spread: Standard deviation over seeds, as text; "" for none.
+        mark: Footnote mark.
+        value: Number to sort by; None where there is none.
+        rowspan: Rows that it covers where equal labels are joined; 0 if a cell above covers it.
     """
-    lines = []
-    for _, group in groupby(
-        sorted(table.rows.to_dict("records"), key=itemgetter("row")), itemgetter("row")
-    ):
-        entries = list(group)
-        line = {key: entries[0][key] for key in (*table.labels, "id", "run", "variant", "copied")}
-        line["seeds"] = len({entry["seed"] for entry in entries if entry["status"] != NOT_RUN})
-        for metric in table.columns:
-            mine = [entry for entry in entries if entry["metric"] == metric]
-            values = [entry["ours"] for entry in mine if not isnan(entry["ours"])]
-            line[f"{OURS} {metric}"] = fmean(values) if values else nan
-            line[f"std {metric}"] = stdev(values) if len(values) > 1 else nan
-            line[f"{PAPER} {metric}"] = mine[0]["paper"]
-            line[f"{DELTA} {metric}"] = line[f"{OURS} {metric}"] - line[f"{PAPER} {metric}"]
-        lines.append(line)
-    return pd.DataFrame(lines)
+
+    block: str
+    column: str
+    text: str
+    spread: str = ""
+    mark: str = ""
+    value: float | None = None
+    rowspan: int = 1
+
+    @property
+    def not_run(self) -> bool:
+        """Whether it stands for a missing measurement."""
+        return self.block == OURS and self.text == NOT_RUN
+
+    @property
+    def kind(self) -> str:
+        """Its CSS class."""
+        return "notrun" if self.not_run else KINDS[self.block]
+
+    def __str__(self) -> str:
+        return self.text + (f" ± {self.spread}" if self.spread else "") + self.mark
 
 
-def published(table: Gathered) -> bool:
-    """Whether the paper prints any number for this table (Figure 1 has none)."""
-    return bool(table.rows["paper"].notna().any())
-
-
-def blocks(table: Gathered) -> tuple[str, ...]:
-    return (OURS, PAPER, DELTA) if published(table) else (OURS,)
-
-
-def cells(table: Gathered) -> pd.DataFrame:
-    """The table as text. Columns are pairs: ('', label) and (block, metric)."""
-    numbers = wide(table)
-    out = {}
-    for label in table.labels:
-        out["", label] = list(numbers[label])
-    if (
-        numbers["seeds"].between(1, len(table.about["seeds"]) - 1).any()
-    ):  # some rows rest on fewer seeds than planned
-        out["", "seeds"] = [str(n) for n in numbers["seeds"]]
-    for block in blocks(table):
-        for metric in table.columns:
-            out[block, metric] = [cell(line, block, metric) for _, line in numbers.iterrows()]
-    if table.sources:
-        first = PAPER, table.columns[0]
-        out[first] = [
-            value + table.sources.get(copied, "")
-            for value, copied in zip(out[first], numbers["copied"], strict=True)
+def grid(table: ResultTable) -> list[list[Cell]]:
+    """The cells of a table, row by row: labels, seeds where they differ, then block by block."""
+    spans = row_spans([row.labels for row in table.rows])
+    partial = any(0 < len(row.ours) < table.planned for row in table.rows)
+    out = []
+    for row, row_span in zip(table.rows, spans, strict=True):
+        line = [
+            Cell("", name, text, rowspan=span)
+            for name, text, span in zip(table.labels, row.labels, row_span, strict=True)
         ]
-    return pd.DataFrame(out)
+        if partial:
+            count = len(row.ours)
+            text = str(count) if count == table.planned else f"{count} of {table.planned}"
+            line.append(Cell("", SEEDS, text, value=count))
+        line += [cell(table, row, b, metric) for b in table.blocks for metric in table.metrics]
+        out.append(line)
+    return out
 
 
-def cell(line: pd.Series, block: str, metric: str) -> str:
-    """One number as the page shows it: with as many decimals as the paper prints."""
-    value = line[f"{block} {metric}"]
-    if block == OURS and not line["seeds"]:
-        return NOT_RUN
-    if pd.isna(value):
-        return NO_VALUE
+def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
+    """The cell of one number, with as many decimals as the paper prints."""
+    if block == OURS and not row.ours:
+        return Cell(block, metric, NOT_RUN)
+    first_of_paper = block == PAPER and metric == table.metrics[0]
+    mark = table.sources.get(row.copied or "", "") if first_of_paper else ""
+    value = row.number(block, metric)
+    if value is None:
+        return Cell(block, metric, NO_VALUE, mark=mark)
     digits = decimals(block, metric)
     if block == DELTA:
-        return (
-            f"{value:+.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
-        )
-    spread = line[f"std {metric}"] if block == OURS else float("nan")
-    return f"{value:.{digits}f}" if pd.isna(spread) else f"{value:.{digits}f} ± {spread:.{digits}f}"
+        signed = f"{value:+.{digits}f}".replace("-", "−")
+        text = signed if round(value, digits) else f"{0:.{digits}f}"
+        return Cell(block, metric, text, value=value)
+    spread = row.spread(metric) if block == OURS else None
+    shown = "" if spread is None else f"{spread:.{digits}f}"
+    return Cell(block, metric, f"{value:.{digits}f}", shown, mark, value)
 
 
 def decimals(block: str, metric: str) -> int:
-    """One; of our PwB, a norm that grows with the number of classes, two; of the paper's probabilities, printed as 0.19 and 0.01, none."""
+    """Decimals of a number: one, with three exceptions.
+
+    Our PwB, a norm that grows with the number of classes, has two. The paper prints 0.19 and 0.01
+    for M_rf and M_fr, so its percentages have none.
+    """
     if metric in ("Mrf", "Mfr"):
         return 1 if block == OURS else 0
     return 2 if block == OURS and metric == "PwB" else 1
 
 
-def footnotes(table: Gathered) -> list[str]:
+def row_spans(labels: list[list[str]]) -> list[list[int]]:
+    """How many rows each label cell covers when equal neighbours are joined.
+
+    Labels are joined only within the label to their left, the last column never. The first cell of
+    a group has its length, the others 0.
+    """
+    spans = [[1] * len(row) for row in labels]
+    for column in range(len(labels[0]) - 1):
+        start = 0
+        for _, group in groupby(labels, key=lambda row: row[: column + 1]):
+            length = len(list(group))
+            for i in range(start, start + length):
+                spans[i][column] = length if i == start else 0
+            start += length
+    return spans
+
+
+def ruled(cells: list[list[Cell]]) -> list[bool]:
+    """Which rows have a line above: the first of each group, where all rows are in groups."""
+    spans = [row[0].rowspan for row in cells]
+    return [1 not in spans and i > 0 and span > 0 for i, span in enumerate(spans)]
+
+
+def footnotes(table: ResultTable) -> list[str]:
+    """Sentences below a table: sources of copied rows, and what ± means."""
     notes = [
         f"{mark} Not trained by the paper: it copied this row's numbers from {source}."
         for source, mark in table.sources.items()
     ]
-    if len(table.about["seeds"]) > 1:
+    if table.planned > 1:
         notes.append(
-            f"Ours: mean ± sample standard deviation over the seeds that were run, of {len(table.about['seeds'])} planned."
+            "Ours: mean ± sample standard deviation over the seeds that were run, "
+            f"of {table.planned} planned."
         )
     return notes
 
 
-def html(table: Gathered) -> str:
-    """The table for a page or a notebook, with its own few lines of style; colours follow the surroundings, light or dark."""
-    text = cells(table)
-    return (
-        style.templates()
-        .get_template("table.html.j2")
-        .render(
-            labels=list(text[""]),
-            blocks=blocks(table),
-            kinds=KINDS,
-            metrics=[style.name(m, "html") for m in table.columns],
-            rows=html_rows(table, text),
-            notes=footnotes(table),
-            origin=origin(table.about),
-        )
-    )
+# Renderings
 
 
-def html_rows(table: Gathered, text: pd.DataFrame) -> list[dict]:
-    """Rows for the template: equal neighbours of a label column share one cell, and `not run` stands once across its block."""
-    spans = {
-        label: merge(text[""][table.labels[: i + 1]]) for i, label in enumerate(table.labels[:-1])
+def layout(table: ResultTable) -> dict:
+    """What the HTML templates of notebooks and of the site need of a table.
+
+    Neither pandas' Styler nor great-tables draws it: both lack a cell that spans the columns of one
+    block in some rows (`not run`), joined label cells, and attributes for sorting and provenance.
+    """
+    cells = grid(table)
+    origins = {
+        OURS: captions.origin(table.about),
+        PAPER: "published, LVIS",
+        DELTA: "ours − paper",
     }
-    first = spans[table.labels[0]] if spans else []
-    ruled = all(span != 1 for span in first)  # a line between groups, where all rows are in groups
-    rows = []
-    for i, line in text.iterrows():
-        shown = []
-        for (block, name), value in line.items():
-            start, not_run = (
-                block != "" and name == table.columns[0],
-                block == OURS and value == NOT_RUN,
-            )
-            rowspan = spans[name][i] if block == "" and name in spans else 1
-            if rowspan and (start or not not_run):
-                value, _, spread = value.partition(" ± ")
-                shown.append(
-                    {
-                        "text": value,
-                        "spread": spread,
-                        "kind": "notrun" if not_run else KINDS[block],
-                        "start": start,
-                        "span": len(table.columns) if not_run else 1,
-                        "rowspan": rowspan,
-                    }
-                )
-        rows.append({"cells": shown, "rule": ruled and i > 0 and bool(first) and first[i] > 0})
-    return rows
+    return {
+        "target": table.target,
+        "labels": table.labels,
+        "seeds": any(c.column == SEEDS for c in cells[0]),
+        "blocks": [{"name": b, "kind": KINDS[b], "origin": origins[b]} for b in table.blocks],
+        "width": len(table.metrics),
+        "columns": [
+            {
+                "block": block,
+                "metric": metric,
+                "html": style.name(metric, "html"),
+                "kind": KINDS[block],
+                "start": metric == table.metrics[0],
+                "sort": "up" if metric in LESS_IS_BETTER and block != DELTA else "down",
+            }
+            for block in table.blocks
+            for metric in table.metrics
+        ],
+        "rows": [
+            {
+                "id": row.id,
+                "labels": line[: len(table.labels)],
+                "seeds": next((c for c in line if c.column == SEEDS), None),
+                "numbers": [c for c in line if c.block],
+                "rule": rule,
+            }
+            for row, line, rule in zip(table.rows, cells, ruled(cells), strict=True)
+        ],
+        "notes": footnotes(table),
+    }
 
 
-def merge(labels: pd.DataFrame) -> list[int]:
-    """Row spans that join neighbours with equal labels: the first of a group carries its length, the others 0."""
-    new = (labels != labels.shift()).any(axis=1)
-    return list(new.groupby(new.cumsum()).transform("size").where(new, 0))
+def html(table: ResultTable) -> str:
+    """A table for a notebook or page, with its style; colours follow the surroundings."""
+    return style.templates().get_template("table.html.j2").render(layout(table))
 
 
-def markdown(table: Gathered) -> str:
-    """A GitHub-flavoured table; every numeric column names its block, so that no number stands without its origin."""
-    text = cells(table)
-    head = [
-        name if block == "" else f"{style.name(name)} ({block})" for block, name in text.columns
+def text_frame(table: ResultTable) -> pd.DataFrame:
+    """The cells as text; columns are pairs (block, column)."""
+    cells = grid(table)
+    columns = pd.MultiIndex.from_tuples([(c.block, c.column) for c in cells[0]])
+    return pd.DataFrame([list(map(str, row)) for row in cells], columns=columns)
+
+
+def markdown(table: ResultTable) -> str:
+    """A GitHub-flavoured table; every numeric column names its block."""
+    frame = text_frame(table).map(lambda text: text.replace("|", "\\|"))
+    align = ["left" if block == "" else "right" for block, _ in frame.columns]
+    names = [
+        name if block == "" else f"{style.name(name)} ({block})" for block, name in frame.columns
     ]
-    align = ["---" if block == "" else "---:" for block, _ in text.columns]
-    lines = [
-        f"**{heading(table.about)}**",
-        "",
-        *(f"> {line}" for line in statements(table.about)),
-        "",
-    ]
-    lines += [
-        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |"
-        for row in [head, align, *text.itertuples(index=False)]
-    ]
-    return "\n".join([*lines, *(f"\n{note}" for note in footnotes(table))]) + "\n"
+    body = frame.set_axis(names, axis=1).to_markdown(
+        index=False, tablefmt="pipe", disable_numparse=True, colalign=align
+    )
+    statements = "\n".join(f"> {line}" for line in captions.statements(table.about))
+    parts = [f"**{captions.heading(table.about)}**", statements, body, *footnotes(table)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 TEX = str.maketrans(
@@ -282,34 +417,55 @@ TEX = str.maketrans(
 )
 
 
-def latex(table: Gathered) -> str:
-    """A booktabs table with its caption: needs the packages booktabs and amssymb."""
-    text = cells(table).map(lambda value: value.translate(TEX))
-    labels = sum(block == "" for block, _ in text.columns)
-    numeric = len(text.columns) - labels
-    text.columns = pd.MultiIndex.from_tuples(
+def latex(table: ResultTable) -> str:
+    """A booktabs table with its caption; needs the packages booktabs and amssymb."""
+    frame = text_frame(table).map(lambda text: text.translate(TEX))
+    labels = sum(block == "" for block, _ in frame.columns)
+    numeric = len(frame.columns) - labels
+    frame.columns = pd.MultiIndex.from_tuples(
         [
-            (
-                block.translate(TEX),
-                name.translate(TEX) if block == "" else style.name(name, "latex"),
-            )
-            for block, name in text.columns
+            (block.translate(TEX), name.translate(TEX) if not block else style.name(name, "latex"))
+            for block, name in frame.columns
         ]
     )
-    caption = " ".join(
-        [heading(table.about) + ".", *statements(table.about), *footnotes(table)]
-    ).translate(TEX)
-    return text.style.hide(axis="index").to_latex(
+    sentences = [captions.heading(table.about) + "."]
+    sentences += [*captions.statements(table.about), *footnotes(table)]
+    return frame.style.hide(axis="index").to_latex(
         column_format="l" * labels + "r" * numeric,
         hrules=True,
         multicol_align="c",
         position="t",
         position_float="centering",
-        caption=caption,
-        label=f"tab:{table.about['target']}",
+        caption=" ".join(sentences).translate(TEX),
+        label=f"tab:{table.target}",
     )
 
 
-def csv(table: Gathered) -> str:
-    """The numbers of `wide`, unrounded to four decimals, for a spreadsheet or a plot."""
-    return wide(table).round(4).to_csv(index=False)
+def numbers(table: ResultTable) -> pd.DataFrame:
+    """The numbers of a table, unrounded, one line per row.
+
+    Columns are the labels, `id`, `run`, `variant`, `copied`, `seeds` (how many were run), and for
+    each metric `ours`, `std`, `paper` and `Δ`, as in `ours AP`. A missing number is NaN.
+    """
+    lines = []
+    for row in table.rows:
+        line: dict = dict(zip(table.labels, row.labels, strict=True))
+        line |= {"id": row.id, "run": row.run, "variant": row.variant, "copied": row.copied or ""}
+        line[SEEDS] = len(row.ours)
+        for metric in table.metrics:
+            line[f"{OURS} {metric}"] = row.number(OURS, metric)
+            line[f"std {metric}"] = row.spread(metric)
+            line[f"{PAPER} {metric}"] = row.number(PAPER, metric)
+            line[f"{DELTA} {metric}"] = row.number(DELTA, metric)
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    measured = list(frame.columns[len(table.labels) + 5 :])
+    return frame.astype(dict.fromkeys(measured, float))
+
+
+def csv(table: ResultTable) -> str:
+    """`numbers` to four decimals, for a spreadsheet or a plot."""
+    return numbers(table).round(4).to_csv(index=False)
+
+
+FORMS = {"csv": csv, "md": markdown, "tex": latex}  # the files that a site offers of a table

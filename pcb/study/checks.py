@@ -8,7 +8,7 @@ from pcb.errors import UserError
 from pcb.registry import Registry
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
-from pcb.study.study import Table
+from pcb.study.study import PAIRED_LABELS, Table
 
 
 def check_paper(resolved: dict, registry: Registry, source: str) -> None:
@@ -95,6 +95,20 @@ def check_tables(resolved: dict, source: str) -> None:
                     f"{where} has {len(row['paper'])} numbers for {spec['columns']}",
                     "write one for each, null where the paper prints none",
                 )
+        check_plots(table, spec, source)
+
+
+def check_plots(table: str, spec: dict, source: str) -> None:
+    """A plot names label columns of its table."""
+    for plot in spec.get("plots", []):
+        needed = [plot[key] for key in ("x", "by") if key in plot]
+        if plot["kind"] in ("arrows", "by_class"):
+            needed = list(PAIRED_LABELS)
+        if lost := [label for label in needed if label not in spec["labels"]]:
+            raise UserError(
+                f"{source}: {table}: the plot {plot['kind']!r} needs the label column {lost[0]!r}",
+                f"choose another plot, or one of the labels {spec['labels']}",
+            )
 
 
 def check_claims(resolved: dict, source: str) -> None:

@@ -83,13 +83,9 @@ class Paths:
         """All metrics of a run on a split, of every evaluation variant."""
         return self.run(run, seed) / f"metrics{_of(split)}.json"
 
-    def gathered(self, target: str, suffix: str = "csv") -> Path:
-        """Input of a notebook.
-
-        Of a table or figure it is the rows in long form (`csv`) and all around them (`json`), of a
-        page of pictures all that it shows (`json`).
-        """
-        return self.root / "gathered" / f"{target}.{suffix}"
+    def gathered(self, target: str) -> Path:
+        """A notebook's only input: a table or figure with our numbers, or what a page shows."""
+        return self.root / "gathered" / f"{target}.json"
 
     @property
     def site(self) -> Path:

@@ -25,6 +25,9 @@ FORMAT = 2
 # predicted as the more frequent one more often than the reverse.
 METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb", "PwB", "Mrf", "Mfr", "Mup")
 
+# Label columns of a table that compares each method with the same method with PCB (✗ and ✓).
+PAIRED_LABELS = ("Dataset", "Method", "PCB")
+
 
 @dataclass(frozen=True)
 class Row:

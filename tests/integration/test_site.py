@@ -12,17 +12,16 @@ from pathlib import Path
 import browser
 import nbformat
 import pytest
-from test_report import RFS_PCB, fabricate, study_in
+from fabricate import RFS_PCB, SOFTMAX, fabricate, study_in
 
 from pcb.errors import UserError
 from pcb.files import write_text
 from pcb.reporting import publish as publishing
-from pcb.reporting.gather import gather, read_metrics
+from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
 from pcb.reporting.publish import cleaned, publish
+from pcb.reporting.results import Results
 from pcb.reporting.site.build import build
-
-SOFTMAX = "v05_r50_random_softmax_plain"
 
 
 class Links(HTMLParser):
@@ -56,7 +55,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendering, "execute", lambda source, *_: nbformat.read(source, as_version=4))
         rendering.render(study, "table06")
-    build.build(study)
+    build(study)
     return study
 
 
@@ -94,7 +93,7 @@ def test_a_page_of_earlier_results_is_called_so(study):
 
 def test_without_any_run_no_number_is_ours(tmp_path):
     study = study_in(tmp_path)
-    text = build.build(study).read_text()
+    text = build(study).read_text()
     rows = sum(len(table.rows) for table in study.tables.values())
     assert (
         text.count('<td class="notrun start"') == rows
@@ -107,9 +106,10 @@ def test_without_any_run_no_number_is_ours(tmp_path):
 def test_the_data_files_hold_what_was_measured(study):
     with study.paths.download("metrics.csv").open() as file:
         lines = list(csv.DictReader(file))
+    results = Results(study)
     for line in lines:
-        metrics = read_metrics(study, line["run"], int(line["seed"]))
-        assert float(line["value"]) == metrics["variants"][line["variant"]][line["metric"]]
+        values = results.values(line["run"], int(line["seed"]), line["variant"])
+        assert float(line["value"]) == values[line["metric"]]
     assert {(line["run"], line["seed"]) for line in lines} == {
         (run, str(seed))
         for run in study.runs()
@@ -143,7 +143,7 @@ def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path, monke
     assert set(links) == {"tables/table06.md", "notebooks/table06.ipynb"} and set(
         map(Path, links)
     ) <= set(copies)
-    assert b"results/mini/gathered/table06.csv" in copies[page.relative_to(study.paths.site)]
+    assert b"results/mini/gathered/table06.json" in copies[page.relative_to(study.paths.site)]
     assert not any(
         str(folder).encode() in copy
         for copy in copies.values()

@@ -10,17 +10,18 @@ from itertools import pairwise
 import hotcoco
 import numpy as np
 import pytest
+from fabricate import study_in
 from PIL import Image
-from test_report import study_in
 
 from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
 from pcb.files import write_json
-from pcb.reporting import album, pairs
+from pcb.reporting import plots, tables
 from pcb.reporting.gather import gather
 from pcb.reporting.images import gallery_view, thumbnails
-from pcb.reporting.images.matched_objects import NOTHING, Split, detections, judge
+from pcb.reporting.images.matched_objects import NOTHING, Split, judge
 from pcb.reporting.notebook import cells
+from pcb.reporting.results import Results
 from pcb.study import load_study
 
 NAMES = ["pear", "lemon", "dove_(bird)"]
@@ -171,7 +172,7 @@ def study(tmp_path):
 
 def test_an_object_is_taken_for_the_strongest_detection_on_it(study):
     split, run = Split(study, "v05", "val"), study.pages["gallery"].compare[0]
-    before, after = (judge(split, detections(study, r, 0)) for r in (run.before, run.after))
+    before, after = (judge(split, Results(study).detections(r, 0)) for r in (run.before, run.after))
     assert before.taken.tolist() == [1, 2, 1, NOTHING, 1] and after.taken.tolist() == [
         0,
         NOTHING,
@@ -185,7 +186,7 @@ def test_an_object_is_taken_for_the_strongest_detection_on_it(study):
 
 
 def test_the_gallery_draws_gains_and_losses_and_shows_what_was_detected(study):
-    shown = album.load(gather(study, "gallery")).about
+    shown = tables.load_json(gather(study, "gallery"))
     softmax, rfs = shown["compare"]
     assert softmax["counts"] == {
         "r": {"objects": 3, "both": 0, "gains": 2, "losses": 0},
@@ -217,12 +218,12 @@ def test_the_gallery_draws_gains_and_losses_and_shows_what_was_detected(study):
     second = study.pages["gallery"].compare[1]
     assert rfs["missing"] == [second.before, second.after]
     assert shown["seeds"] == [0, 1] and shown["shown_seed"] == 0
-    again = album.load(gather(study, "gallery")).about
+    again = tables.load_json(gather(study, "gallery"))
     assert again == shown
 
 
 def test_the_gallery_s_page_has_each_photo_once_and_names_what_was_not_run(study):
-    shown = cells.gallery(album.load(gather(study, "gallery")))
+    shown = cells.gallery(tables.load_json(gather(study, "gallery")))
     ids = re.findall(r'<image id="([^"]+)"', shown.html)
     uses = re.findall(r'<use href="#([^"]+)"', shown.html)
     assert len(ids) == len(set(ids)) == 7 and sorted(uses) == sorted([*ids, *ids])
@@ -245,8 +246,8 @@ def test_names_on_a_picture_do_not_cover_each_other():
 
 
 def test_the_explorer_lists_pairs_of_either_run_with_objects_of_both_classes(study):
-    shown = album.load(gather(study, "pairs"))
-    listed = shown.about["compare"][0]["pairs"]
+    shown = tables.load_json(gather(study, "pairs"))
+    listed = shown["compare"][0]["pairs"]
     assert [(p["by"], p["i"]["name"], p["j"]["name"]) for p in listed] == [
         ("before", "pear", "lemon"),
         ("before", "dove", "lemon"),
@@ -265,9 +266,9 @@ def test_the_explorer_lists_pairs_of_either_run_with_objects_of_both_classes(stu
     assert sorted(m["taken"][1]["name"] for m in pear["mistakes"]) == ["pear", "pear"]
     html = cells.explorer(shown).html
     assert "3 val objects of pear (30 proposals in M)" in html and html.count("<section") == 3
-    assert pairs.load(shown, study.pages["pairs"].compare[0].after).matrix[0, 1] == pytest.approx(
-        0.4
-    )
+    after = shown["compare"][0]["both_ways"][1]
+    assert dict(zip(after["groups"], after["up"], strict=True))["rf"] == pytest.approx(0.4)
+    assert plots.both_ways(shown).png().startswith(b"\x89PNG")
 
 
 def test_crops_and_large_masks_stay_small(tmp_path):
@@ -286,8 +287,8 @@ def test_crops_and_large_masks_stay_small(tmp_path):
 def test_pages_without_runs_say_so(tmp_path):
     study = study_in(tmp_path)
     for name, draw in (("gallery", cells.gallery), ("pairs", cells.explorer)):
-        shown = album.load(gather(study, name))
+        shown = tables.load_json(gather(study, name))
         assert "not run" in draw(shown).html and "<img" not in draw(shown).html
         assert study.pages[name].title in cells.intro(shown).html
     with pytest.raises(UserError, match="snakemake --cores all gallery"):
-        album.load(tmp_path / "gallery.json")
+        tables.load_json(tmp_path / "gallery.json")

@@ -13,6 +13,7 @@ from pcb.files import locked, write_json
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
 from pcb.formatting import number
+from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
 from pcb.study.departures import departures
 from pcb.study.load import format_of_results, study_json
@@ -56,8 +57,6 @@ paths = study.paths
 HARDWARE = study.scale["hardware"]
 SYNTHETIC = bool(study.scale.get("synthetic"))
 ROOT = Path(os.path.relpath(workflow.basedir))
-
-TARGETS = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
 
 # environment.yml documents the software; the jobs run in the interpreter that runs Snakemake.
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
@@ -148,47 +147,59 @@ def pretrain_gpus(backbone):
     return min(1, HARDWARE["gpus_per_job"]) if pretrains(backbone) else 0
 
 
+def scale_job():
+    """What pages show of the scale."""
+    keys = ("title", "notes", "datasets", "backbones", "seeds")
+    return {key: study.scale.get(key) for key in keys} | {"departures": DEPARTURES}
+
+
 def gather_job(target):
-    """Everything that a page says apart from the measured numbers."""
-    about = {
-        key: study.scale.get(key)
-        for key in ("title", "notes", "datasets", "synthetic", "seeds")
-    }
-    about["departures"] = DEPARTURES
+    """What a table's page shows apart from the measured numbers."""
     claims = [
         claim
         for claim in study.resolved.get("claims", [])
         if target in canonical(claim)
     ]
-    return {"table": study.resolved["tables"][target], "scale": about, "claims": claims}
+    table = study.resolved["tables"][target]
+    return {"table": table, "scale": scale_job(), "claims": claims}
 
 
 def gather_page_job(page):
-    """What a page of pictures shows, and of which data."""
-    about = {key: study.scale.get(key) for key in ("title", "notes", "datasets")}
-    about["departures"] = DEPARTURES
-    return {
-        "page": study.resolved["pages"][page],
-        "scale": about,
-        "seeds": study.scale["seeds"],
-    }
+    """What a page of images shows, and of which data."""
+    return {"page": study.resolved["pages"][page], "scale": scale_job()}
 
 
-def measured(target):
-    """The metrics behind a table's rows."""
+def site_job():
+    """What the index of the site shows apart from what was measured and rendered."""
+    shown = ("tables", "claims", "pages")
+    return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
+
+
+def measured(*targets):
+    """What the numbers of tables come from: metrics, the checks of their data sets and, of a figure, confusion matrices."""
+    figures = [target for target in targets if target.startswith("figure")]
+    matrices = study.runs(*figures) if figures else []
     return [
-        paths.metrics(run, seed) for run in study.runs(target) for seed in study.seeds
+        *data_checks(*targets),
+        *(paths.metrics(run, seed) for run in study.runs(*targets) for seed in study.seeds),
+        *(paths.confusion(run, seed) for run in matrices for seed in study.seeds),
     ]
 
 
 def looked_at(page):
-    """What the pictures of a page show: detections and confusions of the first seed."""
+    """What a page of images shows: detections and confusion matrices of the first seed."""
     seed = study.seeds[0]
-    return [
+    return data_checks(page) + [
         get(run, seed)
         for run in study.pages[page].runs
         for get in (paths.metrics, paths.detections, paths.confusion)
     ]
+
+
+def data_checks(*targets):
+    """The checks of the data sets behind some tables, figures and pages."""
+    datasets = {study.experiments[run].dataset for run in study.runs(*targets)}
+    return [paths.data_check(dataset) for dataset in sorted(datasets)]
 
 
 def rendered(*targets):
@@ -207,7 +218,8 @@ def labels(form):
 
 
 def finish():
-    """After a run, whatever its outcome: the index page of all that exists by now, and where it lies."""
+    """After a run, also a failed or partial one: build the index of all that exists by now, and log where it is."""
+    # Imported here: a dry run needs no templates.
     from pcb.reporting.site.build import build
 
     try:

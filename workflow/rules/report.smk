@@ -1,12 +1,12 @@
-# A table's or figure's rows, or a page's pictures, gathered into one file, and the notebook that reads nothing else.
+# Gather the numbers of a table or figure, or the images of a page, into one file; render the notebook that
+# reads it; link everything from the index of the site.
 
 
 rule gather:
     input:
         lambda w: measured(w.target),
     output:
-        rows=paths.gathered("{target}"),
-        head=paths.gathered("{target}").with_suffix(".json"),
+        paths.gathered("{target}"),
     log:
         paths.log("gather/{target}"),
     priority: 70
@@ -18,7 +18,7 @@ rule gather:
     params:
         job=job(lambda w: gather_job(w.target)),
     message:
-        "Gather the rows of {wildcards.target}"
+        "Gather the numbers of {wildcards.target}"
     shell:
         "pcb gather {wildcards.target:q} &> {log:q}"
 
@@ -27,7 +27,7 @@ rule gather_page:
     input:
         lambda w: looked_at(w.page),
     output:
-        paths.gathered("{page}", "json"),
+        paths.gathered("{page}"),
     log:
         paths.log("gather/{page}"),
     priority: 70
@@ -39,27 +39,26 @@ rule gather_page:
     params:
         job=job(lambda w: gather_page_job(w.page)),
     message:
-        "Gather the pictures of {wildcards.page}"
+        "Gather the images of {wildcards.page}"
     shell:
         "pcb gather {wildcards.page:q} &> {log:q}"
 
 
-# What draws a notebook's page: code, style sheets, templates; not those of the site, which is made anew after every run.
-REPORTING = sorted(
+# The code, style sheets and templates behind the site, and those behind a notebook's page.
+CODE = sorted(
     str(path)
     for path in (ROOT / "pcb" / "reporting").rglob("*")
-    if path.suffix in {".py", ".css", ".j2"}
-    and not path.name.startswith(("site", "publish"))
+    if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
 )
+PAGE_CODE = [path for path in CODE if "/site" not in path]
 CAPTIONS = "../report"
 
 
 rule notebook:
     input:
-        rows=paths.gathered("{target}"),
-        head=paths.gathered("{target}").with_suffix(".json"),
-        notebook=str(ROOT / "notebooks" / "{target}.ipynb"),
-        plots=REPORTING,
+        gathered=paths.gathered("{target}"),
+        notebook=lambda w: str(ROOT / template(w.target)),
+        code=PAGE_CODE,
     output:
         paths.notebook("{target}"),
         [paths.table("{target}", suffix) for suffix in ("md", "tex")],
@@ -97,9 +96,9 @@ rule notebook:
 
 rule page:
     input:
-        gathered=paths.gathered("{page}", "json"),
-        notebook=str(ROOT / "notebooks" / "{page}.ipynb"),
-        plots=REPORTING,
+        gathered=paths.gathered("{page}"),
+        notebook=lambda w: str(ROOT / template(w.page)),
+        code=PAGE_CODE,
     output:
         paths.notebook("{page}"),
         html=report(
@@ -120,6 +119,29 @@ rule page:
         "Render {wildcards.page}"
     shell:
         "pcb render {wildcards.page:q} &> {log:q}"
+
+
+rule site:
+    input:
+        pages=rendered(*study.targets),
+        metrics=measured(*study.tables),
+        code=CODE,
+    output:
+        paths.index,
+        [paths.download(name) for name in ("metrics.csv", "claims.csv", "runs.json", "claims.json")],
+    log:
+        paths.log("site"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        job=job(lambda w: site_job()),
+    message:
+        "Build the index of the site"
+    shell:
+        "pcb site &> {log:q}"
 
 
 # One named target for every table, figure and page: table01 … table11, figure1, gallery, pairs.

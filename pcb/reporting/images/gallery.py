@@ -1,4 +1,4 @@
-"""The gallery: `collect(study)` draws validation images and gathers what two runs, before and after PCB, detect on them.
+"""The gallery: `collect(results, page)` draws validation images and gathers what two runs, before and after PCB, detect on them.
 
 Three draws for each comparison, all with the page's seed, so that what is shown was not picked by anyone:
 
@@ -22,22 +22,23 @@ from pcb.reporting.images.matched_objects import (
     NOTHING,
     Judged,
     Split,
-    detections,
     judge,
     strongest,
 )
-from pcb.study import Page, Study
+from pcb.reporting.results import Results
+from pcb.study import Page
 
 AT_MOST = 12  # detections drawn of one image and run, the strongest
 
 
-def collect(study: Study, page: Page) -> list[dict]:
+def collect(results: Results, page: Page) -> list[dict]:
     """One entry per comparison: its label, the counts of objects by group, and the images drawn; or the runs that are missing."""
+    study = results.study
     split = cache(lambda dataset: Split(study, dataset, "val"))
     out = []
     for comparison in page.compare:
         found = {
-            run: detections(study, run, study.seeds[0])
+            run: results.detections(run, study.seeds[0])
             for run in (comparison.before, comparison.after)
         }
         missing = [run for run, shards in found.items() if shards is None]

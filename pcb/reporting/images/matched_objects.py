@@ -1,7 +1,7 @@
 """What a run makes of each object of a validation set: `Split` holds the objects, `judge` looks up what was detected on them.
 
     split = Split(study, "v05", "val")
-    seen = judge(split, detections(study, run, seed))   # arrays over the split's objects: the class each is taken for, and the score
+    seen = judge(split, Results(study).detections(run, seed))   # arrays over the split's objects: the class each is taken for, and the score
 
 An object is taken for the class of the highest-scoring detection whose box overlaps its own with an IoU of at least 0.5, as for
 the confusion matrix; for none where nothing overlaps it. LVIS annotates no image in full, so a detection beside all objects may be right.
@@ -19,7 +19,6 @@ from pcb.evaluation.shards import Rows, Shards
 from pcb.geometry import box_iou
 from pcb.reporting.images import thumbnails
 from pcb.study import Study
-from pcb.study.records import current_record
 
 IOU = 0.5
 NOTHING = -1
@@ -90,15 +89,6 @@ class Judged:
     def right(self, split: Split, least: float = 0.0) -> np.ndarray:
         """(n,) bool: taken for what it is, with a score of at least `least`."""
         return (self.taken == split.label) & (self.score >= least)
-
-
-def detections(study: Study, run: str, seed: int) -> Shards | None:
-    """The detections of a run on val, or None where it has not been evaluated in the study's present configuration."""
-    path = study.paths.detections(run, seed)
-    manifest = current_record(path, study.fingerprint(run, seed))
-    if manifest is None:
-        return None
-    return Shards(path.parent / manifest["folder"], manifest["shards"])
 
 
 def judge(split: Split, shards: Shards) -> Judged:

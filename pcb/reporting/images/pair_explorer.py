@@ -11,18 +11,23 @@ from functools import cache
 
 import numpy as np
 
-from pcb.reporting.gather import read_metrics
 from pcb.reporting.images import thumbnails
-from pcb.reporting.images.matched_objects import NOTHING, Judged, Split, detections, judge
-from pcb.reporting.pairs import of_run
-from pcb.study import Page, Study
+from pcb.reporting.images.matched_objects import NOTHING, Judged, Split, judge
+from pcb.reporting.results import Results
+from pcb.study import Page
 from pcb.study.study import Comparison
 
 ENDS = ("before", "after")
+LEAST = 1e-3  # of a pair's two probabilities, for a dot in the plot of all pairs
 
 
-def collect(study: Study, page: Page) -> list[dict]:
-    """One entry per comparison: its label and the pairs, or the runs that are missing."""
+def collect(results: Results, page: Page) -> list[dict]:
+    """One entry per comparison: its label, all pairs as points, and the most one-sided pairs.
+
+    Where a run is missing the entry names it and has neither.
+    """
+    study = results.study
+    seed = study.seeds[0]
     split = cache(lambda dataset, name: Split(study, dataset, name))
     out = []
     for comparison in page.compare:
@@ -30,27 +35,38 @@ def collect(study: Study, page: Page) -> list[dict]:
         missing = [
             run
             for run in runs
-            if None
-            in (read_metrics(study, run, study.seeds[0]), detections(study, run, study.seeds[0]))
+            if results.metrics(run, seed) is None or results.detections(run, seed) is None
         ]
         entry = {"label": comparison.label, "missing": missing, "runs": list(runs)}
         if not missing:
             dataset = study.experiments[comparison.before].dataset
+            entry["least"] = LEAST
+            entry["both_ways"] = [points(results, run, seed) for run in runs]
             entry["pairs"] = compare(
-                study, comparison, split(dataset, "train"), split(dataset, "val"), page.settings
+                results, comparison, split(dataset, "train"), split(dataset, "val"), page.settings
             )
         out.append(entry)
     return out
 
 
+def points(results: Results, run: str, seed: int) -> dict[str, list]:
+    """`Confusion.both_ways` of a run as lists, to five digits."""
+    found = results.confusion(run, seed).both_ways(LEAST)
+    return {
+        "groups": found.groups.tolist(),
+        "up": [float(f"{p:.5g}") for p in found.up],
+        "down": [float(f"{p:.5g}") for p in found.down],
+    }
+
+
 def compare(
-    study: Study, comparison: Comparison, train: Split, val: Split, settings: dict
+    results: Results, comparison: Comparison, train: Split, val: Split, settings: dict
 ) -> list[dict]:
     """The pairs of one comparison, those of the run before first; a pair that both runs choose stands once."""
-    seed, runs = study.seeds[0], (comparison.before, comparison.after)
-    metrics = [read_metrics(study, run, seed) for run in runs]
-    matrices = [of_run(study, run, seed, m) for run, m in zip(runs, metrics, strict=True)]
-    judged = [judge(val, detections(study, run, seed)) for run in runs]
+    seed, runs = results.study.seeds[0], (comparison.before, comparison.after)
+    metrics = [results.metrics(run, seed) for run in runs]
+    matrices = [results.confusion(run, seed) for run in runs]
+    judged = [judge(val, results.detections(run, seed)) for run in runs]
     chosen: dict[tuple[int, int], int] = {}
     for end, matrix in enumerate(matrices):
         for i, j in matrix.most_one_sided(settings["pairs"]):

@@ -1,1 +1,18 @@
 """Notebooks: what their cells show, and how they are run and exported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pcb.files import ROOT
+
+
+def template(target: str) -> Path:
+    """The notebook that renders a target, as a path in the repository.
+
+    Tables share notebooks/table.ipynb; a target with a notebook of its own name has that.
+    """
+    own = Path("notebooks") / f"{target}.ipynb"
+    shared = re.match("table|figure", target) and not (ROOT / own).exists()
+    return own.with_name("table.ipynb") if shared else own

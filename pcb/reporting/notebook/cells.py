@@ -1,21 +1,20 @@
-"""What a notebook shows, one call a cell: `intro`, `table`, `claims`, `caption`. Each returns something that Jupyter displays."""
+"""What a notebook shows, one call a cell. Each returns an object that Jupyter displays."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pcb.evaluation.confusion_metrics import Confusion
+from pcb import formatting
 from pcb.frequency import GROUP_NAMES
-from pcb.reporting import captions, style, tables
-from pcb.reporting.album import Album
+from pcb.reporting import captions, plots, style, tables
 from pcb.reporting.images import gallery_view
-from pcb.reporting.pairs import one_sided
-from pcb.reporting.tables import Gathered
+from pcb.reporting.tables import ResultTable
 
 
 @dataclass(frozen=True)
 class Html:
-    """A piece of a page; Jupyter displays it, and `text` is what it shows where there is no HTML."""
+    """A piece of a page. `text` is what it shows where HTML cannot be displayed."""
 
     html: str
     text: str
@@ -27,98 +26,116 @@ class Html:
         return self.text
 
 
-def intro(table: Gathered | Album) -> Html:
-    """The title, the paper's claim in our words (or what a page of pictures shows), and a warning where sizes are not comparable."""
-    about = table.about
-    claim, shows = about.get("claim"), about.get("shows")
+def intro(shown: ResultTable | dict) -> Html:
+    """The head of a page.
+
+    It has the name, the title, what the paper concludes (or what a page of images shows), and a
+    warning where our numbers cannot be compared with the paper's in size.
+    """
+    about = shown.about if isinstance(shown, ResultTable) else shown
+    claim = shown.claim if isinstance(shown, ResultTable) else None
+    shows, warning = about.get("shows"), captions.warning(about)
     return piece(
         "intro",
-        f"{captions.heading(about)}\n{claim or shows}\n{captions.warning(about)}".strip(),
+        f"{captions.heading(about)}\n{claim or shows}\n{warning}".strip(),
+        name=formatting.number(about["target"]),
         title=about["title"],
         claim=claim,
         shows=shows,
-        warning=captions.warning(about),
+        warning=warning,
     )
 
 
-def table(table: Gathered) -> Html:
-    """The table: ours | paper | Δ."""
-    return Html(tables.html(table), tables.markdown(table))
+def table(shown: ResultTable) -> Html:
+    """The table: ours, paper, Δ."""
+    return Html(tables.html(shown), tables.markdown(shown))
 
 
-def claims(table: Gathered) -> Html:
-    """What the paper's text says of this table, judged by its own numbers and by ours."""
-    entries = table.about["claims"]
+def plots_of(shown: ResultTable) -> Iterator[Html | plots.Plot]:
+    """The plots of a table, each after its heading and how to read it."""
+    for section in plots.draw(shown):
+        text = f"{section.title}\n{section.text}"
+        yield piece("section", text, title=section.title, text=section.text)
+        yield section.plot
+
+
+def confusion(shown: ResultTable) -> plots.Plot | Html:
+    """The heat maps of a measured confusion matrix."""
+    return plots.confusion(shown) if shown.confusion else not_run([shown.rows[0].run])
+
+
+def pairs(shown: ResultTable) -> Html:
+    """The most one-sided pairs of classes of a measured confusion matrix."""
+    if not shown.confusion:
+        return not_run([shown.rows[0].run])
+    rows = shown.confusion["pairs"]
+    text = "\n".join(f"{r['i']} → {r['j']}: {r['i_for_j']:.3f}, {r['j_for_i']:.3f}" for r in rows)
+    return piece("pairs", text, rows=rows)
+
+
+def claims(shown: ResultTable) -> Html:
+    """The paper's claims about a table, judged by its own numbers and by ours."""
     text = "\n".join(
         f"{c['says']} Paper: {c['paper']['verdict']}. Ours: {c['ours']['verdict']}."
-        for c in entries
+        for c in shown.claims
     )
-    return piece(
-        "claims", text or "The paper's text makes no claim of this table alone.", claims=entries
-    )
+    text = text or "The paper makes no claim on this table alone."
+    return piece("claims", text, claims=shown.claims)
 
 
-def caption(table: Gathered | Album) -> Html:
-    """Data set, scale, seeds, departures, dates and code of the runs."""
-    entries = captions.caption(table.about)
+def caption(shown: ResultTable | dict) -> Html:
+    """Where the numbers come from: data, detector, seeds, departures, runs, code."""
+    about = shown.about if isinstance(shown, ResultTable) else shown
+    entries = captions.caption(about)
     return piece("caption", "\n".join(f"{term}: {text}" for term, text in entries), entries=entries)
 
 
-def pairs(found: Confusion) -> Html:
-    """The pairs of classes with the most one-sided confusion."""
-    frame = one_sided(found)
-    return piece("pairs", frame.to_string(index=False), rows=frame.to_dict("records"))
-
-
-def gallery(album: Album) -> Html:
-    """Images before and after PCB, ground truth beside; every comparison of the page."""
-    compare, least = album.about["compare"], album.about["settings"]["score"]
+def gallery(page: dict) -> Html:
+    """Images before and after PCB with their ground truth, for every comparison of the page."""
+    compare, least = page["compare"], page["settings"]["score"]
     parts = [
         part
         for k, entry in enumerate(compare)
         if not entry["missing"]
         for part in gallery_view.parts(entry, f"photo-{k}", least)
     ]
-    missing = [run for entry in compare for run in entry["missing"]]
-    found = piece(
-        "gallery",
-        f"{sum(len(part['shots']) for part in parts)} images before and after PCB",
-        groups=GROUP_NAMES,
-        parts=parts,
-    )
-    return joined(found if parts else None, absent(missing) if missing else None)
+    count = sum(len(part["shots"]) for part in parts)
+    text = f"{count} images before and after PCB"
+    found = piece("gallery", text, groups=GROUP_NAMES, parts=parts) if parts else None
+    return joined(found, missing(page))
 
 
-def explorer(album: Album) -> Html:
-    """The most one-sided pairs of classes of every comparison: the two probabilities before and after, and what the classes look like."""
-    compare = album.about["compare"]
+def explorer(page: dict) -> Html:
+    """The most one-sided pairs of classes before and after PCB, for every comparison."""
     lists = [
-        part for entry in compare if not entry["missing"] for part in gallery_view.pairs(entry)
+        part
+        for entry in page["compare"]
+        if not entry["missing"]
+        for part in gallery_view.pairs(entry)
     ]
-    missing = [run for entry in compare for run in entry["missing"]]
-    found = piece(
-        "explorer",
-        f"{sum(len(part['pairs']) for part in lists)} pairs of classes",
-        groups=GROUP_NAMES,
-        lists=lists,
-    )
-    return joined(found if lists else None, absent(missing) if missing else None)
+    text = f"{sum(len(part['pairs']) for part in lists)} pairs of classes"
+    found = piece("explorer", text, groups=GROUP_NAMES, lists=lists) if lists else None
+    return joined(found, missing(page))
 
 
-def not_run(table: Gathered) -> Html:
-    """What stands in the place of a result that has not been measured."""
-    return absent([table.rows["run"].iloc[0]])
+def missing(page: dict) -> Html | None:
+    """The runs that a page of images lacks."""
+    runs = [run for entry in page["compare"] for run in entry["missing"]]
+    return not_run(runs) if runs else None
 
 
-def absent(runs: list[str]) -> Html:
+def not_run(runs: list[str]) -> Html:
+    """A note in place of a result that was not measured."""
     text = f"not run: no results of {', '.join(dict.fromkeys(runs))} at this scale yet"
     return Html(f'<p class="pcb-note"><em>{text}</em></p>', text)
 
 
 def joined(*pieces: Html | None) -> Html:
+    """Several pieces as one, without those that are None."""
     there = [p for p in pieces if p]
     return Html("\n".join(p.html for p in there), "\n".join(p.text for p in there))
 
 
-def piece(template: str, text: str, **values) -> Html:
+def piece(template: str, text: str, /, **values: object) -> Html:
+    """A piece of a page from one of the templates in pcb/reporting/style."""
     return Html(style.templates().get_template(f"{template}.html.j2").render(**values), text)

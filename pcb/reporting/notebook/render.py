@@ -1,7 +1,8 @@
-"""A notebook run and exported: `render(study, target)` writes notebook, HTML, the figure, and of a table CSV, Markdown and LaTeX.
+"""Run a notebook and export it: `render(study, target)`.
 
-The notebook runs under a temporary name and takes its place only when all of it is done, so a failure leaves earlier pages as they were.
-The notebook that failed is kept under `logs/` with its traceback.
+Every table and figure is rendered by notebooks/table.ipynb, unless notebooks/ has one of its own
+name. The notebook runs under a temporary name, and its outputs take their places together, so a
+failure leaves earlier pages as they were. A notebook that failed is kept under logs/.
 """
 
 from __future__ import annotations
@@ -9,63 +10,82 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
 
 from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, write_text
-from pcb.reporting import album, style, tables
+from pcb.reporting import style, tables
+from pcb.reporting.notebook import template
 from pcb.study import Study
-
-FORMS = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
 
 
 def render(study: Study, target: str) -> Path:
-    """Render one table, figure or page from what was gathered; returns the HTML's path. Raises `UserError` naming a failed notebook."""
-    paths = study.paths
-    source = ROOT / "notebooks" / f"{target}.ipynb"
-    if target not in study.targets or not source.exists():
+    """Render one table, figure or page from its gathered file.
+
+    Writes the notebook with its outputs, the HTML page, the first picture as PNG and, of a table,
+    CSV, Markdown and LaTeX.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        UserError: There is no such target or gathered file, or the notebook failed.
+    """
+    if target not in study.targets:
         raise UserError(
-            f"no notebook renders {target!r}: {source} does not exist",
+            f"no table, figure or page is called {target!r}",
             f"choose one of: {', '.join(study.targets)}",
         )
-    if target in study.tables:
-        gathered = tables.load(paths.gathered(target).resolve())
-    else:
-        gathered = album.load(paths.gathered(target, "json").resolve())
+    paths = study.paths
+    gathered = paths.gathered(target).resolve()
+    value = tables.load_json(gathered)  # an error names the file before a kernel starts
     failed = paths.log(f"notebook/{target}").with_suffix(".failed.ipynb")
-    notebook = execute(source, gathered.path, failed)
+    notebook = execute(ROOT / template(target), gathered, failed)
 
     if target in study.tables:
-        for suffix, form in FORMS.items():
-            write_text(paths.table(target, suffix), form(gathered))
+        table = tables.ResultTable.from_json(value)
+        for suffix, form in tables.FORMS.items():
+            write_text(paths.table(target, suffix), form(table))
     if image := picture(notebook):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
     page = export(notebook, links(study, target))
     with atomic(paths.notebook(target)) as temporary:
-        import nbformat
-
         nbformat.write(notebook, temporary)
     write_text(paths.html(target), page)
     failed.unlink(missing_ok=True)
     return paths.html(target)
 
 
-def execute(source: Path, gathered: Path, failed: Path):
-    """Run the notebook on a gathered CSV in a fresh kernel of this interpreter; returns it with its outputs.
+def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
+    """Run a notebook in a fresh kernel of this interpreter.
 
-    On an error the notebook so far is kept at `failed`, and `UserError` names it.
+    Args:
+        path: The notebook.
+        gathered: Value of its parameter `gathered`.
+        failed: Where it is kept as far as it ran, if it fails.
+
+    Returns:
+        The notebook with its outputs.
+
+    Raises:
+        UserError: A cell failed, or no kernel started.
     """
-    import nbformat
-    import papermill
-
     with tempfile.TemporaryDirectory(prefix="pcb-") as folder, private_jupyter(folder):
-        out = Path(folder) / source.name
+        out = Path(folder) / path.name
         try:
             papermill.execute_notebook(
-                source,
+                path,
                 out,
                 {"gathered": relative(gathered)},
                 kernel_name="python3",
@@ -77,43 +97,43 @@ def execute(source: Path, gathered: Path, failed: Path):
         except papermill.PapermillExecutionError as error:
             write_text(failed, out.read_text())
             raise UserError(
-                f"{source.name}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}",
+                f"{path.name}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}",
                 f"see the notebook as far as it ran: {failed}",
             ) from error
         except RuntimeError as error:
             raise UserError(
-                f"no Jupyter kernel started for {source.name}: {error}",
-                "see that ipykernel is installed and that memory is free, then run it again",
+                f"no Jupyter kernel started for {path.name}: {error}",
+                "check that ipykernel is installed and that memory is free, then run it again",
             ) from error
         notebook = nbformat.read(out, as_version=4)
-    for part in (
-        notebook,
-        *notebook.cells,
-    ):  # times and temporary names: equal results shall give equal files
-        part.metadata.pop("papermill", None)
+    # Without times and temporary names, equal results give equal files.
+    for node in (notebook, *notebook.cells):
+        node.metadata.pop("papermill", None)
     return notebook
 
 
 def relative(path: Path) -> str:
-    """The path from the repository's root, where the kernel starts, so that a page names no folder of this machine."""
+    """A path from the repository's root, where the kernel starts; pages name no local folder."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def local_sockets(folder: str):
-    """Settings for a kernel that talks through files in `folder`: two kernels that start at once may pick the same TCP port."""
-    from traitlets.config import Config
+def local_sockets(folder: str) -> Config:
+    """Let a kernel talk through files in `folder`.
 
-    too_long = len(folder) > 90  # a socket's path has 107 characters at most
-    return (
-        Config()
-        if too_long
-        else Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-    )
+    Two kernels that start at once may choose the same TCP port. A socket's path has 107 characters
+    at most, so a long folder keeps TCP.
+    """
+    if len(folder) > 90:
+        return Config()
+    return Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
 @contextmanager
-def private_jupyter(folder: str):
-    """Runtime files and IPython's profile in a folder of our own, so that parallel jobs share no database and no home is written."""
+def private_jupyter(folder: str) -> Iterator[None]:
+    """Keep Jupyter's runtime files and IPython's profile in `folder`.
+
+    Parallel jobs then share no database, and the home folder is not written.
+    """
     wanted = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -121,11 +141,14 @@ def private_jupyter(folder: str):
         yield
     finally:
         for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
+            if value is None:
+                os.environ.pop(key)
+            else:
+                os.environ[key] = value
 
 
-def picture(notebook) -> bytes | None:
-    """The first PNG that the notebook shows."""
+def picture(notebook: NotebookNode) -> bytes | None:
+    """The first PNG among a notebook's outputs."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if image := output.get("data", {}).get("image/png"):
@@ -134,14 +157,17 @@ def picture(notebook) -> bytes | None:
 
 
 def links(study: Study, target: str) -> dict:
-    """What the page links to: its own files, its own and its neighbours' places in the index, which is there whatever else has been
-    rendered. Relative, so that a folder can be moved."""
+    """What a page links to: its files, and its own and its neighbours' places in the index.
+
+    The index always exists, whichever pages have been rendered. Links are relative, so that the
+    folder can be moved.
+    """
     paths, here = study.paths, study.paths.html(target).parent
 
     def to(path: Path) -> str:
         return os.path.relpath(path, here)
 
-    order = [t for t in study.targets if (ROOT / "notebooks" / f"{t}.ipynb").exists()]
+    order = list(study.targets)
     at = order.index(target)
     near = {
         side: {"href": f"{to(paths.index)}#{order[i]}", "name": formatting.number(order[i])}
@@ -149,25 +175,22 @@ def links(study: Study, target: str) -> dict:
         else None
         for side, i in (("before", at - 1), ("after", at + 1))
     }
+    own = [("notebook", paths.notebook(target))]
+    if target in study.tables:
+        own += [(suffix, paths.table(target, suffix)) for suffix in tables.FORMS]
     return {
         "title": f"{formatting.number(target)} · {study.scale['name']}",
         "index": f"{to(paths.index)}#{target}",
         **near,
-        "files": [
-            {"href": to(path), "name": name}
-            for name, path in (
-                ("notebook", paths.notebook(target)),
-                *((s, paths.table(target, s)) for s in FORMS if target in study.tables),
-            )
-        ],
+        "files": [{"href": to(path), "name": name} for name, path in own],
     }
 
 
-def export(notebook, page: dict) -> str:
-    """The notebook as one HTML file that needs no network: results first, the code folded at the end."""
-    from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
+def export(notebook: NotebookNode, page: dict) -> str:
+    """A notebook as one HTML file that needs no network, the code folded at the end.
 
+    `page` is what `links` returned.
+    """
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(style.FOLDER)])
     page = {
         **page,

@@ -1,49 +1,46 @@
-"""The site's data: every number, run and verdict, as files to download and as what the page's dialog reads.
+"""The data of the site: every number, run and verdict, as files and for the page's dialog.
 
     metrics.csv    run, seed, variant, metric, value: everything that was measured
     runs.json      where each run comes from: code, hardware, versions, times, trunk
-    claims.json    each claim of the paper, its checks, and the verdicts on both sets of numbers; claims.csv in short
+    claims.json    each claim of the paper, its checks, and the verdicts on both sets of numbers
+    claims.csv     the same in short
 
-None of them holds a path of the machine on which it was made.
+None of them has a path of the machine on which it was made.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pcb import formatting
 from pcb.files import write_json, write_text
 from pcb.reporting import style
-from pcb.study import METRICS, Study
-from pcb.study.records import current_record
+from pcb.reporting.results import Results
+from pcb.reporting.tables import ResultTable
+from pcb.study import METRICS
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
-LOCAL = {"checkpoint"}  # fields of run.json that mean nothing elsewhere
+LOCAL = {"checkpoint"}  # fields of run.json that mean nothing on another machine
 
 
-def runs(study: Study, found: dict) -> list[dict]:
-    """One entry per training and seed: its state, its record as far as it is of the present configuration, and its log's place."""
-    out = []
+def runs(results: Results) -> list[dict]:
+    """Every run at every seed: its state, record and log, as JSON values."""
+    study, out = results.study, []
     for run in study.runs():
         for seed in study.seeds:
-            fingerprint, metrics = study.fingerprint(run, seed), found[run, seed]
-            record = current_record(study.paths.train(run, seed), fingerprint) or {}
-            state = MEASURED if metrics else TRAINED if record else NOT_RUN
+            record, metrics = results.record(run, seed), results.metrics(run, seed)
+            log = study.paths.log(f"train/{run}/seed{seed}").relative_to(study.paths.root)
             out.append(
                 {
                     "run": run,
                     "seed": seed,
-                    "state": state,
-                    "fingerprint": fingerprint,
+                    "state": MEASURED if metrics else TRAINED if record else NOT_RUN,
+                    "fingerprint": study.fingerprint(run, seed),
                     "factors": study.experiments[run].factors,
-                    "record": {k: v for k, v in record.items() if k not in LOCAL},
-                    "log": study.paths.log(f"train/{run}/seed{seed}")
-                    .relative_to(study.paths.root)
-                    .as_posix()
-                    if record
-                    else None,
+                    "record": {k: v for k, v in (record or {}).items() if k not in LOCAL},
+                    "log": log.as_posix() if record else None,
                     "evaluation": {k: metrics.get(k) for k in ("evaluation", "images", "split")}
                     if metrics
                     else None,
@@ -52,48 +49,51 @@ def runs(study: Study, found: dict) -> list[dict]:
     return out
 
 
-def write(study: Study, found: dict, entries: list[dict], claims: list[dict]) -> list[dict]:
-    """Write the files named above; returns a name, a description and a path of each."""
-    numbers = table(("run", "seed", "variant", "metric", "value"), metrics(found))
-    judged = table(("id", "where", "says", "ours", "paper"), verdicts(claims))
-    files = [
-        ("metrics.csv", "every metric of every run, seed and variant", numbers),
-        ("claims.csv", "the verdict on each claim", judged),
-    ]
-    for name, _, text in files:
-        write_text(study.paths.download(name), text)
-    values = [
-        ("runs.json", "where every run comes from", entries),
-        ("claims.json", "claims with their checks, margins and noise", claims),
-    ]
-    for name, _, value in values:
-        write_json(study.paths.download(name), value)
+def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dict]:
+    """Write the files named above, from what `runs` and `claims.verdicts` returned.
+
+    Returns:
+        Name, description and path of each file.
+    """
+    paths = results.study.paths
+    numbers = csv_text(("run", "seed", "variant", "metric", "value"), metric_lines(results))
+    judged = csv_text(("id", "where", "says", "ours", "paper"), claim_lines(claims))
+    write_text(paths.download("metrics.csv"), numbers)
+    write_json(paths.download("runs.json"), entries)
+    write_json(paths.download("claims.json"), claims)
+    write_text(paths.download("claims.csv"), judged)
+    described = {
+        "metrics.csv": "every metric of every run, seed and variant",
+        "claims.csv": "the verdict on each claim",
+        "runs.json": "where every run comes from",
+        "claims.json": "claims with their checks, margins and noise",
+    }
     return [
-        {"name": name, "about": about, "path": study.paths.download(name)}
-        for name, about, _ in (*files, *values)
+        {"name": name, "about": about, "path": paths.download(name)}
+        for name, about in described.items()
     ]
 
 
-def metrics(found: dict) -> Iterator[tuple]:
-    """A line per number; an empty value where there was nothing to measure, as AP_r without a rare class."""
-    for (run, seed), measured in found.items():
-        for variant, numbers in sorted(((measured or {}).get("variants") or {}).items()):
-            for metric, value in sorted(numbers.items()):
-                yield run, seed, variant, metric, "" if value is None else repr(float(value))
+def metric_lines(results: Results) -> Iterator[tuple]:
+    """The lines of metrics.csv."""
+    for run in results.study.runs():
+        for seed in results.study.seeds:
+            metrics = results.metrics(run, seed)
+            for variant, values in metrics["variants"].items() if metrics else ():
+                for metric in METRICS:
+                    if values.get(metric) is not None:
+                        yield run, seed, variant, metric, values[metric]
 
 
-def verdicts(claims: list[dict]) -> Iterator[tuple]:
+def claim_lines(claims: list[dict]) -> Iterator[tuple]:
+    """The lines of claims.csv."""
     for claim in claims:
-        yield (
-            claim["id"],
-            claim["where"],
-            claim["says"],
-            claim["ours"]["verdict"],
-            claim["paper"]["verdict"],
-        )
+        verdicts = claim["ours"]["verdict"], claim["paper"]["verdict"]
+        yield claim["id"], claim["where"], claim["says"], *verdicts
 
 
-def table(head: tuple[str, ...], lines: Iterator[tuple]) -> str:
+def csv_text(head: tuple[str, ...], lines: Iterable[tuple]) -> str:
+    """Lines as CSV with a head."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -101,22 +101,22 @@ def table(head: tuple[str, ...], lines: Iterator[tuple]) -> str:
     return text.getvalue()
 
 
-# What the dialog behind a number shows ---------------------------------------------------------------------------------
+# The dialog behind a number
 
 
-def embedded(study: Study, found: dict, entries: list[dict], views: list[dict]) -> dict:
-    """The page's own data, as JSON: tables with run and variant of each row, and runs by id and seed with values and provenance."""
-    targets = {}
-    for view in views:
-        table = study.tables[view["target"]]
-        targets[table.id] = {
-            "name": formatting.number(table.id),
+def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) -> dict:
+    """What the page's script reads: run and variant of each row, values and facts of each run."""
+    targets = {
+        table.target: {
+            "name": formatting.number(table.target),
             "columns": [
-                {key: c[key] for key in ("block", "metric", "html")} for c in view["columns"]
+                {"block": block, "metric": metric, "html": style.name(metric, "html")}
+                for block in table.blocks
+                for metric in table.metrics
             ],
             "rows": {
                 row.id: {
-                    "name": " · ".join(row.labels.values()),
+                    "name": " · ".join(row.labels),
                     "run": row.run,
                     "variant": row.variant,
                     "paper": row.paper,
@@ -125,90 +125,77 @@ def embedded(study: Study, found: dict, entries: list[dict], views: list[dict]) 
                 for row in table.rows
             },
         }
-    shown: dict[str, dict] = {run: {} for run in study.runs()}
+        for table in shown
+    }
+    of_run: dict[str, dict] = {}
     for entry in entries:
-        run, seed = entry["run"], entry["seed"]
-        variants = (found[run, seed] or {}).get("variants") or {}
-        shown[run][seed] = {
+        metrics = results.metrics(entry["run"], entry["seed"])
+        of_run.setdefault(entry["run"], {})[entry["seed"]] = {
             "state": entry["state"],
             "facts": facts(entry),
             "values": {
-                variant: {m: numbers[m] for m in METRICS if numbers.get(m) is not None}
-                for variant, numbers in variants.items()
+                variant: {m: values[m] for m in METRICS if values.get(m) is not None}
+                for variant, values in (metrics["variants"] if metrics else {}).items()
             },
         }
     return {
-        "seeds": list(study.seeds),
+        "seeds": list(results.study.seeds),
         "targets": targets,
-        "runs": shown,
+        "runs": of_run,
         "metrics": {m: style.name(m, "html") for m in METRICS},
     }
 
 
 def facts(entry: dict) -> list[tuple[str, str]]:
-    """(term, text) pairs of a run's provenance; of one that was not run only its fingerprint."""
+    """(term, text) pairs of a run's provenance; the fingerprint alone where it was not run."""
     record = entry["record"]
     out = [("fingerprint", entry["fingerprint"])]
     if not record:
         return out
     git = record.get("git")
-    out.append(
-        (
-            "git",
-            git["commit"] + (", with changes not committed" if git.get("changed") else "")
-            if git
-            else "not known",
-        )
-    )
-    if record.get("finished"):
-        out.append(
-            ("finished", str(record["finished"]).replace("T", " ").replace("+00:00", " UTC"))
-        )
+    changed = ", with changes not committed" if git and git.get("changed") else ""
+    out.append(("git", git["commit"] + changed if git else "not known"))
+    if finished := record.get("finished"):
+        out.append(("finished", str(finished).replace("T", " ").replace("+00:00", " UTC")))
     if record.get("seconds") is not None:
-        out.append(
-            (
-                "took",
-                f"{formatting.duration(record['seconds'])}"
-                + (f" for {record['iterations']} iterations" if record.get("iterations") else ""),
-            )
-        )
-    if hardware := record.get("hardware"):
-        gpus = hardware.get("gpus")
-        out.append(
-            (
-                "hardware",
-                (f"{len(gpus)} × {gpus[0]}, " if gpus else "")
-                + f"{hardware.get('cpu')}, {hardware.get('cores')} cores, {hardware.get('threads')} thread"
-                + ("s" if hardware.get("threads") != 1 else ""),
-            )
-        )
+        iterations = record.get("iterations")
+        amount = f" for {iterations} iterations" if iterations else ""
+        out.append(("took", formatting.duration(record["seconds"]) + amount))
+    if record.get("hardware"):
+        out.append(("hardware", hardware(record["hardware"])))
     if trunk := record.get("trunk"):
         out.append(("trunk", f"first epochs shared, from {trunk['run']}"))
     if versions := record.get("versions"):
-        out.append(
-            (
-                "software",
-                ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
-            )
-        )
-    if entry["evaluation"]:
-        out.append(
-            (
-                "scored on",
-                f"{entry['evaluation']['images']} images, evaluation {entry['evaluation']['evaluation']}",
-            )
-        )
+        text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        out.append(("software", text))
+    if scored := entry["evaluation"]:
+        text = f"{scored['images']} images, evaluation {scored['evaluation']}"
+        out.append(("scored on", text))
     if record.get("sha256"):
         out.append(("weights", f"sha256 {record['sha256'][:16]}…"))
     return [*out, ("log", f"{entry['log']}, in the results folder")]
 
 
+def hardware(record: dict) -> str:
+    """The machine of a training: `8 × NVIDIA H100, AMD EPYC 9654, 96 cores, 1 thread`."""
+    gpus, threads = record.get("gpus"), record.get("threads")
+    devices = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
+    plural = "s" if threads != 1 else ""
+    cpu = f"{record.get('cpu')}, {record.get('cores')} cores, {threads} thread{plural}"
+    return devices + cpu
+
+
 def missing(entries: list[dict]) -> list[dict]:
-    """Trainings without metrics, those together that lack the same seeds: `what` lacks, as words, and `runs`."""
+    """Runs without metrics, grouped by what they lack.
+
+    Returns:
+        For each group `what` it lacks in words, such as `seed 1 not run`, and its `runs`.
+    """
     lacks: dict[str, dict[str, list[int]]] = {}
     for entry in entries:
         if entry["state"] != MEASURED:
-            lacks.setdefault(entry["run"], {}).setdefault(entry["state"], []).append(entry["seed"])
+            states = lacks.setdefault(entry["run"], {})
+            states.setdefault(entry["state"], []).append(entry["seed"])
     out: dict[str, list[str]] = {}
     for run, states in lacks.items():
         what = "; ".join(
@@ -216,4 +203,4 @@ def missing(entries: list[dict]) -> list[dict]:
             for state, seeds in states.items()
         )
         out.setdefault(what, []).append(run)
-    return [{"what": what, "runs": runs} for what, runs in out.items()]
+    return [{"what": what, "runs": names} for what, names in out.items()]

@@ -1,6 +1,7 @@
-"""One look for tables, plots and pages: metric names, the colours, and the folder of templates beside this file.
+"""The look of tables, plots and pages: metric names, colours, and the templates in this folder.
 
-The colours are Okabe and Ito's, which people with any colour vision can tell apart; marker shapes repeat what they say.
+The colours are Okabe and Ito's, which people with any colour vision can tell apart. Marker shapes
+carry the same information.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
 FOLDER = Path(__file__).parent
 
-# The paper's name of a metric, for plain text, HTML, and LaTeX (which matplotlib reads too).
+# A metric's name in the paper: plain text, HTML, LaTeX (which matplotlib reads too).
 METRICS = {
     "AP": ("AP", "AP", "AP"),
     "AP50": ("AP50", "AP<sub>50</sub>", "AP$_{50}$"),
@@ -35,15 +39,8 @@ COLOURS = {
     "AP75": "#E69F00",
 }
 MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P", "AP75": "X"}
-SERIES = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#333333",
-)  # methods, in order of appearance
+# Methods, in order of appearance.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 
 RC = {
     "figure.dpi": 100,
@@ -68,23 +65,29 @@ RC = {
 
 
 def name(metric: str, form: str = "text") -> str:
-    """A metric as the paper writes it; `form` is 'text', 'html' or 'latex'. Unknown metrics keep their key."""
+    """A metric as the paper writes it, as `text`, `html` or `latex`."""
     return METRICS.get(metric, (metric,) * 3)[("text", "html", "latex").index(form)]
 
 
-def notation(text: str):
-    """A sentence as HTML, its `AP_r`, `M_rf`, `AP^b` with real indices."""
-    from markupsafe import Markup, escape
+def colour(metric: str) -> str:
+    """The colour of a metric in plots."""
+    return COLOURS.get(metric, "#333333")
 
+
+def marker(metric: str) -> str:
+    """The marker of a metric in plots."""
+    return MARKERS.get(metric, "o")
+
+
+def notation(text: str) -> Markup:
+    """A sentence as HTML, with the indices of `AP_r`, `M_rf` and `AP^b` set as such."""
     text = re.sub(r"\b(AP|M|L)_(\w+)", r"\1<sub>\2</sub>", str(escape(text)))
     return Markup(re.sub(r"\bAP\^(\w)", r"AP<sup>\1</sup>", text))
 
 
 @lru_cache
-def templates():
+def templates() -> Environment:
     """The jinja2 environment of the templates in this folder; values are escaped."""
-    from jinja2 import Environment, FileSystemLoader
-
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,0 +1,79 @@
+"""What the jobs of a study left behind: `Results` is the only reader of it in reporting.
+
+A record counts only where it is of the configuration that the study describes now. Everything else
+is None, and the pages show `not run`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pcb.evaluation.confusion_metrics import Confusion, read_confusion
+from pcb.study import Study
+from pcb.study.records import current_record, read_record
+
+if TYPE_CHECKING:
+    from pcb.evaluation.shards import Shards
+
+
+class Results:
+    """The results of a study, read from its results folder as they are asked for.
+
+    Every method raises `UserError` where a file is broken. Metrics are kept in memory, so one
+    `Results` shows one state of the folder.
+
+    Attributes:
+        study: The study that they are results of.
+    """
+
+    def __init__(self, study: Study):
+        self.study = study
+        self._metrics: dict[tuple[str, int], dict | None] = {}
+
+    def metrics(self, run: str, seed: int) -> dict | None:
+        """The content of metrics.json; None where the run was not scored."""
+        if (run, seed) not in self._metrics:
+            path = self.study.paths.metrics(run, seed)
+            self._metrics[run, seed] = self._current(path, run, seed)
+        return self._metrics[run, seed]
+
+    def values(self, run: str, seed: int, variant: str) -> dict[str, float | None] | None:
+        """Metrics of one evaluation variant by name; None where it was not evaluated.
+
+        A metric is None where the data set has nothing to compute it from, such as AP_r without
+        rare classes.
+        """
+        metrics = self.metrics(run, seed)
+        return metrics["variants"].get(variant) if metrics else None
+
+    def record(self, run: str, seed: int) -> dict | None:
+        """The record of a finished training (run.json); None where it was not trained."""
+        return self._current(self.study.paths.train(run, seed), run, seed)
+
+    def confusion(self, run: str, seed: int) -> Confusion | None:
+        """The confusion matrix of a run over val proposals; None where the run was not scored."""
+        metrics = self.metrics(run, seed)
+        if metrics is None:
+            return None
+        return read_confusion(self.study.paths.confusion(run, seed), metrics["classes"]["plain"])
+
+    def detections(self, run: str, seed: int) -> Shards | None:
+        """The detections of a run on val; None where inference has not run."""
+        from pcb.evaluation.shards import Shards  # imported here: tables start without pyarrow
+
+        path = self.study.paths.detections(run, seed)
+        manifest = self._current(path, run, seed)
+        return Shards(path.parent / manifest["folder"], manifest["shards"]) if manifest else None
+
+    def release(self, dataset: str) -> str | None:
+        """The LVIS release that a data set was found equal to, `v0.5` or `v1.0`.
+
+        None for any other data, and before `pcb check-data` has read it.
+        """
+        check = read_record(self.study.paths.data_check(dataset)) or {}
+        version = self.study.scale["datasets"][dataset]["version"]
+        return version if check.get("matches_release") == version else None
+
+    def _current(self, path: Path, run: str, seed: int) -> dict | None:
+        return current_record(path, self.study.fingerprint(run, seed))
