@@ -1,9 +1,10 @@
-"""Inference at the mini scale: 14 evaluation variants in one pass, against one variant, and against mmdet's own predict.
+"""Inference at the mini scale: 14 evaluation variants in one pass, one variant, mmdet's predict.
 
-CPU milliseconds an image on one thread, images loaded, masks encoded as RLE. mmdet predicts as its own test loop does, one image at a
-time, and pycocotools encodes, as in its metrics. The detectors of this scale have a frozen backbone, whose feature cache they share;
-the first detection, which fills it, is measured too. The checkpoint is the demo's where
-`results/mini` has it, else one trained for the purpose (a minute or two).
+CPU milliseconds an image on one thread, images loaded, masks encoded as RLE. mmdet predicts as its
+own test loop does, one image at a time, and pycocotools encodes, as in its metrics. The detectors
+of this scale have a frozen backbone, whose feature cache they share; the first detection, which
+fills it, is measured too. The checkpoint is that of `results/mini` if it is there, else one trained
+for the purpose (a minute or two).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch come
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are imported
 
 import time
 
@@ -44,6 +45,7 @@ PARTS = {
 
 
 def measure(quick: bool) -> list[Figure]:
+    """Time each way of detecting on the validation images."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         study = finished(Path(folder))
@@ -92,7 +94,7 @@ def measure(quick: bool) -> list[Figure]:
 
 
 def finished(folder: Path) -> Study:
-    """A study in which the run is trained: the demo's, or one in `folder`."""
+    """A study in which the run is trained: that of `results/mini`, or one in `folder`."""
     study = load_study("mini")
     try:
         trained(study, RUN, 0)
@@ -120,7 +122,7 @@ def finished(folder: Path) -> Study:
 
 
 def statistics(detector: SplitDetector) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """What the variants need to know: the confusion matrices of both splits, and how many training images each class has."""
+    """Confusion matrices of both splits, and training images of each class, for calibrations."""
     matrices = {}
     for split in ("val", "train"):
         other = SplitDetector(detector.study, RUN, split, detector.record, detector.model)
@@ -138,11 +140,11 @@ def uncached(detector: SplitDetector) -> SplitDetector:
 
 
 def mmdet(detector: SplitDetector, ids: list[int]) -> None:
+    """Detect by mmdet's own test step and encode the masks by pycocotools."""
     for i in ids:
-        found = detector.model.test_step(pseudo_collate([detector.dataset[detector.index[i]]]))[
-            0
-        ].pred_instances
-        coco_mask.encode(np.asfortranarray(found.masks.numpy().transpose(1, 2, 0).astype(np.uint8)))
+        batch = pseudo_collate([detector.dataset[detector.index[i]]])
+        masks = detector.model.test_step(batch)[0].pred_instances.masks.numpy()
+        coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
 
 
 if __name__ == "__main__":

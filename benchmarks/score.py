@@ -1,9 +1,10 @@
-"""Scoring at LVIS size: from shards on disk to AP, ours against lvis-api, on synthetic detections around synthetic ground truth.
+"""Scoring at LVIS size: from shards on disk to AP, against lvis-api, on random detections.
 
-3,000 images ours and lvis-api's, 2,000 and 19,809 (LVIS v1 val) ours; with `--quick` 100 only. 300 detections an image, 1,203 classes.
-Every figure is of a process of its own: seconds by the clock from the start of reading to the metrics, and its peak memory. Ours uses
-what cores there are, as `pcb score` does; lvis-api knows one. Both sides read the same shards and the same annotation file; lvis-api
-also has to turn them into the list of dicts that it takes.
+3,000 images for ours and lvis-api's, 2,000 and 19,809 (LVIS v1 val) for ours; with `--quick` only
+100. 300 detections an image, 1,203 classes. Every figure is of a process of its own: seconds from
+the start of reading to the metrics, and peak memory. Ours uses all cores, as `pcb score` does;
+lvis-api uses one. Both read the same shards and the same annotation file; lvis-api also has to turn
+them into the list of dicts that it takes.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from pcb.evaluation.shards import Shards, ShardWriter, plan_shards
 
 CLASSES, DETECTIONS, HEIGHT, WIDTH = 1203, 300, 480, 640
 LVIS_V1_VAL = 19809
-SHAPES, JITTERS = 400, 12  # families of masks: one ground truth, and what detectors say of it
+SHAPES, JITTERS = 400, 12  # families of masks: a true one and its distorted copies
 
 
 def shapes(rng: np.random.Generator) -> tuple[list, np.ndarray, np.ndarray]:
-    """Blobs of 40 corners: polygons and areas of the true ones; boxes (SHAPES, JITTERS, 4) and RLEs of their jittered copies."""
+    """Draw blobs of 40 corners, each with `JITTERS` distorted copies; copy 0 is the true one.
+
+    Returns:
+        The true polygons; boxes (SHAPES, JITTERS + 1, 4) and RLE counts (SHAPES, JITTERS + 1) of
+        all copies.
+    """
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    polygons, boxes, rles = (
-        [],
-        np.zeros((SHAPES, JITTERS + 1, 4)),
-        np.empty((SHAPES, JITTERS + 1), object),
-    )
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    polygons = []
+    boxes = np.zeros((SHAPES, JITTERS + 1, 4))
+    rles = np.empty((SHAPES, JITTERS + 1), object)
     for s in range(SHAPES):
-        centre, radius = (
-            rng.uniform([60, 60], [WIDTH - 60, HEIGHT - 60]),
-            np.exp(rng.uniform(np.log(8), np.log(120), 2)),
-        )
-        blob = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(
-            0.7, 1, (40, 1)
-        )
+        centre = rng.uniform([60, 60], [WIDTH - 60, HEIGHT - 60])
+        radius = np.exp(rng.uniform(np.log(8), np.log(120), 2))
+        blob = centre + radius * circle * rng.uniform(0.7, 1, (40, 1))
         for j in range(JITTERS + 1):
-            spread = 0.12 * j / JITTERS  # copy 0 is the truth
+            spread = 0.12 * j / JITTERS
             copy = (
                 centre
                 + (blob - centre) * np.exp(rng.normal(0, spread, 2))
@@ -59,7 +60,10 @@ def shapes(rng: np.random.Generator) -> tuple[list, np.ndarray, np.ndarray]:
 
 
 def make(folder: Path, images: int, seed: int = 0) -> None:
-    """Write gt.json, shards and manifest: 12 objects and 300 detections an image, classes by a power law, federated fields."""
+    """Write gt.json, shards and manifest.json.
+
+    12 objects and 300 detections an image, classes by a power law, and LVIS's federated fields.
+    """
     rng = np.random.default_rng(seed)
     polygons, boxes, rles = shapes(rng)
     weight = 1 / np.arange(1, CLASSES + 1) ** 0.9
@@ -76,18 +80,14 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
             for c in range(1, CLASSES + 1)
         ],
     }
-    writer, parts = (
-        ShardWriter(folder / "shards", "benchmark", ["plain"]),
-        plan_shards(range(1, images + 1)),
-    )
-    for part in parts:
+    writer = ShardWriter(folder / "shards", "benchmark", ["plain"])
+    shards = plan_shards(range(1, images + 1))
+    for image_ids in shards:
         columns = {k: [] for k in ("image_id", "category_id", "box", "score:plain", "rle")}
-        for image in part:
+        for image in image_ids:
             objects = rng.poisson(12)
-            shown, shape = (
-                1 + np.searchsorted(draw, rng.random(objects)),
-                rng.integers(SHAPES, size=objects),
-            )
+            shown = 1 + np.searchsorted(draw, rng.random(objects))
+            shape = rng.integers(SHAPES, size=objects)
             others = np.setdiff1d(1 + np.searchsorted(draw, rng.random(11)), shown)
             truth["images"].append(
                 {
@@ -114,10 +114,8 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
                     }
                 )
             if objects:
-                which, jitter = (
-                    rng.integers(objects, size=DETECTIONS),
-                    rng.integers(1, JITTERS + 1, size=DETECTIONS),
-                )
+                which = rng.integers(objects, size=DETECTIONS)
+                jitter = rng.integers(1, JITTERS + 1, size=DETECTIONS)
                 right = rng.random(DETECTIONS) < 0.4
                 columns["image_id"].append(np.full(DETECTIONS, image))
                 columns["category_id"].append(
@@ -133,22 +131,24 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
             "height": np.full(len(rows["rle"]), HEIGHT),
             "width": np.full(len(rows["rle"]), WIDTH),
         }
-        writer.write(part, rows | size | dict(zip("xywh", rows["box"].T, strict=True)))
+        writer.write(image_ids, rows | size | dict(zip("xywh", rows["box"].T, strict=True)))
     (folder / "gt.json").write_text(json.dumps(truth))
-    (folder / "manifest.json").write_text(json.dumps(writer.finish(parts)))
+    (folder / "manifest.json").write_text(json.dumps(writer.finish(shards)))
+
+
+def made_shards(folder: Path) -> Shards:
+    """The shards that `make` wrote."""
+    return Shards(folder / "shards", json.loads((folder / "manifest.json").read_text()))
 
 
 def ours(folder: Path, iou_type: str) -> dict:
-    found = evaluate(
-        folder / "gt.json",
-        Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())),
-        "plain",
-        iou_type,
-    )
-    return {k: v for k, v in found.items() if k != "classes"}
+    """The metrics by `pcb.evaluation.score`."""
+    metrics = evaluate(folder / "gt.json", made_shards(folder), "plain", iou_type)
+    return {k: v for k, v in metrics.items() if k != "classes"}
 
 
 def lvis_api(folder: Path, iou_type: str) -> dict:
+    """The metrics by lvis-api, imported here alone, for the memory of the other side."""
     import logging
 
     np.float = float  # lvis 0.5.3 was written for numpy < 1.24
@@ -156,9 +156,7 @@ def lvis_api(folder: Path, iou_type: str) -> dict:
     from lvis import LVIS, LVISEval, LVISResults
 
     results = []
-    for rows in Shards(folder / "shards", json.loads((folder / "manifest.json").read_text())).read(
-        "plain", masks=iou_type == "segm"
-    ):
+    for rows in made_shards(folder).read("plain", masks=iou_type == "segm"):
         columns = [
             rows.image_id.tolist(),
             rows.category_id.tolist(),
@@ -191,6 +189,7 @@ def alone(side: str, folder: Path, iou_type: str) -> dict:
 
 
 def report(side: str, folder: str, iou_type: str) -> None:
+    """Measure in this process and print the figures as JSON, for `alone`."""
     began = time.monotonic()
     metrics = SIDES[side](Path(folder), iou_type)
     seconds = time.monotonic() - began
@@ -206,6 +205,7 @@ def report(side: str, folder: str, iou_type: str) -> None:
 
 
 def measure(quick: bool) -> list[Figure]:
+    """Score data sets of several sizes."""
     figures = []
     both = 100 if quick else 3000
     for images in [both] if quick else [both, 2000, LVIS_V1_VAL]:

@@ -1,4 +1,4 @@
-"""For the tests of the scorer: seeded perturbed detections, and lvis-api, the reference that ours must equal."""
+"""For tests of the scorer: perturbed detections, and lvis-api, whose metrics ours must equal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/lvis_v0.5_sample/lvi
 
 
 def rle(annotation: dict, image: dict) -> bytes:
+    """COCO's compressed counts of an annotation's polygons."""
     polygons = coco_mask.frPyObjects(annotation["segmentation"], image["height"], image["width"])
     return coco_mask.merge(polygons)["counts"]
 
 
 def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
-    """Detections around the ground truth: jittered boxes, other objects' masks, wrong classes (negative ones and unlisted ones),
-    and scores of one decimal, so that ties are the rule. Four images a shard, in an order that is not the file's."""
+    """Detections around the ground truth, four images a shard, not in the file's order.
+
+    Boxes are jittered, masks may be those of other objects, classes may be wrong (negative or
+    unlisted), and scores have one decimal, so ties are common.
+    """
     rng = np.random.default_rng(seed)
     categories = [c["id"] for c in truth["categories"]]
     of = {
@@ -31,8 +35,8 @@ def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
     images = [truth["images"][i] for i in rng.permutation(len(truth["images"]))]
     found = []
     for start in range(0, len(images), 4):
-        part, rows = images[start : start + 4], []
-        for image in part:
+        shard, rows = images[start : start + 4], []
+        for image in shard:
             for annotation in of[image["id"]] * per_object:
                 box = np.array(annotation["bbox"])
                 box = box + rng.normal(0, 0.08, 4) * np.tile(box[2:], 2)
@@ -59,7 +63,7 @@ def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
         columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
         found.append(
             Rows(
-                [image["id"] for image in part],
+                [image["id"] for image in shard],
                 np.array(columns[0], np.int64),
                 np.array(columns[1], np.int32),
                 np.array(columns[2], np.float32).reshape(-1, 4),
@@ -72,7 +76,7 @@ def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
 
 
 def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict]:
-    """The 13 metrics and AP per category id by lvis-api, in points, None where it says -1."""
+    """The 13 metrics and AP of each category id by lvis-api, in points, None where it has -1."""
     np.float = float  # lvis 0.5.3 was written for numpy < 1.24
     logging.disable(logging.WARNING)
     from lvis import LVIS, LVISEval, LVISResults

@@ -1,4 +1,4 @@
-"""From a checkpoint to metrics on generated scenes: shards, resuming, and what a missing or foreign file says."""
+"""From a checkpoint to metrics on generated scenes: shards, resuming, missing and foreign files."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def study_in(results, data=None):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A study with one run: random weights, spread so that much is detected; inferred without interruption in shards of 4."""
+    """A study with one run of random weights that detects much, inferred in shards of 4 images."""
     root = tmp_path_factory.mktemp("study")
     write_dataset(
         Recipe(train_images=24, val_images=10, dev_images=6, head=10), "v05", root / "data"
@@ -64,13 +64,14 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy that a test may spoil. Returns the study and the folder of the run."""
+    """A copy that a test may change: the study and the folder of the run."""
     shutil.copytree(finished / "smoke/runs", tmp_path / "smoke/runs")
     study = study_in(tmp_path, finished / "data")
     return study, study.paths.run(RUN, 0)
 
 
 def contents(folder):
+    """The bytes of all shards and matrices."""
     return {
         path.relative_to(folder): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -78,30 +79,22 @@ def contents(folder):
     }
 
 
-def test_one_pass_leaves_shards_for_every_variant_and_the_matrix(finished):
+def test_one_pass_writes_shards_for_every_variant_and_the_matrix(finished):
     study = study_in(finished)
     manifest = json.loads(study.paths.detections(RUN, 0).read_text())
-    assert (
-        manifest["variants"] == VARIANTS
-        and manifest["images"] == 10
-        and [s["images"] for s in manifest["shards"]] == [4, 4, 2]
-    )
-    truth = {
-        image["id"]: image
-        for image in json.loads((finished / "data/val.json").read_text())["images"]
-    }
+    assert manifest["variants"] == VARIANTS and manifest["images"] == 10
+    assert [s["images"] for s in manifest["shards"]] == [4, 4, 2]
+    images = json.loads((finished / "data/val.json").read_text())["images"]
     shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
     for variant in VARIANTS:
-        rows = list(shards.read(variant, masks=True))
-        assert [i for part in rows for i in part.images] == list(truth)
-        for part in rows:
-            assert (
-                0 < np.unique(part.image_id, return_counts=True)[1].max() <= 12
-                and part.score.min() > 1e-3
-            )
-            assert (part.box[:, 2:] >= 0).all() and (
-                part.box[:, :2] + part.box[:, 2:] <= part.size[:, ::-1] + 1e-3
-            ).all()
+        all_rows = list(shards.read(variant, masks=True))
+        assert [i for rows in all_rows for i in rows.images] == [image["id"] for image in images]
+        for rows in all_rows:
+            per_image = np.unique(rows.image_id, return_counts=True)[1]
+            assert 0 < per_image.max() <= 12 and rows.score.min() > 1e-3
+            assert (rows.box[:, 2:] >= 0).all()
+            far_corner = rows.box[:, :2] + rows.box[:, 2:]
+            assert (far_corner <= rows.size[:, ::-1] + 1e-3).all()
     with np.load(study.paths.confusion(RUN, 0)) as found:
         rows = found["matrix"].sum(axis=1)
         np.testing.assert_allclose(rows, found["seen"] > 0, atol=1e-5)
@@ -111,19 +104,18 @@ def test_one_pass_leaves_shards_for_every_variant_and_the_matrix(finished):
 def test_shards_hold_what_mmdet_predicts(finished):
     study = study_in(finished)
     manifest = json.loads(study.paths.detections(RUN, 0).read_text())
-    data, model = infer.test_set(study, RUN, "val"), infer.trained(study, RUN, 0)
-    model = build.detector(study, RUN, model["checkpoint"])
-    rows = list(
-        Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"]).read("plain")
-    )
-    for place in (0, 9):
-        sample = model.test_step(forward.pseudo_collate([data[place]]))[0]
-        expected, part = sample.pred_instances, rows[0 if place == 0 else -1]
-        mine = np.flatnonzero(part.image_id == sample.img_id)
-        mine = mine[np.argsort(-part.score[mine], kind="stable")]
-        np.testing.assert_allclose(part.score[mine], expected.scores.detach(), atol=1e-6)
-        np.testing.assert_array_equal(part.category_id[mine], expected.labels + 1)
-        corners = np.concatenate([part.box[mine, :2], part.box[mine, :2] + part.box[mine, 2:]], 1)
+    dataset = infer.test_set(study, RUN, "val")
+    model = build.detector(study, RUN, infer.trained(study, RUN, 0)["checkpoint"])
+    shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
+    all_rows = list(shards.read("plain"))
+    for index, rows in ((0, all_rows[0]), (9, all_rows[-1])):
+        sample = model.test_step(forward.pseudo_collate([dataset[index]]))[0]
+        expected = sample.pred_instances
+        mine = np.flatnonzero(rows.image_id == sample.img_id)
+        mine = mine[np.argsort(-rows.score[mine], kind="stable")]
+        np.testing.assert_allclose(rows.score[mine], expected.scores.detach(), atol=1e-6)
+        np.testing.assert_array_equal(rows.category_id[mine], expected.labels + 1)
+        corners = np.concatenate([rows.box[mine, :2], rows.box[mine, :2] + rows.box[mine, 2:]], 1)
         np.testing.assert_allclose(corners, expected.bboxes.detach(), atol=1e-3)
 
 
@@ -165,16 +157,14 @@ def test_a_second_detection_reads_the_feature_cache(copied, monkeypatch):
     assert contents(folder) == complete
 
 
-def test_other_weights_or_test_settings_keep_no_shard(copied):
+def test_shards_of_other_test_settings_are_not_kept(copied):
     study, folder = copied
     before = contents(folder)
     study.scale["test"]["score_thr"] = 0.02
     infer.infer(study, RUN, 0, images_per_shard=4)
-    assert not any(
-        contents(folder)[name] == content
-        for name, content in before.items()
-        if name.suffix == ".parquet"
-    )
+    after = contents(folder)
+    shards = [name for name in before if name.suffix == ".parquet"]
+    assert shards and not any(after[name] == before[name] for name in shards)
 
 
 def test_score_writes_every_variant(copied):
@@ -200,18 +190,16 @@ def test_score_writes_every_variant(copied):
     )
 
 
-def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
+def test_calibrations_use_the_matrices_of_the_same_training(copied, monkeypatch):
     study, folder = copied
     names = ["plain", "cm-val", "ms-val", "cm-train", "norcal"]
     infer.train_confusion(study, RUN, 0, images_per_shard=4)
     manifest = infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
-    assert manifest["variants"] == names and manifest["columns"] == [
-        *names[:4],
-        *(f"norcal-{g / 10:g}" for g in range(1, 11)),
-    ]
+    norcal = [f"norcal-{g / 10:g}" for g in range(1, 11)]
+    assert manifest["variants"] == names and manifest["columns"] == [*names[:4], *norcal]
     shards = Shards(folder / manifest["folder"], manifest["shards"])
     detector = infer.SplitDetector(study, RUN, "val", infer.trained(study, RUN, 0))
-    part = next(shards.read("plain")).images
+    ids = next(shards.read("plain")).images
     with (
         np.load(study.paths.confusion(RUN, 0)) as val,
         np.load(folder / "confusion-train.npz") as train,
@@ -222,12 +210,13 @@ def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
         }
         assert (train["seen"] != val["seen"]).any()
     by_column = infer.score_functions(detector.model, names[:4], matrices)
-    for (image,) in detector.batches(part[:1]):
-        kept = forward.detect(detector.model, image, by_column)
+    for (image,) in detector.batches(ids[:1]):
+        selection = forward.detect(detector.model, image, by_column)
         for column in names[:4]:
             rows = next(shards.read(column))
-            expected = kept.scores[column][~kept.scores[column].isnan()]
-            np.testing.assert_allclose(rows.score[rows.image_id == part[0]], expected, atol=1e-5)
+            scores = selection.scores[column]
+            expected = scores[~scores.isnan()]
+            np.testing.assert_allclose(rows.score[rows.image_id == ids[0]], expected, atol=1e-5)
     complete = contents(folder)
     shutil.rmtree(folder / "detections")
     shutil.rmtree(folder / "confusion")
@@ -236,8 +225,8 @@ def test_calibrations_use_the_matrices_of_the_same_pass(copied, monkeypatch):
     assert contents(folder) == complete
 
 
-def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
-    study, folder = copied
+def test_norcal_has_the_best_gamma_of_val_and_norcal_dev_that_of_dev(copied):
+    study, _ = copied
     for split in ("val", "dev"):
         infer.infer(study, RUN, 0, split, variants=["plain", "norcal"])
     metrics = score(study, RUN, 0)
@@ -245,18 +234,12 @@ def test_norcal_is_the_best_gamma_of_the_split_and_of_dev(copied):
     curves = metrics["norcal"]
     for split in ("val", "dev"):
         assert [gamma for gamma, _ in curves[split]["AP"]] == [g / 10 for g in range(11)]
-        assert dict(curves[split]["AP"])[curves[split]["gamma"]] == max(
-            ap for _, ap in curves[split]["AP"]
-        )
+        best = max(ap for _, ap in curves[split]["AP"])
+        assert dict(curves[split]["AP"])[curves[split]["gamma"]] == best
+    on_val = dict(curves["val"]["AP"])
     for variant, split in (("norcal", "val"), ("norcal-dev", "dev")):
-        assert (
-            metrics["variants"][variant]["AP"] == dict(curves["val"]["AP"])[curves[split]["gamma"]]
-        )
-    assert dict(curves["val"]["AP"])[0] == metrics["variants"]["plain"]["AP"]
-    assert json.loads((folder / "detections-dev.json").read_text())["variants"] == [
-        "plain",
-        "norcal",
-    ]
+        assert metrics["variants"][variant]["AP"] == on_val[curves[split]["gamma"]]
+    assert on_val[0] == metrics["variants"]["plain"]["AP"]
 
 
 def test_norcal_needs_the_detections_on_which_gamma_is_chosen(copied):
@@ -284,9 +267,8 @@ def test_without_a_dev_split_gamma_is_chosen_on_a_sample_of_train(copied, finish
     for split in ("val", "train-subset"):
         infer.infer(study, RUN, 0, split, 4, ["plain", "norcal"])
     metrics = score(study, RUN, 0)
-    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-train"] and set(
-        metrics["norcal"]
-    ) == {"val", "train"}
+    assert list(metrics["variants"]) == ["plain", "norcal", "norcal-train"]
+    assert set(metrics["norcal"]) == {"val", "train"}
     chosen = dict(metrics["norcal"]["val"]["AP"])[metrics["norcal"]["train"]["gamma"]]
     assert metrics["variants"]["norcal-train"]["AP"] == chosen
     images = [
@@ -300,9 +282,8 @@ def test_without_a_dev_split_gamma_is_chosen_on_a_sample_of_train(copied, finish
     assert len(set(images)) == 7 and train.issuperset(images)
 
 
-@pytest.mark.parametrize(
-    "peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)]
-)  # between two equals the smaller
+# Of two equal γ the smaller is chosen.
+@pytest.mark.parametrize("peak, best", [(0.34, 0.3), (0.0, 0.0), (2.0, 1.0), (0.45, 0.4)])
 def test_gamma_is_chosen_by_mask_ap(monkeypatch, peak, best):
     detections = object.__new__(SplitDetections)
     variants = ["plain", "cm-val", "norcal"]
@@ -321,22 +302,21 @@ def test_another_split_lies_beside_and_leaves_val_alone(copied):
     infer.infer(study, RUN, 0, split="dev")
     assert score(study, RUN, 0, split="dev")["images"] == 6
     assert (folder / "metrics-dev.json").exists() and not (folder / "metrics.json").exists()
-    assert {
-        name: content for name, content in contents(folder).items() if "dev" not in str(name)
-    } == before
+    after = contents(folder)
+    assert {name: after[name] for name in after if "dev" not in str(name)} == before
 
 
-def test_what_is_missing_is_named(copied):
+def test_missing_and_foreign_files_are_named(copied):
     study, _ = copied
     record = study.paths.train(RUN, 0)
     written = json.loads(record.read_text())
-    for change, said in (
+    for change, message in (
         ({"checkpoint": "nowhere.pth"}, "nowhere.pth, the checkpoint that"),
         ({"fingerprint": "other"}, "of another configuration"),
         ({"sha256": "0"}, "is damaged"),
     ):
         write_json(record, written | change)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             infer.infer(study, RUN, 0)
     record.unlink()
     with pytest.raises(UserError, match=r"run\.json does not exist") as error:
@@ -348,7 +328,7 @@ def test_what_is_missing_is_named(copied):
     assert f"pcb infer {RUN}" in error.value.fix
 
 
-def test_a_diverged_checkpoint_is_no_empty_detection(copied):
+def test_a_diverged_checkpoint_is_an_error(copied):
     study, _ = copied
     model = build.detector(study, RUN)
     model.roi_head.bbox_head.fc_cls.weight.data.fill_(torch.nan)

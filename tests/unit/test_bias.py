@@ -1,4 +1,4 @@
-"""Pairwise bias of anybody's detections: against a computation object by object, on its edges, and through the command."""
+"""Pairwise bias of COCO files: against loops over objects, in edge cases, and by the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pcb.evaluation import bias
 IDS = (3, 5, 9, 20)  # not 1..C: COCO has gaps
 
 
-def scene(seed=0, images=10, objects=4, guesses=15):
+def scene(seed=0, images=10, objects=4, detections=15):
     """Random boxes on a coarse grid, so that many coincide; masks are the boxes."""
     rng = np.random.default_rng(seed)
 
@@ -47,7 +47,7 @@ def scene(seed=0, images=10, objects=4, guesses=15):
             "score": float(rng.random()),
             **box(),
         }
-        for _ in range(images * guesses)
+        for _ in range(images * detections)
     ]
     return gt, dt
 
@@ -90,17 +90,13 @@ def object_by_object(gt, dt):
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_matrix_is_that_of_the_loops(tmp_path, kind):
+def test_the_matrix_equals_that_of_loops_over_objects(tmp_path, kind):
     gt, dt = scene()
     found = bias.measure(*files(tmp_path, gt, dt), iou=kind)
     matrix, missed = object_by_object(gt, dt)
     np.testing.assert_allclose(found.matrix, matrix, atol=1e-12)
-    assert (
-        found.ids == IDS
-        and found.missed.tolist() == missed
-        and sum(missed) > 0
-        and (matrix > 0).sum() > 8
-    )
+    assert (matrix > 0).sum() > 8 and sum(missed) > 0
+    assert found.ids == IDS and found.missed.tolist() == missed
     assert found.matched.sum() + sum(missed) == sum(not a["iscrowd"] for a in gt["annotations"])
     assert found.pwb == pytest.approx(np.sqrt(((matrix - matrix.T) ** 2).sum()))
 
@@ -118,15 +114,12 @@ def test_rows_are_distributions_over_the_best_score_of_each_class(tmp_path):
     ]  # the last overlaps by 0.4
     found = bias.measure(*files(tmp_path, gt, dt))
     np.testing.assert_allclose(found.matrix[0], [0.75, 0.25, 0, 0])
-    assert (
-        not found.matrix[1:].any()
-        and found.matched.tolist() == [1, 0, 0, 0]
-        and found.missed.tolist() == [0, 0, 1, 0]
-    )
-    assert found.pairs() == []  # no class that lost to another has objects on both sides
+    assert not found.matrix[1:].any()
+    assert found.matched.tolist() == [1, 0, 0, 0] and found.missed.tolist() == [0, 0, 1, 0]
+    assert found.pairs() == []  # dove and wren have no matched object
 
 
-def test_one_object_with_two_names_is_no_confusion(tmp_path):
+def test_one_object_with_two_classes_is_no_confusion(tmp_path):
     gt, _ = scene(images=1)
     gt["annotations"] = [
         {"id": k, "image_id": 0, "category_id": c, "bbox": [0, 0, 10, 10]}
@@ -141,21 +134,20 @@ def test_groups_and_pairs():
     found = bias.Bias(
         matrix, np.array([4, 9, 1, 0]), np.zeros(4, int), IDS, tuple("abcd"), "rffr", "test"
     )
-    assert found.by_group()["r"]["f"] == pytest.approx(0.5) and found.by_group()["f"][
-        "r"
-    ] == pytest.approx((0.1 + 0) / 2)
-    assert found.by_group()["c"] == {"r": None, "c": None, "f": None}
+    groups = found.by_group()
+    assert groups["r"]["f"] == pytest.approx(0.5)
+    assert groups["f"]["r"] == pytest.approx((0.1 + 0) / 2)
+    assert groups["c"] == {"r": None, "c": None, "f": None}
     assert [(p["i"], p["j"], round(p["difference"], 6)) for p in found.pairs()] == [
         ("a", "b", 0.3),
         ("c", "b", 0.2),
         ("a", "c", 0.1),
     ]
-    assert [(p["i"], p["j"]) for p in found.pairs(least=2)] == [("a", "b")] and len(
-        found.pairs(1)
-    ) == 1
+    assert [(p["i"], p["j"]) for p in found.pairs(least=2)] == [("a", "b")]
+    assert len(found.pairs(1)) == 1
 
 
-def test_where_groups_come_from(tmp_path):
+def test_groups_come_from_train_or_frequency_or_counts(tmp_path):
     gt, dt = scene()
     train = {
         "annotations": [
@@ -185,20 +177,17 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("PwB ") and max(map(len, lines)) <= 100
-    written, table = (
-        json.loads((tmp_path / "out.json").read_text()),
-        list(csv.DictReader((tmp_path / "out.csv").open())),
-    )
-    assert written["PwB"] == pytest.approx(bias.measure(gt, dt).pwb) and [
-        p["i"] for p in written["pairs"]
-    ] == [p["i"] for p in table]
+    written = json.loads((tmp_path / "out.json").read_text())
+    table = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert written["PwB"] == pytest.approx(bias.measure(gt, dt).pwb)
+    assert [p["i"] for p in written["pairs"]] == [p["i"] for p in table]
     assert len(table) > 2 and float(table[0]["difference"]) >= float(table[1]["difference"])
     assert main(["bias", "--gt", gt, "--dt", dt, "--out", str(tmp_path / "out.xlsx")]) == 2
     assert ".csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "spoil, says",
+    "spoil, message",
     [
         (lambda gt, dt: dt[0].update(category_id=0), "detection 0 is of category 0"),
         (lambda gt, dt: dt[1].update(image_id=99), "image 99"),
@@ -206,10 +195,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         (lambda gt, dt: gt.pop("categories"), "categories"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, spoil, says):
+def test_files_that_do_not_fit_are_refused(tmp_path, spoil, message):
     gt, dt = scene()
     spoil(gt, dt)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         bias.measure(*files(tmp_path, gt, dt))
 
 

@@ -1,4 +1,4 @@
-"""One pass for all variants: the plain one is mmdet's own prediction, a step's is that of a head told to use the step, masks are shared."""
+"""One pass for all variants yields what mmdet predicts with each variant's scores."""
 
 import copy
 from pathlib import Path
@@ -32,7 +32,7 @@ BASE = Path(__file__).resolve().parents[2] / "configs/mmdet/mini_r18.py"
 
 
 def tiny(steps: int):
-    """The mini detector with random weights, spread so that there is something to detect and steps disagree."""
+    """The mini detector with random weights: many detections, and steps that disagree."""
     init_default_scope("mmdet")
     cfg = Config.fromfile(BASE).model
     cfg.roi_head.bbox_head.num_classes = cfg.roi_head.mask_head.num_classes = CLASSES
@@ -75,26 +75,25 @@ def items():
 
 
 def run(model, items, variants, matrices=None, image_counts=()):
-    """Per image: (kept, boxes, masks as RLE), in batches of images of one shape."""
-    by_name, out = score_functions(model, variants, matrices, image_counts), []
+    """Per image: (selection, boxes, masks as RLE), in batches of images of one shape."""
+    functions, out = score_functions(model, variants, matrices, image_counts), []
     for batch in forward.by_shape(items, 8):
         images = forward.forward(model, batch)
-        kept = [forward.detect(model, image, by_name) for image in images]
-        out += [
-            (mine, *found)
-            for mine, found in zip(kept, forward.segment(model, images, kept), strict=True)
-        ]
+        selections = [forward.detect(model, image, functions) for image in images]
+        masks = forward.segment(model, images, selections)
+        out += [(s, *of_image) for s, of_image in zip(selections, masks, strict=True)]
     return out
 
 
 def assert_is(ours, reference, variant):
-    """A variant's part of the union holds exactly the reference's boxes, labels, scores and masks."""
-    kept, boxes, rles = ours
-    mine = (~kept.scores[variant].isnan()).nonzero().squeeze(1)
-    mine = mine[kept.scores[variant][mine].argsort(descending=True, stable=True)]
+    """What a variant selects has exactly the reference's boxes, labels, scores and masks."""
+    selection, boxes, rles = ours
+    scores = selection.scores[variant]
+    mine = (~scores.isnan()).nonzero().squeeze(1)
+    mine = mine[scores[mine].argsort(descending=True, stable=True)]
     assert len(mine) == len(reference) > 5
-    assert torch.equal(kept.scores[variant][mine], reference.scores)
-    assert torch.equal(kept.labels[mine], reference.labels)
+    assert torch.equal(scores[mine], reference.scores)
+    assert torch.equal(selection.labels[mine], reference.labels)
     assert torch.equal(boxes[mine], reference.bboxes)
     theirs = coco_mask.encode(
         np.asfortranarray(reference.masks.numpy().transpose(1, 2, 0).astype(np.uint8))
@@ -103,25 +102,21 @@ def assert_is(ours, reference, variant):
 
 
 def mmdet_predicts(model, items):
-    return [
-        model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch]))
-        for batch in forward.by_shape(items, 8)
-    ]
+    """mmdet's own prediction of each image."""
+    samples = []
+    for batch in forward.by_shape(items, 8):
+        samples += model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch]))
+    return [sample.pred_instances for sample in samples]
 
 
 def test_batches_hold_one_shape_and_keep_the_order(items):
-    groups = list(forward.by_shape(items, 2))
-    assert [[item["data_samples"].img_id for item in group] for group in groups] == [
-        [10, 11],
-        [12],
-        [13],
-    ]
+    groups = forward.by_shape(items, 2)
+    ids = [[item["data_samples"].img_id for item in group] for group in groups]
+    assert ids == [[10, 11], [12], [13]]
 
 
 def test_plain_equals_mmdets_predict(model, items):
-    reference = [
-        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
-    ]
+    reference = mmdet_predicts(model, items)
     for ours, theirs in zip(run(model, items, ["plain"]), reference, strict=True):
         assert_is(ours, theirs, "plain")
 
@@ -131,19 +126,15 @@ def test_a_step_variant_is_what_a_head_using_that_step_predicts(items, step):
     model = tiny(3)
     ours = run(model, items, ["plain", f"step{step}"])
     model.roi_head.test_cls_step = step - 1
-    reference = [
-        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
-    ]
+    reference = mmdet_predicts(model, items)
     for mine, theirs in zip(ours, reference, strict=True):
         assert_is(mine, theirs, f"step{step}")
 
 
 @pytest.mark.parametrize("column", ["cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"])
-def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(items, column):
-    model, columns = (
-        tiny(3),
-        ["plain", "step1", "cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"],
-    )
+def test_a_calibrated_variant_equals_mmdets_predict_with_calibrated_scores(items, column):
+    model = tiny(3)
+    columns = ["plain", "step1", "cm-val", "ms-val", "cm-train", "norcal-0.3", "norcal-1"]
     rng = np.random.default_rng(1)
     matrices = {
         source: torch.from_numpy(rng.dirichlet(np.full(CLASSES, 0.3), CLASSES))
@@ -160,9 +151,7 @@ def test_a_calibrated_variant_is_what_mmdet_predicts_from_calibrated_scores(item
         "norcal-1": NorCal(torch.tensor(counts), 1.0),
     }[column]
     loss.get_activation = lambda logits: calibrate(logits.softmax(dim=-1))
-    reference = [
-        sample.pred_instances for batch in mmdet_predicts(model, items) for sample in batch
-    ]
+    reference = mmdet_predicts(model, items)
     for mine, theirs in zip(ours, reference, strict=True):
         assert_is(mine, theirs, column)
         assert not torch.equal(mine[0].scores[column], mine[0].scores["plain"])
@@ -172,14 +161,12 @@ def test_masks_of_the_union_equal_those_of_each_variant_alone(items):
     model, variants = tiny(3), ["plain", "step1", "step2"]
     union = run(model, items, variants)
     for variant in variants:
-        for (kept, boxes, rles), (alone, own_boxes, own_rles) in zip(
-            union, run(model, items, [variant]), strict=True
-        ):
-            mine = (~kept.scores[variant].isnan()).nonzero().squeeze(1)
-            assert len(mine) < len(kept.labels)  # the variants differ, so the union is larger
-            assert torch.equal(kept.labels[mine], alone.labels) and torch.equal(
-                boxes[mine], own_boxes
-            )
+        pairs = zip(union, run(model, items, [variant]), strict=True)
+        for (selection, boxes, rles), (alone, own_boxes, own_rles) in pairs:
+            mine = (~selection.scores[variant].isnan()).nonzero().squeeze(1)
+            assert len(mine) < len(selection.labels)  # the variants differ
+            assert torch.equal(selection.labels[mine], alone.labels)
+            assert torch.equal(boxes[mine], own_boxes)
             assert [rles[i] for i in mine.tolist()] == own_rles
 
 
@@ -187,13 +174,14 @@ def test_nothing_detected_gives_empty_columns(model, items):
     cfg = model.roi_head.test_cfg
     threshold, cfg.score_thr = cfg.score_thr, 1.1
     try:
-        for kept, boxes, rles in run(model, items, ["plain"]):
-            assert len(kept.labels) == len(boxes) == len(rles) == len(kept.scores["plain"]) == 0
+        for selection, boxes, rles in run(model, items, ["plain"]):
+            assert len(selection.labels) == len(selection.scores["plain"]) == 0
+            assert len(boxes) == len(rles) == 0
     finally:
         cfg.score_thr = threshold
 
 
-def test_the_confusion_matrix_by_brute_force(tmp_path):
+def test_the_confusion_matrix_equals_that_of_loops(tmp_path):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     head, total = tiny(1).roi_head.bbox_head, [ConfusionSums(CLASSES), ConfusionSums(CLASSES)]
@@ -202,10 +190,8 @@ def test_the_confusion_matrix_by_brute_force(tmp_path):
         corner, side = rng.uniform(0, 50, (3, 2)), rng.uniform(10, 40, (3, 2))
         truth = np.concatenate([corner, corner + side], 1)
         proposals = truth[rng.integers(3, size=40)] + rng.normal(0, 4, (40, 4))
-        labels, logits = (
-            rng.integers(0, CLASSES - 1, 3),
-            torch.randn(40, CLASSES + 1),
-        )  # the last class is never seen
+        labels = rng.integers(0, CLASSES - 1, 3)  # the last class is never seen
+        logits = torch.randn(40, CLASSES + 1)
         for k, box in enumerate(proposals):
             ious = [iou(box, other) for other in truth]
             if max(ious) >= 0.5:

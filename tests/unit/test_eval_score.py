@@ -1,4 +1,4 @@
-"""The scorer is LVIS's: it equals lvis-api, on real annotations and on a made-up federated set; PwB by brute force."""
+"""The scorer equals lvis-api, on real annotations and on a made-up federated data set."""
 
 import json
 import subprocess
@@ -29,7 +29,10 @@ def assert_equal(path, detections, iou_type):
 
 @pytest.fixture(scope="module")
 def federated(tmp_path_factory):
-    """12 images, 9 classes, polygons; every rule of a federated set is in use, and class 9 (rare) has no ground truth."""
+    """12 images, 9 classes, polygons, and every rule of a federated data set.
+
+    Class 9 (rare) has no ground truth.
+    """
     rng = np.random.default_rng(3)
     truth = {
         "images": [],
@@ -81,12 +84,8 @@ def test_equals_lvis_api_on_a_federated_set(federated, iou_type):
 def test_equals_lvis_api_beyond_300_detections_an_image(federated):
     path, truth = federated
     detections = oracle.perturbed(truth, seed=2, per_object=60)
-    assert (
-        max(
-            np.unique(np.concatenate([rows.image_id for rows in detections]), return_counts=True)[1]
-        )
-        > 300
-    )
+    image_ids = np.concatenate([rows.image_id for rows in detections])
+    assert np.unique(image_ids, return_counts=True)[1].max() > 300
     assert_equal(path, detections, "bbox")
 
 
@@ -143,11 +142,17 @@ def test_detections_must_cover_exactly_the_images(federated):
         evaluate(path, [*detections, detections[0]], iou_type="bbox")
 
 
-COCO = '{"images": [{"id": 1, "width": 9, "height": 9, "file_name": "1.jpg"}], "annotations": [], "categories": []}'
+COCO = json.dumps(
+    {
+        "images": [{"id": 1, "width": 9, "height": 9, "file_name": "1.jpg"}],
+        "annotations": [],
+        "categories": [],
+    }
+)
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (None, "No such file"),
         ('{"images": [', "not valid JSON"),
@@ -155,11 +160,11 @@ COCO = '{"images": [{"id": 1, "width": 9, "height": 9, "file_name": "1.jpg"}], "
         (COCO, "neg_category_ids"),
     ],
 )
-def test_bad_ground_truth_is_named(tmp_path, content, said):
+def test_bad_ground_truth_is_named(tmp_path, content, message):
     path = tmp_path / "val.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         GroundTruth(path)
 
 

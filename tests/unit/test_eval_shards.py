@@ -1,6 +1,7 @@
-"""Shards: what is written is read; an interrupted pass keeps what is whole and of the same making."""
+"""Shards: round trips, and which shards an interrupted pass keeps."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pcb.errors import UserError
@@ -9,10 +10,10 @@ from pcb.evaluation.shards import Shards, ShardWriter, plan_shards
 VARIANTS = ["plain", "step1"]
 
 
-def columns(part, seed=0):
-    """Two rows an image except the last, which has none; the second row is kept by `step1` alone."""
+def columns(image_ids, seed=0):
+    """Two rows an image, but none of the last; only `step1` keeps the second row."""
     rng = np.random.default_rng(seed)
-    images = np.repeat(part[:-1], 2)
+    images = np.repeat(image_ids[:-1], 2)
     n = len(images)
     return {
         "image_id": images,
@@ -26,59 +27,56 @@ def columns(part, seed=0):
     }
 
 
-def write_all(folder, parts, fingerprint="abc"):
+def write_all(folder, planned, fingerprint="abc"):
+    """Write the shards that are missing. Returns their image ids, and the manifest of all."""
     writer = ShardWriter(folder, fingerprint, VARIANTS)
-    written = [part for part in parts if not writer.has(part)]
-    for part in written:
-        writer.write(part, columns(part))
-    return written, writer.finish(parts)
+    written = [ids for ids in planned if not writer.has(ids)]
+    for ids in written:
+        writer.write(ids, columns(ids))
+    return written, writer.finish(planned)
 
 
 def test_the_plan_covers_every_image_once_in_order():
-    parts = plan_shards(range(10, 21), per_shard=4)
-    assert [len(p) for p in parts] == [4, 4, 3] and [i for part in parts for i in part] == list(
-        range(10, 21)
-    )
+    planned = plan_shards(range(10, 21), per_shard=4)
+    assert [len(ids) for ids in planned] == [4, 4, 3]
+    assert [i for ids in planned for i in ids] == list(range(10, 21))
 
 
 def test_round_trip(tmp_path):
-    parts = plan_shards(range(1, 10), per_shard=4)
-    _, manifest = write_all(tmp_path, parts)
+    planned = plan_shards(range(1, 10), per_shard=4)
+    _, manifest = write_all(tmp_path, planned)
     shards = Shards(tmp_path, manifest)
     assert shards.columns == VARIANTS
-    for part, plain, step1 in zip(
-        parts, shards.read("plain"), shards.read("step1", masks=True), strict=True
-    ):
-        truth = columns(part)
-        assert (
-            plain.images == part and plain.rle is None
-        )  # the image without detections is still covered
+    read = zip(planned, shards.read("plain"), shards.read("step1", masks=True), strict=True)
+    for ids, plain, step1 in read:
+        truth = columns(ids)
+        assert plain.images == ids  # the image without detections is covered too
+        assert plain.rle is None
         assert (plain.image_id == truth["image_id"][::2]).all()
         np.testing.assert_array_equal(plain.score, truth["score:plain"][::2].astype(np.float32))
         assert step1.rle.to_pylist() == truth["rle"] and len(step1) == len(truth["rle"])
-        np.testing.assert_array_equal(
-            step1.box, np.stack([truth[k] for k in "xywh"], 1).astype(np.float32)
-        )
+        boxes = np.stack([truth[k] for k in "xywh"], 1).astype(np.float32)
+        np.testing.assert_array_equal(step1.box, boxes)
         assert (step1.size == [60, 80]).all()
-    assert sum(entry["rows"] for entry in manifest) == sum(2 * (len(p) - 1) for p in parts)
+    assert sum(entry["rows"] for entry in manifest) == sum(2 * (len(ids) - 1) for ids in planned)
 
 
-def test_an_interrupted_pass_continues_with_the_missing_shards(tmp_path):
-    parts = plan_shards(range(1, 10), per_shard=4)
-    _, manifest = write_all(tmp_path, parts)
+def test_an_interrupted_pass_resumes_with_the_missing_shards(tmp_path):
+    planned = plan_shards(range(1, 10), per_shard=4)
+    _, manifest = write_all(tmp_path, planned)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     files = [tmp_path / entry["file"] for entry in manifest]
     files[0].write_bytes(files[0].read_bytes()[:100])  # a truncated file is not a shard
     files[1].unlink()
-    written, again = write_all(tmp_path, parts)
-    assert written == parts[:2] and again == manifest
+    written, again = write_all(tmp_path, planned)
+    assert written == planned[:2] and again == manifest
     assert files[2].stat().st_mtime_ns == before[files[2]]
 
 
-def test_shards_of_another_making_are_not_kept(tmp_path):
-    parts = plan_shards(range(1, 10), per_shard=4)
-    write_all(tmp_path, parts)
-    assert write_all(tmp_path, parts, fingerprint="other")[0] == parts
+def test_shards_of_another_fingerprint_cut_or_variants_are_not_kept(tmp_path):
+    planned = plan_shards(range(1, 10), per_shard=4)
+    write_all(tmp_path, planned)
+    assert write_all(tmp_path, planned, fingerprint="other")[0] == planned
     finer = plan_shards(range(1, 10), per_shard=3)
     assert write_all(tmp_path, finer, fingerprint="other")[0] == finer
     assert len(list(tmp_path.iterdir())) == len(finer)  # nothing of the older cut is left
@@ -86,10 +84,9 @@ def test_shards_of_another_making_are_not_kept(tmp_path):
 
 
 def test_a_failed_write_leaves_no_file(tmp_path):
-    part = [1, 2, 3]
-    broken = columns(part) | {"rle": ["not bytes", 3, None, None]}
-    with pytest.raises(Exception):
-        ShardWriter(tmp_path, "abc", VARIANTS).write(part, broken)
+    broken = columns([1, 2, 3]) | {"rle": ["not bytes", 3, None, None]}
+    with pytest.raises(pa.ArrowTypeError):
+        ShardWriter(tmp_path, "abc", VARIANTS).write([1, 2, 3], broken)
     assert list(tmp_path.iterdir()) == []
 
 
