@@ -320,7 +320,7 @@ def test_set(study: Study, run: str, split: str):
             "ann_file": annotations,
             "data_prefix": {"img": images},
             "test_mode": True,
-            "pipeline": build.base(study, experiment.backbone).test_pipeline,
+            "pipeline": build.base_config(study, experiment.backbone).test_pipeline,
             "index_cache": str(study.paths.indices),
         }
     )

@@ -34,8 +34,8 @@ from pcb.planning.timings import Values, method, setting
 from pcb.study import Study
 from pcb.synthetic.generate import generate
 from pcb.training import build, weights
-from pcb.training.checkpoint import packed
-from pcb.training.hooks import say
+from pcb.training.checkpoint import serialise
+from pcb.training.hooks import print_once
 from pcb.training.loop import ResumableLoop
 from pcb.training.model import model_overrides
 from pcb.training.pretrain import pretrain
@@ -67,7 +67,7 @@ def measure(study: Study, iterations: int = 10) -> Path:
             why, "measure on another machine, or give `pcb plan` the speeds with its two options"
         )
     if why:
-        say(f"only sizes are measured, no times: {why}")
+        print_once(f"only sizes are measured, no times: {why}")
     timings: Values = {}
     with tempfile.TemporaryDirectory() as folder:
         ready = study if why or not missing_files(study) else with_data(study, Path(folder))
@@ -77,7 +77,7 @@ def measure(study: Study, iterations: int = 10) -> Path:
             for quantity, value in found.items():
                 methods = timings.setdefault(quantity, {}).setdefault(key, {})
                 methods[method(study.experiments[run])] = value
-            say(f"{run}: {summary(found)}")
+            print_once(f"{run}: {summary(found)}")
     hardware = provenance.hardware("cpu" if why else study.scale["hardware"]["device"])
     machine = ", ".join(sorted(set(hardware.get("gpus", [])))) or hardware["cpu"]
     if is_main_process():
@@ -222,8 +222,8 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
         state, loop = runner.state(), cast(TimedLoop, runner.loop)
         found = {
             "iteration": loop.seconds,
-            "checkpoint": packed(state).getbuffer().nbytes,
-            "final": packed(finished(state)).getbuffer().nbytes,
+            "checkpoint": serialise(state).getbuffer().nbytes,
+            "final": serialise(finished(state)).getbuffer().nbytes,
         }
         if is_main_process():
             found |= detections(study, run, runner.bare_model, Path(folder))
@@ -240,7 +240,7 @@ def start(runner: Runner, study: Study, run: str) -> None:
     if path.exists():
         weights.initialise(runner.bare_model, study, study.experiments[run].backbone)
     else:
-        say(f"{run}: timed from random weights, because {path} does not exist yet")
+        print_once(f"{run}: timed from random weights, because {path} does not exist yet")
 
 
 def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> dict[str, float]:
@@ -264,7 +264,7 @@ def sizes(study: Study, run: str) -> dict[str, float]:
     experiment, scale = study.experiments[run], study.scale
     version = scale["datasets"][experiment.dataset]["version"]
     classes = RELEASES[version].classes
-    cfg = build.base(study, experiment.backbone)
+    cfg = build.base_config(study, experiment.backbone)
     overrides = model_overrides(
         experiment,
         num_classes=classes,

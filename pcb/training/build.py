@@ -1,22 +1,23 @@
-"""Experiment -> mmengine Config: the only place where a line of configs/paper.yaml becomes a model, data and a schedule.
+"""From an experiment to an mmengine config: model, data, schedule, runtime.
 
-`config` is the whole training, `detector` a trained model. Whatever neither the experiment nor the scale says comes
-from the scale's base detector under configs/mmdet/.
+`config` is a whole training, `detector` a trained model. What neither the experiment nor the scale
+sets comes from the scale's detector config under configs/mmdet/.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pcb.training.import_stubs import lean
 
-with redirect_stdout(io.StringIO()), lean():  # mmdet tells of every optional package that it lacks
+# mmdet prints a line for every optional package that is not installed.
+with redirect_stdout(io.StringIO()), lean():
     from mmdet.registry import MODELS
 
     # Imported for what they register with mmdet:
@@ -29,6 +30,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import init_default_scope
 
+from pcb.cluster.torchrun import is_rank
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import ROOT
@@ -36,8 +38,8 @@ from pcb.study import Study
 from pcb.training import checkpoint as checkpoints
 from pcb.training.model import model_overrides
 
-MEMORY = "roi_head.memory."  # in the names of LOCE's remembered features
-ONLY_FLIPPED = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
+FEATURE_MEMORY = "roi_head.memory."  # prefix of LOCE's memory of features in a state dict
+FLIP_ONLY = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
 
 
 def config(
@@ -48,74 +50,75 @@ def config(
     until_epoch: int | None = None,
     stage: int = -1,
 ) -> Config:
-    """The training of `run` as mmengine runs it, its outputs in `work_dir`; `until_epoch` stops it early, on the same schedule.
+    """Return the config of a training.
 
-    `stage`: which of `registry.stages(loss)`, where the method has two.
+    Args:
+        study: The study.
+        run: The experiment's id.
+        seed: Seed of the training.
+        work_dir: Folder of its outputs.
+        until_epoch: Stop after this 1-based epoch of the same schedule.
+        stage: Index into `study.registry.stages(loss)`.
     """
     experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
-    part = study.registry.stages(experiment.loss)[stage]
-    epochs, milestones = (
-        part.epochs or schedule["epochs"],
-        part.milestones or schedule["milestones"],
-    )
+    trained = study.registry.stages(experiment.loss)[stage]
+    epochs = trained.epochs or schedule["epochs"]
+    milestones = trained.milestones or schedule["milestones"]
     files = dataset_files(study, experiment.dataset, "train")
     classes = len(index(*files, study.paths.indices).categories)
-    cfg = base(study, experiment.backbone)
-    lay_model(cfg, study, run, stage)
-    lay_data(
-        cfg,
-        study,
-        files,
-        seed,
-        train["batch_size"],
-        train["rfs_threshold"] if experiment.sampler == "rfs" else None,
-    )
-    lay_optimizer(
-        cfg, study, {**cfg.pop("optimizer"), "lr": part.lr * train["lr"]}, train["clip_grad"]
-    )
-    # Without an end mmengine would take that of this stretch of training for it, and a trunk would never see its drop.
+    cfg = base_config(study, experiment.backbone)
+    set_model(cfg, study, run, stage)
+    rfs_threshold = train["rfs_threshold"] if experiment.sampler == "rfs" else None
+    set_data(cfg, study, files, seed, train["batch_size"], rfs_threshold)
+    optimizer = {**cfg.pop("optimizer"), "lr": trained.lr * train["lr"]}
+    set_optimizer(cfg, study, optimizer, train["clip_grad"])
+    # By default mmengine would end the schedule at `until_epoch`, and a trunk would miss its drop.
     drops = dict(
         type="MultiStepLR", milestones=list(milestones), gamma=train["lr_drop"], end=epochs
     )
     warmup = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=train["warmup_iters"])
     cfg.param_scheduler = [warmup, drops] if train["warmup_iters"] else [drops]
     cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or epochs, seed=seed)
-    lay_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
-    if part.trained:
-        cfg.custom_hooks.append(dict(type="TrainOnlyHook", parts=list(part.trained)))
-    cfg.custom_hooks += [dict(type=hook) for hook in part.hooks]
+    set_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
+    if trained.trained:
+        cfg.custom_hooks.append(dict(type="TrainOnlyHook", prefixes=list(trained.trained)))
+    cfg.custom_hooks += [dict(type=hook) for hook in trained.hooks]
     return cfg
 
 
 def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
-    """The pretraining of the scale's base detector: all its layers, from random weights, on the pretraining classes."""
+    """Return the config that pretrains all layers of a detector on the pretraining classes."""
     plan, folder = study.scale["pretrain"], study.paths.data("pretrain")
     files = str(folder / "train.json"), str(folder / "images")
     classes = len(index(*files, study.paths.indices).categories)
-    cfg = base(study, backbone)
+    cfg = base_config(study, backbone)
     cfg.model.type = "MaskRCNN"
     cfg.model.backbone.update(frozen_stages=-1, norm_eval=False)
     for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
         head.num_classes = classes
-    lay_data(cfg, study, files, 0, plan["batch_size"], None)
-    lay_optimizer(
-        cfg, study, dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"]), None
-    )
-    cfg.param_scheduler = [
-        dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0)
-    ]
+    set_data(cfg, study, files, 0, plan["batch_size"], None)
+    optimizer = dict(type="AdamW", lr=plan["lr"], weight_decay=plan["weight_decay"])
+    set_optimizer(cfg, study, optimizer, None)
+    cosine = dict(type="CosineAnnealingLR", by_epoch=False, T_max=plan["iterations"], eta_min=0)
+    cfg.param_scheduler = [cosine]
     cfg.train_cfg = dict(type="ResumableLoop", max_iters=plan["iterations"], seed=0)
-    lay_runtime(cfg, study, 0, work_dir, {"run": f"pretraining of {backbone}", "classes": classes})
+    set_runtime(cfg, study, 0, work_dir, {"run": f"pretraining of {backbone}", "classes": classes})
     return cfg
 
 
-def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> torch.nn.Module:
-    """The detector of `run` in eval mode on the scale's device, with the weights of `checkpoint` (None: untrained).
+def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> nn.Module:
+    """Return a run's detector in eval mode on the scale's device.
 
-    Raises `UserError` where the checkpoint is damaged, holds code, or is of another class count or model.
+    Args:
+        study: The study.
+        run: The experiment's id.
+        checkpoint: A checkpoint of a training of this run; None for untrained weights.
+
+    Raises:
+        UserError: The checkpoint is damaged, holds code, or is of another class count or model.
     """
-    cfg = base(study, study.experiments[run].backbone)
-    lay_model(cfg, study, run)
+    cfg = base_config(study, study.experiments[run].backbone)
+    set_model(cfg, study, run)
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
         load_weights(model, checkpoints.load(checkpoint), checkpoint)
@@ -126,8 +129,8 @@ def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> to
     return model
 
 
-def check_heads(model: torch.nn.Module, classes: int) -> None:
-    """Assert that every predictor is as wide as the data set has classes, rather than let a label index past it on a GPU."""
+def check_heads(model: nn.Module, classes: int) -> None:
+    """Assert that every predictor has `classes` outputs; a GPU would not check the labels."""
     box, mask = model.roi_head.bbox_head, model.roi_head.mask_head
     widths = {
         "box deltas": box.fc_reg.out_features // 4,
@@ -138,62 +141,73 @@ def check_heads(model: torch.nn.Module, classes: int) -> None:
     assert not wrong, f"{classes} classes in the data set, but the heads are built for {wrong}"
 
 
-def load_weights(model: torch.nn.Module, state: dict, source: str | Path) -> None:
-    """Load the weights of a checkpoint of the same model. Raises `UserError` for another class count or another model.
+def load_weights(model: nn.Module, state: dict, source: str | Path) -> None:
+    """Load the weights of a checkpoint of the same model.
 
-    A branch may lack statistics of the loss that its trunk keeps, and a finished training LOCE's memory; else they must agree.
+    Names must agree, with two exceptions: a trunk may keep statistics of the loss that a branch
+    does not, and a finished training has dropped LOCE's feature memory.
+
+    Args:
+        model: The detector.
+        state: Content of the checkpoint.
+        source: Its path, for messages.
+
+    Raises:
+        UserError: The checkpoint is of another class count or another model.
     """
     ours = model.roi_head.bbox_head.num_classes
     theirs = state.get("meta", {}).get("classes")
     if theirs != ours:
         raise UserError(
-            f"{source} is a checkpoint of another class count: {theirs} classes, this data set has {ours}",
-            "delete it, or mend the annotation files that the scale's `datasets` names",
+            f"{source} is a checkpoint of another class count: "
+            f"{theirs} classes, this data set has {ours}",
+            "delete it, or fix the annotation files in the scale's `datasets`",
         )
     weights = state["state_dict"]
-    missing = {key for key in set(model.state_dict()) - set(weights) if MEMORY not in key}
-    extra = {key for key in set(weights) - set(model.state_dict()) if ".loss_cls." not in key}
+    expected = set(model.state_dict())
+    missing = {key for key in expected - set(weights) if FEATURE_MEMORY not in key}
+    extra = {key for key in set(weights) - expected if ".loss_cls." not in key}
     if missing or extra:
         names = ", ".join(sorted(missing | extra)[:4])
         raise UserError(
             f"{source} is a checkpoint of another model: it differs in {names}",
-            "delete it; the training makes it anew",
+            "delete it; the training writes a new one",
         )
     model.load_state_dict(weights, strict=False)
 
 
-# What the parts of a config are made of ------------------------------------------------------------------------------
+# Sections of a config --------------------------------------------------------------------------
 
 
-def base(study: Study, backbone: str) -> Config:
-    """The scale's base detector, with mmdet's registries in scope."""
+def base_config(study: Study, backbone: str) -> Config:
+    """Return the scale's detector config for a backbone, with mmdet's registries in scope."""
     init_default_scope("mmdet")
     path = Path(study.scale["backbones"][backbone]["config"])
     path = path if path.is_absolute() else ROOT / path
     if not path.exists():
         raise UserError(
             f"{path}: no such detector config",
-            f"mend backbones.{backbone}.config in the scale's YAML",
+            f"fix backbones.{backbone}.config in the scale's YAML",
         )
     return Config.fromfile(str(path))
 
 
 @lru_cache(maxsize=4)
 def index(annotations: str, images: str, cache: Path | None = None) -> LVISIndex:
+    """Return the index of an annotation file; a process reads each file once."""
     return LVISIndex(annotations, images, cache)
 
 
 def dataset_files(study: Study, dataset: str, split: str) -> tuple[str, str]:
-    """(annotation file, image folder) of a data set at this scale."""
+    """Return annotation file and image folder of a split of a data set."""
     entry = study.scale["datasets"][dataset]
     return str(entry[split]), str(entry["images"])
 
 
-def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
-    """The experiment's loss and RoI head, class counts from the annotation file, test thresholds from the scale."""
+def set_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
+    """Set loss, RoI head, class count and test thresholds of an experiment."""
     experiment, scale = study.experiments[run], study.scale
     data = index(*dataset_files(study, experiment.dataset, "train"), study.paths.indices)
-    own = experiment.pcb and study.scaled_gamma(experiment.pcb.gamma)
     overrides = model_overrides(
         experiment,
         num_classes=len(data.categories),
@@ -201,7 +215,7 @@ def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
         registry=study.registry,
         start_epoch=study.schedule["pcb_start_epoch"],
         momenta=study.momenta(run) or [study.scaled_gamma(0.99)],
-        active=own,
+        active=study.scaled_gamma(experiment.pcb.gamma) if experiment.pcb else None,
         absent=data.absent_classes,
         instance_counts=data.instance_count,
         soft_labels=study.keeps_soft_labels(run),
@@ -216,16 +230,16 @@ def lay_model(cfg: Config, study: Study, run: str, stage: int = -1) -> None:
 
 
 def feature_cache(cfg: Config, study: Study, dataset: str) -> dict | None:
-    """Arguments of a detector's feature cache; None if augmentation is more than a flip."""
-    if not {step["type"] for step in cfg.train_pipeline} <= ONLY_FLIPPED:
+    """Return the arguments of a feature cache; None if augmentation is more than a flip."""
+    if not {step["type"] for step in cfg.train_pipeline} <= FLIP_ONLY:
         return None
     manifest = study.paths.data_manifest(dataset)
-    if not manifest.exists():  # digests of all images are recorded for generated data only
+    if not manifest.exists():  # only generated data sets record digests of all images
         return {}
     return dict(folder=str(study.paths.features), images=checkpoints.sha256(manifest))
 
 
-def lay_data(
+def set_data(
     cfg: Config,
     study: Study,
     files: tuple[str, str],
@@ -233,6 +247,16 @@ def lay_data(
     batch_size: int,
     rfs_threshold: float | None,
 ) -> None:
+    """Set data set, sampler and data loader of a training.
+
+    Args:
+        cfg: The config.
+        study: The study.
+        files: Annotation file and image folder.
+        seed: Seed of the augmentation.
+        batch_size: Images of a batch over all ranks.
+        rfs_threshold: Oversampling threshold of repeat factor sampling; None for random sampling.
+    """
     annotations, images = files
     pipeline, workers = cfg.train_pipeline, study.scale["hardware"]["workers"]
     sizes_vary = any(step["type"] == "RandomChoiceResize" for step in pipeline)
@@ -262,13 +286,17 @@ def lay_data(
         ),
         dataset=dict(type="SeededDataset", seed=seed, dataset=data),
     )
-    if workers:
-        cfg.train_dataloader.prefetch_factor = 4  # micro-batches that each worker has ready: some images take ten times as long as others
-    cfg.model.data_preprocessor.non_blocking = cuda  # pinned images travel while the GPU computes
+    if workers:  # some images take ten times as long as others, so each worker loads 4 ahead
+        cfg.train_dataloader.prefetch_factor = 4
+    cfg.model.data_preprocessor.non_blocking = cuda  # copy pinned images while the GPU computes
 
 
-def lay_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None) -> None:
-    """`train.amp` of the scale: none, fp16 (with a dynamic loss scale) or bf16. `clip`: largest norm of the gradient."""
+def set_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None) -> None:
+    """Set the optimiser and its wrapper.
+
+    `train.amp` of the scale is none, fp16 (with a dynamic loss scale) or bf16. Gradients are
+    clipped to the norm `clip`.
+    """
     amp = study.scale["train"]["amp"]
     cfg.optim_wrapper = dict(
         type="OptimWrapper",
@@ -277,9 +305,8 @@ def lay_optimizer(cfg: Config, study: Study, optimizer: dict, clip: float | None
         accumulative_counts=micro_batches(study),
     )
     if amp != "none":
-        cfg.optim_wrapper.update(
-            type="AmpOptimWrapper", dtype={"fp16": "float16", "bf16": "bfloat16"}[amp]
-        )
+        dtype = {"fp16": "float16", "bf16": "bfloat16"}[amp]
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype)
 
 
 def micro_batches(study: Study) -> int:
@@ -287,8 +314,16 @@ def micro_batches(study: Study) -> int:
     return study.scale["hardware"].get("accumulate", 1)
 
 
-def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta: dict) -> None:
-    """Hooks, seeds and processes. None of mmengine's own checkpoint, log and seed hooks: ours replace them."""
+def set_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta: dict) -> None:
+    """Set hooks, seed and process group; our hooks replace mmengine's default ones.
+
+    Args:
+        cfg: The config.
+        study: The study.
+        seed: Seed of the initial weights.
+        work_dir: Folder of the outputs.
+        meta: What every checkpoint records: run, number of classes.
+    """
     cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"
@@ -297,27 +332,28 @@ def lay_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
     )
     cfg.device, cfg.channels_last = device(study).type, channels_last(study)
     cuda = cfg.device == "cuda"
-    finite = dict(type="FiniteLossHook", interval=20 if cuda else 1)
     cfg.custom_hooks = [
         *cfg.get("custom_hooks", []),
         dict(type="PCBEpochHook"),
-        finite,
+        dict(type="FiniteLossHook", interval=20 if cuda else 1),
         dict(type="ProgressHook"),
         dict(type="SaveHook"),
     ]
-    cfg.launcher = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
+    cfg.launcher = "pytorch" if is_rank() else "none"
     cfg.env_cfg = dict(dist_cfg=dict(backend="nccl" if cuda else "gloo"))
 
 
 def channels_last(study: Study) -> bool:
+    """Whether convolutions run with channels innermost in memory."""
     return study.scale["hardware"].get("channels_last", False)
 
 
 def device(study: Study) -> torch.device:
-    """Where the scale wants to compute. Raises `UserError` where that is a GPU and there is none."""
+    """Return the scale's device. Raises `UserError` if it is a GPU and torch finds none."""
     if study.scale["hardware"]["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"scale {study.scale['name']!r} needs a GPU and torch finds none",
-            "install a CUDA build of torch and look at nvidia-smi, or set hardware.device: cpu and train.amp: none in its YAML",
+            "install a CUDA build of torch and check nvidia-smi, "
+            "or set hardware.device: cpu and train.amp: none in the scale's YAML",
         )
     return torch.device(study.scale["hardware"]["device"])

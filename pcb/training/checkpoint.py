@@ -1,7 +1,8 @@
-"""Checkpoints that a crash cannot spoil: the name carries the sha256 of the content.
+"""Checkpoints that a crash cannot corrupt: a file's name carries the digest of its content.
 
-`iter00000400.<sha256>.pth` is written beside its place, synced, then moved there; `Checkpoints.newest` is the last one
-whose content is what its name says. Everything is read with `weights_only=True`: a file that holds code is refused.
+`iter00000400.<sha256>.pth` is written to a temporary file, synced and then renamed.
+`Checkpoints.newest` returns the last one whose content matches its name. Files are read with
+`weights_only=True`, so that one with code in it is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,12 +24,13 @@ NAME = re.compile(r"(\w+)\.([0-9a-f]{16})\.pth")
 
 
 def sha256(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(path: str | Path, content: bytes | memoryview) -> None:
-    """Write a whole file or none, on the disk before its name is."""
+    """Write a whole file or none; its content is on the disk before its name."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
         file.flush()
@@ -35,31 +38,38 @@ def write(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def save(path: str | Path, state: dict) -> None:
-    """Write `state` (tensors and plain values), whole or not at all."""
-    write(path, packed(state).getbuffer())
+    """Write `state` (tensors and plain values) as a whole or not at all."""
+    write(path, serialise(state).getbuffer())
 
 
-def packed(state: dict) -> io.BytesIO:
+def serialise(state: dict) -> io.BytesIO:
+    """Return `state` in torch's file format."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer
 
 
-def store(folder: str | Path, stem: str, state: dict) -> Path:
-    """Write `state` (tensors and plain values) as `<stem>.<sha256>.pth`; the name has the digest's first 16 digits."""
-    buffer = packed(state)
-    path = Path(folder) / f"{stem}.{hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]}.pth"
+def save_hashed(folder: str | Path, stem: str, state: dict) -> Path:
+    """Write `state` as `<stem>.<first 16 digits of its sha256>.pth` and return that path."""
+    buffer = serialise(state)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    path = Path(folder) / f"{stem}.{digest[:16]}.pth"
     write(path, buffer.getbuffer())
     return path
 
 
-def good(path: Path) -> bool:
-    """Whether the content of a file that `store` wrote is what its name says."""
-    return sha256(path).startswith(NAME.fullmatch(path.name)[2])
+def is_intact(path: Path) -> bool:
+    """Whether the content of a file of `save_hashed` matches its name."""
+    name = NAME.fullmatch(path.name)
+    return name is not None and sha256(path).startswith(name[2])
 
 
 def load(path: str | Path, map_location="cpu") -> dict:
-    """Read tensors and plain values. Raises `UserError` where the file is missing, damaged, or holds anything else."""
+    """Read tensors and plain values.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds anything else.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(
@@ -70,7 +80,8 @@ def load(path: str | Path, map_location="cpu") -> dict:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it holds more than tensors and plain values, so that reading it could run code",
+            f"{path} is refused: it holds more than tensors and plain values, "
+            "so that reading it could run code",
             "use a file that holds a plain state dict",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -84,66 +95,81 @@ def load(path: str | Path, map_location="cpu") -> dict:
 
 
 def load_recorded(path: str | Path, digest: str) -> dict:
-    """As `load`, of a file whose sha256 is on record."""
+    """Load a file whose sha256 is recorded. Raises `UserError` as `load`, or if it differs."""
     if Path(path).exists() and sha256(path) != digest:
         raise damaged(path)
     return load(path)
 
 
 def damaged(path: str | Path) -> UserError:
+    """Return the error for a file whose content is not what was written."""
     return UserError(
         f"{path} is damaged: its content is not what was written",
-        "delete it; the job that wrote it makes it anew",
+        "delete it; the job that wrote it writes a new one",
     )
 
 
 class Checkpoints:
-    """The checkpoints in one training's work folder: the last `keep` to go on from, and named ones that stay."""
+    """The checkpoints in a training's work folder.
+
+    The last few are kept for resuming, named ones until they are replaced.
+
+    Args:
+        folder: The work folder.
+        keep: How many to keep for resuming.
+    """
 
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 
     def files(self) -> list[Path]:
-        """What `save` wrote and still keeps, oldest first."""
+        """Return the checkpoints to resume from, oldest first."""
         return sorted(p for p in self.folder.glob("iter*.pth") if NAME.fullmatch(p.name))
 
     def save(self, state: dict, iteration: int) -> Path:
-        """Write the state after so many iterations, then drop all but the last `keep`."""
-        path = store(self.folder, f"iter{iteration:08d}", state)
+        """Save the state after `iteration` iterations; delete all but the last `keep`."""
+        path = save_hashed(self.folder, f"iter{iteration:08d}", state)
         for old in self.files()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
 
-    def newest(self, say=print) -> dict | None:
-        """The last good checkpoint, or None. A torn one is named through `say` and passed over; what a killed process was writing goes."""
+    def newest(self, log: Callable[[str], None] = print) -> dict | None:
+        """Load the last intact checkpoint; None if there is none.
+
+        Skips damaged ones with a line to `log`, and deletes temporary files of a killed process.
+        """
         for path in self.folder.glob(".*.pth"):
             path.unlink(missing_ok=True)
         for path in reversed(self.files()):
-            if good(path):
+            if is_intact(path):
                 return load(path)
-            say(
-                f"{path} is damaged (an interrupted write?): falling back to the checkpoint before it"
-            )
+            log(f"{path} is damaged (an interrupted write?): using the checkpoint before it")
         return None
 
-    def keep_as(self, stem: str, state: dict) -> Path:
-        """Store `state` as the one checkpoint of that name, and drop what `save` keeps: this stretch of training is over."""
-        path = store(self.folder, stem, state)
+    def save_named(self, stem: str, state: dict) -> Path:
+        """Save `state` as the only checkpoint of that name; delete those to resume from."""
+        path = save_hashed(self.folder, stem, state)
         for old in set(self.folder.glob(f"{stem}.*.pth")) - {path}:
             old.unlink(missing_ok=True)
         self.clear()
         return path
 
-    def kept(self, stem: str, say=print) -> tuple[Path, dict] | None:
-        """(path, content) of what `keep_as` stored under that name, or None where there is nothing good; a damaged one is named."""
+    def load_named(
+        self, stem: str, log: Callable[[str], None] = print
+    ) -> tuple[Path, dict] | None:
+        """Load what `save_named` saved; None, with a line to `log`, if it is damaged.
+
+        Returns:
+            Path and content, or None.
+        """
         for path in self.folder.glob(f"{stem}.*.pth"):
             if NAME.fullmatch(path.name):
-                if good(path):
+                if is_intact(path):
                     return path, load(path)
-                say(f"{path} is damaged: what led to it is done anew")
+                log(f"{path} is damaged: repeating the training that led to it")
         return None
 
     def clear(self) -> None:
-        """Drop what `save` keeps."""
+        """Delete the checkpoints to resume from."""
         for path in self.files():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What happens between two iterations: the loss is checked, a checkpoint written, an epoch's line printed."""
+"""Hooks between two iterations: check the loss, save a checkpoint, print an epoch's line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from mmdet.registry import HOOKS
@@ -15,149 +16,175 @@ from mmengine.hooks import Hook
 from pcb.errors import UserError
 from pcb.formatting import duration
 
+if TYPE_CHECKING:  # the runner imports this module
+    from pcb.training.runner import Runner
 
-def say(text: str) -> None:
-    """A line for the user, once however many processes train."""
+
+def print_once(text: str) -> None:
+    """Print a line on the main rank only."""
     if is_main_process():
         print(text, flush=True)
 
 
 class StopRequest:
-    """Within this context SIGTERM and Ctrl-C no longer end the process but set `asked`, their number; Ctrl-C insisted upon does."""
+    """Context in which SIGTERM and Ctrl-C only record a request to stop.
 
-    asked = 0
-    patience = 1.0  # seconds in which a second SIGINT is the same Ctrl-C: a terminal and torchrun both send it
+    A second Ctrl-C after `patience` seconds ends the process.
+
+    Attributes:
+        requested: Number of the signal that arrived first; 0 if none did.
+        patience: Seconds in which a second SIGINT belongs to the same Ctrl-C, which reaches a
+            process from the terminal and from torchrun.
+    """
+
+    requested = 0
+    patience = 1.0
 
     def __enter__(self) -> StopRequest:
-        main = threading.current_thread() is threading.main_thread()
-        self.previous = (
-            {number: signal.signal(number, self.set) for number in (signal.SIGTERM, signal.SIGINT)}
-            if main
-            else {}
-        )
+        """Install the handlers; only a process's main thread may."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+        self.previous = {number: signal.signal(number, self.request) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
+        """Restore the handlers."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def set(self, number: int, _=None) -> None:
-        if not self.asked:
-            self.asked, self.since = number, time.monotonic()
+    def request(self, number: int, _=None) -> None:
+        """Handle a signal."""
+        if not self.requested:
+            self.requested, self.since = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
             raise KeyboardInterrupt
 
     def agreed(self) -> int:
-        """The signal by which any process was asked, so that all stop after the same iteration; else 0."""
+        """Return the signal that reached any rank, or 0, so that all ranks stop together."""
         if get_world_size() == 1:
-            return self.asked
-        flag = torch.tensor(self.asked)
+            return self.requested
+        flag = torch.tensor(self.requested)
         all_reduce(flag, op="max")
         return int(flag)
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stops a training whose loss is no longer a number, before a checkpoint of it is written."""
+    """Stops a training whose loss is not finite, before a checkpoint of it is saved.
+
+    Args:
+        interval: Check every so many iterations; reading a loss on a GPU waits for the GPU.
+    """
 
     priority = "HIGH"
 
     def __init__(self, interval: int = 1):
-        self.interval = interval  # reading a loss off a GPU waits for the GPU
+        self.interval = interval
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Keep the losses, detached."""
         runner.losses = {key: value.detach() for key, value in outputs.items() if "loss" in key}
 
-    def between_iterations(self, runner) -> None:
+    def between_iterations(self, runner: Runner) -> None:
+        """Check the losses."""
         if runner.iter % self.interval == 0:
             require_finite(runner)
 
 
-def require_finite(runner) -> None:
-    """Raises `UserError` where the last iteration's loss is not finite."""
+def require_finite(runner: Runner) -> None:
+    """Raise `UserError` if a loss of the last iteration is not finite."""
     losses = {key: float(value) for key, value in runner.losses.items()}
     if not all(map(math.isfinite, losses.values())):
-        parts = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+        values = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
         raise UserError(
-            f"{runner.cfg.meta.run}: the loss is not finite at iteration {runner.iter} ({parts})",
-            "lower train.lr, set train.clip_grad or lengthen train.warmup_iters in the scale's YAML; "
-            "earlier checkpoints are untouched, the same command continues from the last one",
+            f"{runner.cfg.meta.run}: the loss is not finite at iteration {runner.iter} ({values})",
+            "lower train.lr, set train.clip_grad or increase train.warmup_iters in the scale's "
+            "YAML; earlier checkpoints are intact, the same command resumes from the last one",
         )
 
 
 @HOOKS.register_module()
 class TrainOnlyHook(Hook):
-    """Freezes every parameter whose name starts with none of `parts`: the second stages of BAGS and LOCE."""
+    """Freezes all parameters but those whose names start with one of `prefixes`.
 
-    def __init__(self, parts: list[str]):
-        self.parts = tuple(parts)
+    The second stages of BAGS and LOCE train only their heads.
+    """
 
-    def before_train(self, runner) -> None:
+    def __init__(self, prefixes: list[str]):
+        self.prefixes = tuple(prefixes)
+
+    def before_train(self, runner: Runner) -> None:
+        """Freeze the parameters."""
         for name, parameter in runner.bare_model.named_parameters():
-            if not name.startswith(self.parts):
+            if not name.startswith(self.prefixes):
                 parameter.requires_grad_(False)
 
 
 @HOOKS.register_module()
 class SaveHook(Hook):
-    """Writes a resumable checkpoint after every epoch, after `minutes` without one, and when the process is asked to end."""
+    """Saves a resumable checkpoint after every epoch, every `minutes`, and on a request to stop."""
 
     priority = "VERY_LOW"
 
     def __init__(self, minutes: float = 10.0):
         self.seconds = 60 * minutes
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock."""
         self.saved = time.monotonic()
 
-    def between_iterations(self, runner) -> None:
-        loop = runner.train_loop
+    def between_iterations(self, runner: Runner) -> None:
+        """Save if it is time to; end the process if it was asked to."""
+        loop = runner.loop
+        # With several ranks, agreeing costs a collective.
         stop = runner.stop.agreed() if get_world_size() == 1 or loop.iter % 10 == 0 else 0
-        if (
-            stop
-            or loop.at_epoch_end
-            or loop.iter == loop.max_iters
-            or time.monotonic() - self.saved > self.seconds
-        ):
+        at_end = loop.iter == loop.max_iters
+        overdue = time.monotonic() - self.saved > self.seconds
+        if stop or loop.at_epoch_end or at_end or overdue:
             require_finite(runner)
             if is_main_process():
                 runner.checkpoints.save(runner.state(), loop.iter)
             self.saved = time.monotonic()
-        if stop and loop.iter < loop.max_iters:
-            say(
-                f"{runner.cfg.meta.run}: asked to end, saved at iteration {loop.iter}; the same command continues from there"
+        if stop and not at_end:
+            print_once(
+                f"{runner.cfg.meta.run}: stopped on request, saved at iteration {loop.iter}; "
+                "the same command resumes from there"
             )
             raise SystemExit(128 + stop)
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """One line an epoch: `RUN  epoch 17/24  loss 1.234  lr 0.0060  0.05 s/it  ETA 12 s`; and the seconds of the training so far."""
+    """Prints a line an epoch and keeps the seconds of the training so far in `runner.notes`.
+
+    `RUN  epoch 17/24  loss 1.234  lr 0.0060  0.05 s/it  ETA 12 s`
+    """
 
     priority = "LOW"
 
-    def before_train(self, runner) -> None:
-        self.last = time.monotonic(), 0.0  # of CPU time all, so that a process's imports count
+    def before_train(self, runner: Runner) -> None:
+        """Start the clocks; CPU time counts from the start of the process, with its imports."""
+        self.last = time.monotonic(), 0.0
         self.reset()
 
     def reset(self) -> None:
+        """Begin a new epoch's averages."""
         self.loss, self.count, self.seconds = 0.0, 0, 0.0
 
-    def between_iterations(self, runner) -> None:
-        now, loop = (time.monotonic(), time.process_time()), runner.train_loop
+    def between_iterations(self, runner: Runner) -> None:
+        """Add up times and losses; print at the end of an epoch."""
+        now, loop = (time.monotonic(), time.process_time()), runner.loop
         for key, before, after in zip(("seconds", "cpu_seconds"), self.last, now, strict=True):
             runner.notes[key] = runner.notes.get(key, 0.0) + after - before
-        self.loss, self.count, self.seconds = (
-            self.loss + runner.losses["loss"],
-            self.count + 1,
-            self.seconds + now[0] - self.last[0],
-        )
+        self.loss = self.loss + runner.losses["loss"]  # a tensor: converting it would wait
+        self.count += 1
+        self.seconds += now[0] - self.last[0]
         self.last = now
         if loop.at_epoch_end or loop.iter == loop.max_iters:
-            pace, per_epoch = self.seconds / self.count, loop.epoch_length
-            say(
-                f"{runner.cfg.meta.run}  epoch {-(-loop.iter // per_epoch)}/{-(-loop.max_iters // per_epoch)}  "
-                f"loss {float(self.loss) / self.count:.3f}  lr {runner.optim_wrapper.get_lr()['lr'][0]:.4f}  {pace:.2g} s/it  "
-                f"ETA {duration(pace * (loop.max_iters - loop.iter))}"
+            epochs = "/".join(str(-(-n // loop.epoch_length)) for n in (loop.iter, loop.max_iters))
+            lr, pace = runner.optim_wrapper.get_lr()["lr"][0], self.seconds / self.count
+            print_once(
+                f"{runner.cfg.meta.run}  epoch {epochs}  loss {float(self.loss) / self.count:.3f}  "
+                f"lr {lr:.4f}  {pace:.2g} s/it  ETA {duration(pace * (loop.max_iters - loop.iter))}"
             )
             self.reset()

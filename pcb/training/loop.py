@@ -74,7 +74,7 @@ class ResumableLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train from the current iteration to the last."""
-        # The optimiser's wrapper counts micro-batches. No batch is ever cut short, so it starts at 0.
+        # The optimiser's wrapper counts micro-batches, from 0: no batch is ever cut short.
         self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
         while self._iter < self._max_iters:

@@ -1,8 +1,4 @@
-"""`pretrain`: the weights that a backbone's trainings start from.
-
-Where the scale says `pretrain`, the base detector learns, whole, on a class-balanced set of classes that no experiment
-sees: it stands in for ImageNet. Else the weights are a file's, checked, or none at all.
-"""
+"""`pcb pretrain`: provide the weights that a backbone's trainings start from."""
 
 from __future__ import annotations
 
@@ -19,13 +15,24 @@ from pcb.training.weights import from_file
 
 
 def pretrain(study: Study, backbone: str) -> Path:
-    """Write `paths.weights(backbone)` and return it. Resumable as `train` is. Raises `UserError` for a missing or damaged file."""
-    start, path = study.scale["backbones"][backbone], study.paths.weights(backbone)
-    source = start["weights"]
+    """Write a backbone's starting weights, from what `backbones.<name>.weights` in the scale names.
+
+    `pretrain` trains the whole detector on a class-balanced set of classes outside all experiments,
+    in place of ImageNet. It is resumed like `train`. `random` writes no weights, a path copies a
+    checked file.
+
+    Returns:
+        `paths.weights(backbone)`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    spec, path = study.scale["backbones"][backbone], study.paths.weights(backbone)
+    source = spec["weights"]
     if source == "random":
         save(path, {"meta": {"kind": "random"}, "state_dict": {}})
     elif source != "pretrain":
-        save(path, from_file(Path(source), backbone, start.get("sha256")))
+        save(path, from_file(Path(source), backbone, spec.get("sha256")))
     else:
         job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)

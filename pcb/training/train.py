@@ -1,7 +1,8 @@
-"""`train`: one experiment from its first step to its record, whatever interrupts it on the way.
+"""Train one experiment, from its first step to its record, across interruptions.
 
-A training goes on from the newest good checkpoint in its own work folder; without one it branches from its trunk;
-without a trunk it starts from the pretrained weights. The record, run.json, is written last.
+A training resumes from the newest intact checkpoint in its work folder. Without one it branches
+from its trunk, and without a trunk it starts from the backbone's starting weights. The record,
+run.json or trunk.json, is written last.
 """
 
 from __future__ import annotations
@@ -25,38 +26,49 @@ from pcb.study import Study
 from pcb.study.records import require_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
-from pcb.training.hooks import StopRequest, say
+from pcb.training.hooks import StopRequest, print_once
 from pcb.training.runner import Runner
 
-RESUMING = (
-    "optimizer",
-    "schedulers",
-)  # parts of a checkpoint that a finished training does not need
+RESUME_ONLY = ("optimizer", "schedulers")  # in a checkpoint, but not in that of a finished training
 
 
 def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
-    """Train `run` and write its record `paths.train(run, seed)`; with `trunk` only up to PCB, and `paths.trunk(run, seed)`.
+    """Train a run and write its record.
 
-    A run that shares a trunk, the trunk's own experiment included, needs the trunk's record. Returns the path of the
-    record. Raises `UserError` for what a user can mend; SIGTERM and Ctrl-C save and raise `SystemExit`.
+    Args:
+        study: The study.
+        run: The experiment's id. A run that shares a trunk needs the trunk's record.
+        seed: Seed of the training.
+        trunk: Train only the epochs before PCB, as a trunk.
+
+    Returns:
+        Path of the record, `paths.train(run, seed)` or `paths.trunk(run, seed)`.
+
+    Raises:
+        UserError: The user can fix it.
+        SystemExit: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
-    work, stem = study.paths.work(study.fingerprint(run, seed)), "trunk" if trunk else "final"
+    work = study.paths.work(study.fingerprint(run, seed))
     with locked(work / ".lock", run) if is_main_process() else nullcontext():
-        path, state = Checkpoints(work).kept(stem, say) or train_to_end(
-            study, run, seed, work, trunk
-        )
+        path, state = Checkpoints(work).load_named(
+            "trunk" if trunk else "final", print_once
+        ) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
-            write_json(
-                record_path, {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
-            )
+            record = {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
+            write_json(record_path, record)
         barrier()
     return record_path
 
 
 def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> tuple[Path, dict]:
-    """Train, and keep the final checkpoint, which is returned: the weights and the record; of a trunk the whole state."""
+    """Train and save the final checkpoint.
+
+    Returns:
+        Its path and content: weights and record; of a trunk also the state to resume from.
+    """
     experiment, schedule = study.experiments[run], study.schedule
+    stages = study.registry.stages(experiment.loss)
     origin = None if trunk or not experiment.trunk else trunk_record(study, experiment.trunk, seed)
     epochs = schedule["pcb_start_epoch"] - 1 if trunk else schedule["epochs"]
     begin = (
@@ -65,7 +77,6 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         else lambda runner: weights.initialise(runner.bare_model, study, experiment.backbone)
     )
     first = None
-    stages = study.registry.stages(experiment.loss)
     if len(stages) == 2:
         first = first_stage(study, run, seed, work / "first", begin)
         begin, epochs = partial(next_stage, state=first), stages[-1].epochs
@@ -93,46 +104,58 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     }
     if not trunk:
         state = finished(state)
-        warn_of_shut_gate(runner)
+        warn_if_never_active(runner)
+    stem = "trunk" if trunk else "final"
+    save_final(work, stem, state)
     if is_main_process():
-        Checkpoints(work).keep_as("trunk" if trunk else "final", state)
         shutil.rmtree(work / "first", ignore_errors=True)
-    barrier()
-    return Checkpoints(work).kept("trunk" if trunk else "final")
+    return load_final(work, stem)
 
 
 def first_stage(
     study: Study, run: str, seed: int, work: Path, begin: Callable[[Runner], None]
 ) -> dict:
-    """The ordinary training that BAGS and LOCE start from, kept in a folder of its own: done once, continued like any other."""
+    """Return the final state of the training that BAGS and LOCE start from; train it if needed.
+
+    It has a work folder of its own, and is done once and resumed like any other.
+    """
     work.mkdir(exist_ok=True)
-    if (kept := Checkpoints(work).kept("final", say)) is None:
+    if (saved := Checkpoints(work).load_named("final", print_once)) is None:
         runner = execute(build.config(study, run, seed, work, stage=0), study, begin)
-        state = {**finished(runner.state()), "epochs": runner.train_loop.max_epochs}
-        if is_main_process():
-            Checkpoints(work).keep_as("final", state)
-        barrier()
-        kept = Checkpoints(work).kept("final")
-    return kept[1]
+        save_final(work, "final", {**finished(runner.state()), "epochs": runner.loop.max_epochs})
+        saved = load_final(work, "final")
+    return saved[1]
+
+
+def save_final(work: Path, stem: str, state: dict) -> None:
+    """Save a named checkpoint on the main rank; the other ranks wait."""
+    if is_main_process():
+        Checkpoints(work).save_named(stem, state)
+    barrier()
+
+
+def load_final(work: Path, stem: str) -> tuple[Path, dict]:
+    """Load a named checkpoint that was just saved."""
+    saved = Checkpoints(work).load_named(stem)
+    assert saved, f"{work}: {stem} was just saved"
+    return saved
 
 
 def finished(state: dict) -> dict:
-    """A checkpoint's state without what only a training that goes on needs: the optimiser's, and LOCE's memory of features."""
-    state = {key: value for key, value in state.items() if key not in RESUMING}
+    """Return a state without what only resuming needs: optimiser, schedulers, LOCE's memory."""
+    weights = state["state_dict"]
     return {
-        **state,
-        "state_dict": {
-            key: value for key, value in state["state_dict"].items() if build.MEMORY not in key
-        },
+        **{key: value for key, value in state.items() if key not in RESUME_ONLY},
+        "state_dict": {k: v for k, v in weights.items() if build.FEATURE_MEMORY not in k},
     }
 
 
-def next_stage(runner: Runner, state: dict) -> None:
-    weights.carry_over(runner.bare_model, state["state_dict"])
-
-
 def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runner:
-    """Run a training to its end: from the newest good checkpoint in its work folder, else from what `begin` makes of the runner."""
+    """Run a training to its end and return its runner.
+
+    It resumes from the newest intact checkpoint in its work folder; without one, `begin(runner)`
+    loads what it starts from.
+    """
     if cfg.device == "cpu":
         torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     started = provenance.now()
@@ -144,19 +167,25 @@ def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runne
 
 
 def resume_or(begin: Callable[[Runner], None], runner: Runner) -> None:
+    """Check data and heads, then resume, or `begin` without a checkpoint."""
     dataset = runner.train_dataloader.dataset
-    repeat_factors(dataset)  # an error now rather than after the training
+    repeat_factors(dataset)  # raise before the training rather than after it
     build.check_heads(runner.bare_model, len(dataset.metainfo["classes"]))
-    if (state := runner.checkpoints.newest(say)) is None:
+    if (state := runner.checkpoints.newest(print_once)) is None:
         begin(runner)
     else:
         build.load_weights(runner.bare_model, state, runner.work_dir)
         runner.set_progress(state)
-        say(f"{runner.cfg.meta.run}: goes on from iteration {runner.iter}")
+        print_once(f"{runner.cfg.meta.run}: resumes from iteration {runner.iter}")
+
+
+def next_stage(runner: Runner, state: dict) -> None:
+    """Start from the weights of a method's first stage."""
+    weights.carry_over(runner.bare_model, state["state_dict"])
 
 
 def branch(runner: Runner, origin: dict) -> None:
-    """Start where a trunk ended. Its own time is not this training's."""
+    """Start where the trunk with the record `origin` ended; its seconds count for the trunk."""
     state = load_recorded(origin["checkpoint"], origin["sha256"])
     build.load_weights(runner.bare_model, state, origin["checkpoint"])
     runner.set_progress(state)
@@ -164,7 +193,7 @@ def branch(runner: Runner, origin: dict) -> None:
 
 
 def trunk_record(study: Study, trunk: str, seed: int) -> dict:
-    """The record of the trunk that a run branches from. Raises `UserError` where it is missing."""
+    """Read the record of a trunk. Raises `UserError` if it is missing or stale."""
     return require_record(
         study.paths.trunk(trunk, seed),
         study.fingerprint(trunk, seed),
@@ -173,33 +202,37 @@ def trunk_record(study: Study, trunk: str, seed: int) -> dict:
 
 
 def repeat_factors(dataset) -> dict | None:
-    """How often images are repeated in an epoch; None without repeat factor sampling.
+    """Return how often images are repeated in an epoch; None without repeat factor sampling.
 
-    Raises `UserError` where the sampling repeats nothing, because its threshold is below every class's frequency.
+    Raises:
+        UserError: No image is repeated, since the threshold is below every class's frequency.
     """
     balanced = dataset.dataset
     if not hasattr(balanced, "repeat_indices"):
         return None
-    times = Counter(Counter(balanced.repeat_indices).values())
-    images, samples = sum(times.values()), len(balanced.repeat_indices)
+    images_by_repeats = Counter(Counter(balanced.repeat_indices).values())
+    images, samples = sum(images_by_repeats.values()), len(balanced.repeat_indices)
     if images == samples:
         raise UserError(
-            f"repeat factor sampling with train.rfs_threshold {balanced.oversample_thr:g} repeats none of the {images} images",
-            "raise train.rfs_threshold in the scale's YAML above the rarest class's share of images",
+            f"repeat factor sampling with train.rfs_threshold {balanced.oversample_thr:g} "
+            f"repeats none of the {images} images",
+            "raise train.rfs_threshold in the scale's YAML above the rarest class's frequency",
         )
     return {
         "threshold": balanced.oversample_thr,
         "images": images,
         "samples": samples,
-        "images_by_repeats": {str(k): times[k] for k in sorted(times)},
+        "images_by_repeats": {str(k): images_by_repeats[k] for k in sorted(images_by_repeats)},
     }
 
 
-def warn_of_shut_gate(runner: Runner) -> None:
+def warn_if_never_active(runner: Runner) -> None:
+    """Print which classes PCB was waiting for if it never became active."""
     pcb = getattr(runner.bare_model.roi_head.bbox_head.loss_cls, "pcb", None)
-    if pcb and pcb.alpha and (waiting := pcb.unseen_classes()):
+    if pcb and pcb.alpha and (unseen := pcb.unseen_classes()):
         classes = runner.train_dataloader.dataset.metainfo["classes"]
-        names = ", ".join(classes[i] for i in waiting[:5])
-        say(
-            f"{runner.cfg.meta.run}: PCB never acted, for {len(waiting)} classes had no positive RoI: {names}{', …' * (len(waiting) > 5)}"
+        names = ", ".join(classes[i] for i in unseen[:5]) + ", …" * (len(unseen) > 5)
+        print_once(
+            f"{runner.cfg.meta.run}: PCB was never active, "
+            f"because {len(unseen)} classes had no positive RoI: {names}"
         )

@@ -1,12 +1,15 @@
-"""What every training starts from: one file for each backbone, `paths.weights`, and how a detector takes it over.
+"""The weights that a training starts from, and how a detector loads them.
 
-`backbones.<name>.weights` of the scale's YAML says what it holds: `pretrain` (the base detector, trained on classes of
-which no experiment knows), a path to such weights or to a torchvision ResNet, or `random` (nothing). The file says it too, as `meta.kind`.
+Each backbone has one file, `paths.weights(backbone)`. `backbones.<name>.weights` in the scale's
+YAML selects its content, which the file names in `meta.kind`: `pretrain` (a detector, pretrained on
+classes outside all experiments), the path of such a detector or of a torchvision ResNet, or
+`random` (no weights).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,9 +19,9 @@ from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study import Study
 from pcb.training import checkpoint
-from pcb.training.hooks import say
+from pcb.training.hooks import print_once
 
-# Parts that belong to the classes, or to the method.
+# Parts of a detector that depend on the classes or on the method.
 FRESH = (
     "bbox_head.fc_cls.",
     "roi_head.mlp_",
@@ -27,33 +30,32 @@ FRESH = (
     "roi_head.memory.",
     ".loss_cls.",
 )
-PER_CLASS = {
-    "bbox_head.fc_reg.": 4,
-    "mask_head.conv_logits.": 1,
-}  # predictors, with so many rows for each class
+# Predictors, and the number of rows for each class.
+PER_CLASS = {"bbox_head.fc_reg.": 4, "mask_head.conv_logits.": 1}
 
 
 def initialise(model: torch.nn.Module, study: Study, backbone: str) -> None:
-    """Load the starting weights of `backbone` into a detector. Raises `UserError` where the file is missing or does not fit."""
+    """Load a backbone's starting weights into a detector.
+
+    Raises:
+        UserError: The file is missing or does not fit.
+    """
     path = study.paths.weights(backbone)
     if not path.exists():
         raise UserError(
-            f"{path}: no weights to start from; training does not start at random unasked",
+            f"{path}: no starting weights; set `weights: random` to train from scratch",
             f"run `pcb pretrain {backbone} --scale {study.scale['name']}`, as the workflow does",
         )
     state = checkpoint.load(path)
-    kind = state.get("meta", {}).get("kind")
+    kind, weights = state.get("meta", {}).get("kind"), state.get("state_dict", {})
     if kind == "random":
-        say(f"all weights start at random, as backbones.{backbone}.weights: random asks")
+        print_once(f"training from scratch, as backbones.{backbone}.weights is random")
     elif kind == "backbone":
-        take_over(
-            model.backbone,
-            state["state_dict"],
-            path,
-            lambda key: key.endswith("num_batches_tracked"),
+        load_pretrained(
+            model.backbone, weights, path, lambda key: key.endswith("num_batches_tracked")
         )
     elif kind == "detector":
-        take_over(model, state["state_dict"], path, lambda key: any(part in key for part in FRESH))
+        load_pretrained(model, weights, path, lambda key: any(part in key for part in FRESH))
     else:
         raise UserError(
             f"{path} is not a file of starting weights",
@@ -61,69 +63,98 @@ def initialise(model: torch.nn.Module, study: Study, backbone: str) -> None:
         )
 
 
-def take_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor], source: Path, fresh) -> None:
-    """Load every weight but those for whose names `fresh` is true. A new class starts from the mean over the old ones."""
+def load_pretrained(
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    source: Path,
+    is_fresh: Callable[[str], bool],
+) -> None:
+    """Load weights into a model with other classes.
+
+    The rows of a predictor for each class start as the mean of its rows over the old classes.
+
+    Args:
+        model: Detector or backbone.
+        weights: State dict to load.
+        source: Its file, for messages.
+        is_fresh: Whether the parameter of that name keeps its initial value.
+
+    Raises:
+        UserError: A weight is missing or has another shape.
+    """
     start = {}
     for key, ours in model.state_dict().items():
-        if fresh(key):
+        if is_fresh(key):
             continue
-        value = theirs.get(key)
+        value = weights.get(key)
         rows = next((n for part, n in PER_CLASS.items() if part in key), None)
         if value is not None and rows and value.shape[1:] == ours.shape[1:]:
             mean = value.unflatten(0, (-1, rows)).mean(dim=0)
             value = mean.repeat(len(ours) // rows, *[1] * (ours.dim() - 1))
         if value is None or value.shape != ours.shape:
             raise UserError(
-                f"{source} does not fit this detector: {key} is {'missing' if value is None else tuple(value.shape)}, not "
-                f"{tuple(ours.shape)}",
-                "delete it and run `pcb pretrain`, or mend `backbones` in the scale's YAML",
+                f"{source} does not fit this detector: {key} is "
+                f"{'missing' if value is None else tuple(value.shape)}, not {tuple(ours.shape)}",
+                "delete it and run `pcb pretrain`, or fix `backbones` in the scale's YAML",
             )
         start[key] = value
     model.load_state_dict(start, strict=False)
 
 
-def carry_over(model: torch.nn.Module, theirs: dict[str, torch.Tensor]) -> None:
-    """Load the weights of a method's first stage into its second; a predictor of another width (BAGS) and loss states start anew."""
+def carry_over(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load the weights of a method's first stage into its second.
+
+    A predictor of another width (BAGS) and states of the loss keep their initial values.
+    """
     ours = model.state_dict()
     same = {
         key: value
-        for key, value in theirs.items()
+        for key, value in weights.items()
         if key in ours and ours[key].shape == value.shape and ".loss_cls." not in key
     }
     model.load_state_dict(same, strict=False)
 
 
 def from_file(path: Path, name: str, sha256: str | None = None) -> dict:
-    """Content of the weights file for a downloaded torchvision ResNet, or for a detector of ours as tools/ship_weights.py writes it.
+    """Read a torchvision ResNet, or a detector as tools/ship_weights.py writes it.
 
-    Its digest must be `sha256`, if the scale's YAML gives one, and begin as its name ends (`resnet50-0676ba61.pth`), if that ends so.
+    Args:
+        path: The file; a relative path is looked up in the repository too.
+        name: The backbone, for messages.
+        sha256: Expected digest. If the name ends in a digest (`resnet50-0676ba61.pth`), the
+            content must match that too.
+
+    Returns:
+        Content of a file of starting weights.
+
+    Raises:
+        UserError: The file is missing, damaged or another one.
     """
     if not path.is_absolute() and not path.exists():
         path = ROOT / path
     if not path.exists():
         raise UserError(
-            f"{path}: no pretrained weights for {name}; training does not start at random unasked",
-            f"{missing_file_fix(path)}; or set backbones.{name}.weights there to another file, or to `random`",
+            f"{path}: no pretrained weights for {name}",
+            f"{missing_file_fix(path)}; or set backbones.{name}.weights there to another file; "
+            "or set `weights: random` to train from scratch",
         )
     digest = checkpoint.sha256(path)
     if sha256 and digest != sha256:
         raise UserError(
-            f"{path} is not the file that backbones.{name}.sha256 means: its sha256 is {digest}",
-            "take the right file, or mend sha256 in the scale's YAML",
+            f"{path} is not the file of backbones.{name}.sha256: its sha256 is {digest}",
+            "use the right file, or fix sha256 in the scale's YAML",
         )
     digits = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
     if digits and not digest.startswith(digits[1]):
         raise UserError(
-            f"{path} is damaged: its sha256 is {digest[:8]}…, its name says {digits[1]}",
+            f"{path} is damaged: its sha256 is {digest[:8]}…, not {digits[1]} as in its name",
             "download it again",
         )
     content = checkpoint.load(path)
-    about = {"source": path.name, "sha256": digest}
+    source = {"source": path.name, "sha256": digest}
     if content.get("meta", {}).get("kind") == "detector":
-        full = {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in content["state_dict"].items()
-        }
-        return {"meta": {**content["meta"], **about}, "state_dict": full}
+        state = content["state_dict"]  # half precision in the repository
+        full = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        return {"meta": {**content["meta"], **source}, "state_dict": full}
     backbone = {key: value for key, value in content.items() if not key.startswith("fc.")}
-    return {"meta": {"kind": "backbone", **about}, "state_dict": backbone}
+    return {"meta": {"kind": "backbone", **source}, "state_dict": backbone}

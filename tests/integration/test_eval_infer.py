@@ -17,7 +17,7 @@ from pcb.study.variants import gamma_of, score_columns
 from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.synthetic.generate import Recipe, write_dataset
 from pcb.training import build
-from pcb.training.checkpoint import store
+from pcb.training.checkpoint import save_hashed
 
 RUN = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 VARIANTS = ["plain", "step1", "step2"]
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     torch.manual_seed(0)
     model = build.detector(study, RUN)
     torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.3)
-    path = store(
+    path = save_hashed(
         study.paths.work(study.fingerprint(RUN, 0)),
         "final",
         {"state_dict": model.state_dict(), "meta": {"classes": 60}},
@@ -332,7 +332,7 @@ def test_a_diverged_checkpoint_is_an_error(copied):
     study, _ = copied
     model = build.detector(study, RUN)
     model.roi_head.bbox_head.fc_cls.weight.data.fill_(torch.nan)
-    path = store(
+    path = save_hashed(
         study.paths.work("diverged"),
         "final",
         {"state_dict": model.state_dict(), "meta": {"classes": 60}},

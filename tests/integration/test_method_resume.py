@@ -62,7 +62,7 @@ def test_a_second_stage_goes_on_and_trains_what_it_should(
     whole, cut = (tiny_study(tmp_path / name, datasets) for name in ("whole", "cut"))
     train(whole, run, 0)
     interrupted(monkeypatch, cut, run, 14)
-    _, first = Checkpoints(cut.paths.work(cut.fingerprint(run, 0)) / "first").kept("final")
+    _, first = Checkpoints(cut.paths.work(cut.fingerprint(run, 0)) / "first").load_named("final")
     train(cut, run, 0)
     last = final_state(whole, run)["state_dict"]
     assert_same_bits(final_state(whole, run), final_state(cut, run))

@@ -59,7 +59,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(
     newest.write_bytes(newest.read_bytes()[:-100])
     train(study, PLAIN, 0)
     out = capsys.readouterr().out
-    assert f"{newest} is damaged" in out and "goes on from iteration 6" in out
+    assert f"{newest} is damaged" in out and "resumes from iteration 6" in out
     undamaged = copy(halfway, datasets, tmp_path / "undamaged")
     train(undamaged, PLAIN, 0)
     assert_same_bits(final_state(study, PLAIN), final_state(undamaged, PLAIN))
@@ -88,17 +88,17 @@ def test_a_spoiled_checkpoint_is_told_from_a_good_one(tmp_path, how):
     (tmp_path / ".iter00000009.0-x.pth").write_bytes(b"what a killed process was writing")
     assert checkpoints.newest(told.append)["iter"] == 3
     assert told == [
-        f"{path} is damaged (an interrupted write?): falling back to the checkpoint before it"
+        f"{path} is damaged (an interrupted write?): using the checkpoint before it"
     ]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_spoiled_final_checkpoint_is_named_and_trained_anew(tmp_path):
     checkpoints, told = Checkpoints(tmp_path), []
-    path = checkpoints.keep_as("final", {"iter": 12})
+    path = checkpoints.save_named("final", {"iter": 12})
     path.write_bytes(b"")
-    assert checkpoints.kept("final", told.append) is None
-    assert told == [f"{path} is damaged: what led to it is done anew"]
+    assert checkpoints.load_named("final", told.append) is None
+    assert told == [f"{path} is damaged: repeating the training that led to it"]
 
 
 def test_ctrl_c_asks_a_training_to_end_and_ends_it_when_insisted_upon():
@@ -168,7 +168,7 @@ def test_a_pickled_payload_is_refused_and_not_run(tmp_path, study):
 def test_a_checkpoint_of_another_class_count_is_named(tmp_path, study):
     state = Checkpoints(work(study)).newest()
     state["meta"]["classes"] = 80
-    other = checkpoint.store(tmp_path, "other", state)
+    other = checkpoint.save_hashed(tmp_path, "other", state)
     with pytest.raises(UserError, match="another class count: 80 classes, this data set has 60"):
         build.detector(study, PLAIN, other)
 
@@ -188,21 +188,21 @@ def test_weights_that_are_not_there_are_named_with_the_way_to_get_them(tmp_path)
         pretrain(lvis, "r50")
     assert "pcb download resnet50-0676ba61.pth" in error.value.fix and "random" in error.value.fix
     torch.save({}, tmp_path / "resnet50-0676ba61.pth")
-    with pytest.raises(UserError, match="its name says 0676ba61"):
+    with pytest.raises(UserError, match="not 0676ba61 as in its name"):
         pretrain(lvis, "r50")
 
 
 def test_a_training_without_starting_weights_does_not_start(study):
     shutil.rmtree(work(study))
     study.paths.weights("r50").unlink()
-    with pytest.raises(UserError, match="no weights to start from"):
+    with pytest.raises(UserError, match="no starting weights"):
         train(study, PLAIN, 0)
 
 
 def test_random_weights_are_announced(study, capsys):
     shutil.rmtree(work(study))
     train(study, PLAIN, 0)
-    assert "all weights start at random" in capsys.readouterr().out
+    assert "training from scratch" in capsys.readouterr().out
 
 
 def test_a_branch_needs_its_trunk(study):

@@ -151,7 +151,7 @@ def test_the_loss_scale_of_fp16_travels_in_the_checkpoint(tmp_path, monkeypatch)
     (weight, first), (_, second) = wrapper(), wrapper()
     for _ in range(3):
         first.update_params(weight.sum())
-    path = checkpoint.store(tmp_path, "iter00000003", {"optimizer": first.state_dict()})
+    path = checkpoint.save_hashed(tmp_path, "iter00000003", {"optimizer": first.state_dict()})
     second.load_state_dict(checkpoint.load(path)["optimizer"])
     assert second.loss_scaler.state_dict() == first.loss_scaler.state_dict()
     assert (

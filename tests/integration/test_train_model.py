@@ -35,7 +35,7 @@ def test_a_new_class_starts_from_the_mean_over_the_pretraining_classes(tmp_path,
     def fresh_part(key):
         return "fc_cls" in key or "loss_cls" in key
 
-    weights.take_over(model, theirs, Path("theirs.pth"), fresh_part)
+    weights.load_pretrained(model, theirs, Path("theirs.pth"), fresh_part)
     ours = model.state_dict()
     mean = theirs[fc_reg].view(136, 4, 128).mean(0)
     assert all(torch.equal(rows, mean) for rows in ours[fc_reg].view(60, 4, 128))
@@ -47,7 +47,7 @@ def test_a_new_class_starts_from_the_mean_over_the_pretraining_classes(tmp_path,
         UserError,
         match=r"theirs\.pth does not fit this detector: neck\.fpn_convs\.0\.conv\.weight is missing",
     ):
-        weights.take_over(model, theirs, Path("theirs.pth"), fresh_part)
+        weights.load_pretrained(model, theirs, Path("theirs.pth"), fresh_part)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_papers_model_takes_an_iteration_and_detects_on_real_photographs(
     runner.begin = lambda runner: weights.initialise(runner.bare_model, lvis, "r50")
     before = runner.bare_model.roi_head.bbox_head.fc_cls.weight.detach().clone()
     runner.train()
-    assert "all weights start at random" in capsys.readouterr().out
+    assert "training from scratch" in capsys.readouterr().out
     model = runner.bare_model
     assert model.roi_head.bbox_head.fc_cls.weight.shape == (1231, 1024)
     assert model.roi_head.bbox_head.fc_reg.weight.shape == (4 * 1230, 1024)

@@ -52,7 +52,7 @@ def test_interrupted_training_equals_an_unbroken_one(
     assert not clean or error.code == 143
     assert not study.paths.train(BRANCH, 0).exists()
     train(study, BRANCH, 0)
-    assert f"goes on from iteration {whole + more if clean else whole}\n" in capsys.readouterr().out
+    assert f"resumes from iteration {whole + more if clean else whole}\n" in capsys.readouterr().out
     assert_same_bits(final_state(study, BRANCH), final_state(unbroken, BRANCH))
 
 

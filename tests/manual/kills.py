@@ -165,7 +165,7 @@ class Project:
         """Iteration of the newest checkpoint to go on from: of the second stage if there is one, else of the first."""
         work = self.paths.work(self.study.fingerprint(run, 0))
         files = Checkpoints(work).files() or (
-            [] if Checkpoints(work).kept("trunk") else Checkpoints(work / "first").files()
+            [] if Checkpoints(work).load_named("trunk") else Checkpoints(work / "first").files()
         )
         return int(files[-1].name[4:12]) if files else None
 
@@ -254,11 +254,11 @@ def one(
     place, now = struck
     torn, saved, shards = project.half_written(), project.saved(todo[place][1]), project.shards(run)
     said, _ = project.finish(todo[place:])
-    went_on = [int(n) for n in re.findall(r"goes on from iteration (\d+)", said)]
+    went_on = [int(n) for n in re.findall(r"resumes from iteration (\d+)", said)]
     if stage == "training":
         lost = saved is not None and went_on[:1] != [saved]
         words = (
-            f"goes on from iteration {went_on[0]}" if went_on else "begins, for nothing was saved"
+            f"resumes from iteration {went_on[0]}" if went_on else "begins, for nothing was saved"
         )
     else:
         again = [
