@@ -154,9 +154,7 @@ class Checkpoints:
         self.clear()
         return path
 
-    def load_named(
-        self, stem: str, log: Callable[[str], None] = print
-    ) -> tuple[Path, dict] | None:
+    def load_named(self, stem: str, log: Callable[[str], None] = print) -> tuple[Path, dict] | None:
         """Load what `save_named` saved; None, with a line to `log`, if it is damaged.
 
         Returns:

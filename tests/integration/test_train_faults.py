@@ -87,9 +87,7 @@ def test_a_spoiled_checkpoint_is_told_from_a_good_one(tmp_path, how):
     path.write_bytes(SPOILED[how](path.read_bytes()))
     (tmp_path / ".iter00000009.0-x.pth").write_bytes(b"what a killed process was writing")
     assert checkpoints.newest(told.append)["iter"] == 3
-    assert told == [
-        f"{path} is damaged (an interrupted write?): using the checkpoint before it"
-    ]
+    assert told == [f"{path} is damaged (an interrupted write?): using the checkpoint before it"]
     assert not list(tmp_path.glob(".*"))
 
 

@@ -66,7 +66,7 @@ def test_sixteen_images_are_shared_or_refused(gpus):
     else:
         with pytest.raises(
             UserError,
-            match=f"a batch of 16 images cannot be shared by {gpus} GPUs that take 2 parts each",
+            match=f"a batch of 16 images cannot be shared by {gpus} GPUs in 2 micro-batches each",
         ) as error:
             check_batch(scale, "lvis.yaml")
         assert "one of 1, 2, 4, 8, 16" in error.value.fix
