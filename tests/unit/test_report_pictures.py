@@ -1,4 +1,4 @@
-"""Gallery and pair explorer: who recognises what, which images are drawn, and that what is drawn is what was detected.
+"""Gallery and pair explorer: who recognises what, and that pages show what was detected.
 
 Five images of 40 x 30 pixels with one square each; the detections of two runs are written by hand.
 """
@@ -19,7 +19,7 @@ from pcb.files import write_json
 from pcb.reporting import plots, tables
 from pcb.reporting.gather import gather
 from pcb.reporting.images import gallery_view, thumbnails
-from pcb.reporting.images.matched_objects import NOTHING, Split, judge
+from pcb.reporting.images.matched_objects import UNDETECTED, SplitObjects, match_objects
 from pcb.reporting.notebook import cells
 from pcb.reporting.results import Results
 from pcb.study import load_study
@@ -95,9 +95,9 @@ def write_detections(study, run, found):
     rle = [hotcoco.mask.fr_py_objects([square(box)], 30, 40)[0]["counts"] for _, _, box, _ in rows]
     path = study.paths.detections(run, 0)
     writer = ShardWriter(path.with_suffix(""), "by hand", ["plain"])
-    parts = [[1, 2], [3, 4, 5]]
-    for part in parts:
-        here = [k for k, row in enumerate(rows) if row[0] in part]
+    shards = [[1, 2], [3, 4, 5]]
+    for image_ids in shards:
+        here = [k for k, row in enumerate(rows) if row[0] in image_ids]
         columns = {
             "image_id": [rows[k][0] for k in here],
             "category_id": [rows[k][1] for k in here],
@@ -107,13 +107,13 @@ def write_detections(study, run, found):
             "score:plain": np.array([rows[k][3] for k in here], np.float32),
         }
         columns |= {axis: [float(rows[k][2][n]) for k in here] for n, axis in enumerate("xywh")}
-        writer.write(part, columns)
+        writer.write(image_ids, columns)
     write_json(
         path,
         {
             "fingerprint": study.fingerprint(run, 0),
             "folder": path.stem,
-            "shards": writer.finish(parts),
+            "shards": writer.finish(shards),
         },
     )
 
@@ -170,19 +170,19 @@ def study(tmp_path):
     return study
 
 
-def test_an_object_is_taken_for_the_strongest_detection_on_it(study):
-    split, run = Split(study, "v05", "val"), study.pages["gallery"].compare[0]
-    before, after = (judge(split, Results(study).detections(r, 0)) for r in (run.before, run.after))
-    assert before.taken.tolist() == [1, 2, 1, NOTHING, 1] and after.taken.tolist() == [
-        0,
-        NOTHING,
-        1,
-        1,
-        0,
-    ]
+def images_of_kind(comparison, kind):
+    return [image for image in comparison["images"] if image["kind"] == kind]
+
+
+def test_an_object_s_class_is_that_of_the_strongest_detection_on_it(study):
+    split, comparison = SplitObjects(study, "v05", "val"), study.pages["gallery"].compare[0]
+    runs = (comparison.before, comparison.after)
+    before, after = (match_objects(split, Results(study).detections(run, 0)) for run in runs)
+    assert before.predicted_class.tolist() == [1, 2, 1, UNDETECTED, 1]
+    assert after.predicted_class.tolist() == [0, UNDETECTED, 1, 1, 0]
     assert before.score.tolist() == pytest.approx([0.6, 0.2, 0.9, 0, 0.4])
-    assert before.right(split).tolist() == [False, True, True, False, False]
-    assert split.named(2) == {"name": "dove", "group": "c"}
+    assert before.is_correct(split).tolist() == [False, True, True, False, False]
+    assert split.class_label(2) == {"name": "dove", "group": "c"}
 
 
 def test_the_gallery_draws_gains_and_losses_and_shows_what_was_detected(study):
@@ -193,98 +193,89 @@ def test_the_gallery_draws_gains_and_losses_and_shows_what_was_detected(study):
         "c": {"objects": 1, "both": 0, "gains": 0, "losses": 1},
         "f": {"objects": 1, "both": 1, "gains": 0, "losses": 0},
     }
-    by_kind = {
-        kind: [image["id"] for image in softmax["images"] if image["kind"] == kind]
-        for kind in ("gains", "losses", "random")
-    }
-    assert (
-        sorted(by_kind["gains"]) == [1, 5]
-        and by_kind["losses"] == [2]
-        and len(set(by_kind["random"])) == 4
-    )
-    gain = next(
-        image for image in softmax["images"] if image["kind"] == "gains" and image["id"] == 1
-    )
-    assert [t["name"] for t in gain["taken"]] == ["lemon", "pear"] and gain["object"] == {
-        "name": "pear",
-        "group": "r",
-    }
-    # 0.3 is the page's threshold: the pear of score .1 is drawn all the same, since it decides; the dove of .05 is not.
+    assert sorted(image["id"] for image in images_of_kind(softmax, "gains")) == [1, 5]
+    assert [image["id"] for image in images_of_kind(softmax, "losses")] == [2]
+    assert len({image["id"] for image in images_of_kind(softmax, "random")}) == 4
+    gain = next(image for image in images_of_kind(softmax, "gains") if image["id"] == 1)
+    assert [prediction["name"] for prediction in gain["predictions"]] == ["lemon", "pear"]
+    assert gain["object"] == {"name": "pear", "group": "r"}
+    # The page's threshold is 0.3. The pear of score 0.1 is drawn all the same, for its detection
+    # is the strongest on the object; the dove of 0.05 is not.
     drawn = [[(o["name"], o["focus"]) for o in panel["objects"]] for panel in gain["panels"]]
     assert drawn == [[("lemon", True), ("pear", False)], [("pear", True)]]
-    assert (
-        gain["truth"][0]["path"] == gain["panels"][1]["objects"][0]["path"] == "M15 5v10h-10v-10z"
-    )
+    square = "M15 5v10h-10v-10z"
+    assert gain["truth"][0]["path"] == gain["panels"][1]["objects"][0]["path"] == square
     second = study.pages["gallery"].compare[1]
     assert rfs["missing"] == [second.before, second.after]
     assert shown["seeds"] == [0, 1] and shown["shown_seed"] == 0
-    again = tables.load_json(gather(study, "gallery"))
-    assert again == shown
+    assert tables.load_json(gather(study, "gallery")) == shown
 
 
-def test_the_gallery_s_page_has_each_photo_once_and_names_what_was_not_run(study):
+def test_the_gallery_s_page_has_each_image_once_and_names_what_was_not_run(study):
     shown = cells.gallery(tables.load_json(gather(study, "gallery")))
     ids = re.findall(r'<image id="([^"]+)"', shown.html)
     uses = re.findall(r'<use href="#([^"]+)"', shown.html)
     assert len(ids) == len(set(ids)) == 7 and sorted(uses) == sorted([*ids, *ids])
-    assert (
-        "2 of 2 rare and 0 common objects" in shown.html
-        and "v05_r50_rfs_softmax_plain" in shown.text
-    )
-    assert "Dove (common) in image 2. Softmax: dove .20. With PCB: nothing there." in shown.html
+    assert "2 shown of 2 objects: 2 rare and 0 common" in shown.html
+    assert "v05_r50_rfs_softmax_plain" in shown.text
+    assert "Dove (common) in image 2. Softmax: dove .20. With PCB: undetected." in shown.html
 
 
-def test_names_on_a_picture_do_not_cover_each_other():
+def test_the_gallery_counts_shown_images_against_all_objects():
+    counts = {"r": {"gains": 4}, "c": {"gains": 27}}
+    text = gallery_view.count_text({"counts": counts}, "gains", 5)
+    assert text == "5 shown of 31 objects: 4 rare and 27 common"
+    assert gallery_view.count_text({"counts": counts}, "random", 3) == "3 shown"
+
+
+def test_labels_in_an_image_do_not_cover_each_other():
     objects = [
         {"name": "orange", "group": "f", "box": [10, 10, 30, 30], "path": "", "score": s}
         for s in (0.9, 0.8, 0.7, 0.6)
     ]
     placed = gallery_view.panel({"width": 100, "height": 80}, objects)["objects"]
-    heights = sorted(o["y"] for o in placed)
-    assert all(below - above >= gallery_view.LINE for above, below in pairwise(heights))
-    assert heights[0] >= 0 and heights[-1] + gallery_view.LINE <= 240
+    tops = sorted(o["y"] for o in placed)
+    assert all(below - above >= gallery_view.LABEL_HEIGHT for above, below in pairwise(tops))
+    assert tops[0] >= 0 and tops[-1] + gallery_view.LABEL_HEIGHT <= 240
 
 
 def test_the_explorer_lists_pairs_of_either_run_with_objects_of_both_classes(study):
     shown = tables.load_json(gather(study, "pairs"))
     listed = shown["compare"][0]["pairs"]
-    assert [(p["by"], p["i"]["name"], p["j"]["name"]) for p in listed] == [
+    assert [(p["chosen_by"], p["i"]["name"], p["j"]["name"]) for p in listed] == [
         ("before", "pear", "lemon"),
         ("before", "dove", "lemon"),
         ("before", "pear", "dove"),
     ]
     pear = listed[0]
-    assert (
-        np.round(pear["M"], 4).tolist() == [[0.7, 0.1], [0.4, 0.2]]
-        and pear["i"]["train_images"] == 2
-        and len(pear["i"]["crops"]) == 3
-    )
-    assert pear["taken"] == [
-        {"right": 0, "j": 2, "other": 0, "nothing": 1},
-        {"right": 2, "j": 1, "other": 0, "nothing": 0},
+    assert np.round(pear["M"], 4).tolist() == [[0.7, 0.1], [0.4, 0.2]]
+    assert pear["i"]["train_images"] == 2 and len(pear["i"]["crops"]) == 3
+    assert pear["outcomes"] == [
+        {"correct": 0, "as_j": 2, "as_other": 0, "undetected": 1},
+        {"correct": 2, "as_j": 1, "as_other": 0, "undetected": 0},
     ]
-    assert sorted(m["taken"][1]["name"] for m in pear["mistakes"]) == ["pear", "pear"]
+    after = [mistake["predictions"][1]["name"] for mistake in pear["mistakes"]]
+    assert after == ["pear", "pear"]
     html = cells.explorer(shown).html
     assert "3 val objects of pear (30 proposals in M)" in html and html.count("<section") == 3
+    assert "lemon .40<br>→ pear .35" in html
     after = shown["compare"][0]["both_ways"][1]
     assert dict(zip(after["groups"], after["up"], strict=True))["rf"] == pytest.approx(0.4)
     assert plots.both_ways(shown).png().startswith(b"\x89PNG")
 
 
-def test_crops_and_large_masks_stay_small(tmp_path):
-    Image.effect_noise((640, 480), 60).save(tmp_path / "photo.jpg")
-    assert (
-        len(thumbnails.photo(tmp_path / "photo.jpg")) < 120_000
-        and len(thumbnails.crop(tmp_path / "photo.jpg", [600, 440, 60, 60])) < 20_000
-    )
+def test_thumbnails_stay_small(tmp_path):
+    Image.effect_noise((640, 480), 60).save(tmp_path / "noise.jpg")
+    assert len(thumbnails.thumbnail(tmp_path / "noise.jpg")) < 120_000
+    assert len(thumbnails.crop(tmp_path / "noise.jpg", [600, 440, 60, 60])) < 20_000
     mask = np.zeros((480, 640), bool)
     mask[100:300, 200:400] = True
     assert thumbnails.outline(mask) == "M400 100v200h-200v-200z"
     with pytest.raises(UserError, match=r"absent\.jpg"):
-        thumbnails.photo(tmp_path / "absent.jpg")
+        thumbnails.thumbnail(tmp_path / "absent.jpg")
 
 
-def test_pages_without_runs_say_so(tmp_path):
+def test_pages_without_runs_show_a_note(tmp_path):
     study = study_in(tmp_path)
     for name, draw in (("gallery", cells.gallery), ("pairs", cells.explorer)):
         shown = tables.load_json(gather(study, name))

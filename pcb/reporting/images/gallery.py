@@ -1,13 +1,15 @@
-"""The gallery: `collect(results, page)` draws validation images and gathers what two runs, before and after PCB, detect on them.
+"""The gallery: validation images with what two runs, before and after PCB, detect on them.
 
-Three draws for each comparison, all with the page's seed, so that what is shown was not picked by anyone:
+Three draws for each comparison, all with the page's seed, so that nobody picked what is shown:
 
-    gains    objects of rare and of common classes in turn, recognised after PCB but not before; at most one of an image
-    losses   the same the other way round
-    random   images from all that have an object
+    gains    objects of rare and common classes in turn that are recognised after PCB but not
+             before, at most one in an image
+    losses   the same with before and after exchanged
+    random   images among all that have an object
 
-An object is recognised when the strongest detection on it names its class (`pcb.reporting.images.matched_objects`), whatever the score.
-Detections below `score` are not drawn, but for the strongest one on the object in question.
+An object is recognised when its predicted class (`pcb.reporting.images.matched_objects`) is its
+own, whatever the score. Detections with a score below `score` are not drawn, except the strongest
+one on the object in question.
 """
 
 from __future__ import annotations
@@ -19,165 +21,192 @@ import numpy as np
 from pcb.evaluation.shards import Rows, Shards
 from pcb.reporting.images import thumbnails
 from pcb.reporting.images.matched_objects import (
-    NOTHING,
-    Judged,
-    Split,
-    judge,
+    MatchedObjects,
+    SplitObjects,
+    match_objects,
     strongest,
 )
 from pcb.reporting.results import Results
 from pcb.study import Page
 
-AT_MOST = 12  # detections drawn of one image and run, the strongest
+MOST_DETECTIONS = 12  # drawn in one image of one run, the strongest
+KINDS = ("gains", "losses", "random")
 
 
 def collect(results: Results, page: Page) -> list[dict]:
-    """One entry per comparison: its label, the counts of objects by group, and the images drawn; or the runs that are missing."""
+    """One entry for each comparison of the page.
+
+    Returns:
+        `label` and `missing`, the runs without detections. Where none is missing also `counts` of
+        objects by group, `median_scores` of the recognised objects, and the drawn `images`.
+    """
     study = results.study
-    split = cache(lambda dataset: Split(study, dataset, "val"))
-    out = []
+    split = cache(lambda dataset: SplitObjects(study, dataset, "val"))
+    entries = []
     for comparison in page.compare:
-        found = {
-            run: results.detections(run, study.seeds[0])
-            for run in (comparison.before, comparison.after)
-        }
-        missing = [run for run, shards in found.items() if shards is None]
+        runs = (comparison.before, comparison.after)
+        shards = {run: results.detections(run, study.seeds[0]) for run in runs}
+        found = [s for s in shards.values() if s is not None]
+        missing = [run for run in runs if shards[run] is None]
         entry = {"label": comparison.label, "missing": missing}
         if not missing:
-            entry |= compare(
-                split(study.experiments[comparison.before].dataset),
-                list(found.values()),
-                page.settings,
-            )
-        out.append(entry)
-    return out
+            dataset = study.experiments[comparison.before].dataset
+            entry |= compare(split(dataset), found, page.settings)
+        entries.append(entry)
+    return entries
 
 
-def compare(split: Split, shards: list[Shards], settings: dict) -> dict:
-    """Counts and drawn images of one comparison; `shards` are those of the run before and of the run after."""
-    before, after = (judge(split, s) for s in shards)
+def compare(split: SplitObjects, shards: list[Shards], settings: dict) -> dict:
+    """The counts and images of one comparison.
+
+    Args:
+        split: The objects of val.
+        shards: Detections of the run before and of the run after.
+        settings: Counts, score threshold and seed, from configs/paper.yaml.
+    """
+    matched = [match_objects(split, s) for s in shards]
     group = np.array(split.groups)[split.label]
-    right = [before.right(split), after.right(split)]
-    chance = np.random.default_rng(settings["seed"])
-    changed = {"gains": right[1] & ~right[0], "losses": right[0] & ~right[1]}
-    drawn = {
-        kind: in_turn(
-            [np.flatnonzero(objects & (group == g)) for g in "rc"], settings[kind], split, chance
-        )
-        for kind, objects in changed.items()
-    }
+    before, after = (m.is_correct(split) for m in matched)
+    changed = {"gains": after & ~before, "losses": before & ~after}
+    rng = np.random.default_rng(settings["seed"])
+    chosen: list[tuple[str, int]] = []  # kind; object or, for "random", image id
+    for kind, is_changed in changed.items():
+        pools = [np.flatnonzero(is_changed & (group == g)) for g in "rc"]
+        chosen += [(kind, index) for index in draw_in_turn(pools, settings[kind], split, rng)]
     images = list(split.of_image)
-    chosen = [(kind, place) for kind, places in drawn.items() for place in places]
-    chosen += [
-        ("random", images[k]) for k in sorted(chance.permutation(len(images))[: settings["random"]])
-    ]
-    wanted = {int(split.image_id[item]) if kind != "random" else item for kind, item in chosen}
+    drawn = sorted(rng.permutation(len(images))[: settings["random"]])
+    chosen += [("random", images[k]) for k in drawn]
+    wanted = {int(split.image_id[i]) if kind != "random" else i for kind, i in chosen}
     rows = [of_images(s, wanted) for s in shards]
-    scores = [
-        float(np.median(j.score[r])) if r.any() else None
-        for j, r in zip((before, after), right, strict=True)
+    medians = [
+        float(np.median(m.score[correct])) if correct.any() else None
+        for m, correct in zip(matched, (before, after), strict=True)
     ]
-    kinds = {"objects": np.ones_like(group, bool), "both": right[0] & right[1], **changed}
+    counted = {"objects": np.ones_like(before), "both": before & after, **changed}
     return {
         "counts": {
-            g: {kind: int(objects[group == g].sum()) for kind, objects in kinds.items()}
+            g: {kind: int(objects[group == g].sum()) for kind, objects in counted.items()}
             for g in "rcf"
         },
-        "median_scores": scores,
+        "median_scores": medians,
         "images": [
-            image(split, kind, item, rows, (before, after), settings["score"])
+            gallery_image(split, kind, item, rows, matched, settings["score"])
             for kind, item in chosen
         ],
     }
 
 
-def in_turn(
-    pools: list[np.ndarray], count: int, split: Split, chance: np.random.Generator
+def draw_in_turn(
+    pools: list[np.ndarray], count: int, split: SplitObjects, rng: np.random.Generator
 ) -> list[int]:
-    """`count` places drawn from the pools in turn, as far as they reach, at most one of an image."""
-    queues = [list(chance.permutation(pool)) for pool in pools]
-    out, images = [], set()
-    while len(out) < count and any(queues):
+    """Draw `count` objects from the pools in turn, or fewer, at most one in an image.
+
+    Args:
+        pools: Arrays of indices of objects.
+        count: How many to draw in all.
+        split: The objects.
+        rng: The source of random numbers.
+    """
+    queues = [list(rng.permutation(pool)) for pool in pools]
+    drawn: list[int] = []
+    images: set[int] = set()
+    while len(drawn) < count and any(queues):
         for queue in queues:
-            while queue and len(out) < count:
-                place = int(queue.pop(0))
-                if (image := int(split.image_id[place])) not in images:
+            while queue and len(drawn) < count:
+                index = int(queue.pop(0))
+                image = int(split.image_id[index])
+                if image not in images:
                     images.add(image)
-                    out.append(place)
+                    drawn.append(index)
                     break
-    return out
+    return drawn
 
 
-def of_images(shards: Shards, wanted: set[int]) -> dict[int, Rows]:
-    """The detections, with masks, of a few images."""
-    out = {}
+def of_images(shards: Shards, image_ids: set[int]) -> dict[int, Rows]:
+    """The detections, with masks, of some images."""
+    found = {}
     for rows in shards.read("plain", masks=True):
-        out |= {i: rows.where(rows.image_id == i) for i in wanted.intersection(rows.images)}
-    return out
+        for image in image_ids.intersection(rows.images):
+            found[image] = rows.where(rows.image_id == image)
+    return found
 
 
-def image(
-    split: Split,
+def gallery_image(
+    split: SplitObjects,
     kind: str,
     item: int,
     rows: list[dict[int, Rows]],
-    judged: tuple[Judged, Judged],
+    matched: list[MatchedObjects],
     least: float,
 ) -> dict:
-    """One image as the page shows it. `item` is the place of the object in question, or the image's id if it was drawn from all."""
-    place = None if kind == "random" else item
-    image_id = item if place is None else int(split.image_id[place])
+    """One image of the page.
+
+    Args:
+        split: The objects of val.
+        kind: One of `KINDS`.
+        item: Index of the object in question or, for 'random', the id of the image.
+        rows: Image id -> detections, of the run before and of the run after.
+        matched: Predictions of these runs.
+        least: Score from which on detections are drawn.
+    """
+    focus = None if kind == "random" else item
+    image_id = item if focus is None else int(split.image_id[focus])
     height, width = split.size(split.of_image[image_id].start)
-    truth = [
-        {
-            **split.named(split.label[p]),
-            "box": split.bbox[p].tolist(),
-            "focus": p == place,
-            "path": thumbnails.outline(split.mask(p)),
-        }
-        for p in split.of_image[image_id]
-    ]
-    box = split.bbox[[place]] if place is not None else None
-    panels = [detected(split, r[image_id], least, box) for r in rows]
     entry = {
         "kind": kind,
         "id": image_id,
-        "photo": thumbnails.photo(split.photo(image_id)),
+        "thumbnail": thumbnails.thumbnail(split.image_path(image_id)),
         "width": width,
         "height": height,
-        "truth": truth,
-        "panels": panels,
+        "truth": [
+            {
+                **split.class_label(split.label[index]),
+                "box": split.bbox[index].tolist(),
+                "focus": index == focus,
+                "path": thumbnails.outline(split.mask(index)),
+            }
+            for index in split.of_image[image_id]
+        ],
+        "panels": [
+            detections(split, of_run[image_id], least, None if focus is None else split.bbox[focus])
+            for of_run in rows
+        ],
     }
-    if place is not None:
-        entry["object"] = split.named(split.label[place])
-        entry["taken"] = [
-            split.named(j.taken[place]) | {"score": float(j.score[place])}
-            if j.taken[place] != NOTHING
-            else None
-            for j in judged
-        ]
+    if focus is not None:
+        entry["object"] = split.class_label(split.label[focus])
+        entry["predictions"] = [m.prediction(split, focus) for m in matched]
     return entry
 
 
-def detected(split: Split, rows: Rows, least: float, box: np.ndarray | None) -> dict:
-    """The detections drawn of one image, strongest first, and how many more reach the score."""
-    focus = strongest(rows, np.arange(len(rows)), box)[0] if box is not None else None
+def detections(split: SplitObjects, rows: Rows, least: float, box: np.ndarray | None) -> dict:
+    """The detections that are drawn in an image.
+
+    Args:
+        split: The objects of val, for class names.
+        rows: The detections on the image, with masks.
+        least: Score from which on they are drawn.
+        box: (4,) box of the object in question; its strongest detection is drawn in any case.
+
+    Returns:
+        `objects`, strongest first, and `more`, how many others reach the score.
+    """
+    assert rows.rle is not None
+    every = np.arange(len(rows))
+    focus = None if box is None else strongest(rows, every, box[None])[0]
     order = [int(k) for k in np.argsort(-rows.score, kind="stable") if rows.score[k] >= least]
-    shown = order[:AT_MOST] + (
-        [focus] if focus is not None and focus not in order[:AT_MOST] else []
-    )
-    return {
-        "more": max(0, len(order) - AT_MOST),
-        "objects": [
+    drawn = order[:MOST_DETECTIONS]
+    if focus is not None and focus not in drawn:
+        drawn.append(focus)
+    objects = []
+    for k in drawn:
+        mask = thumbnails.mask_of_detection(rows.rle[k].as_py(), *rows.size[k].tolist())
+        objects.append(
             {
-                **split.named(rows.category_id[k] - 1),
+                **split.class_label(rows.category_id[k] - 1),
                 "score": float(rows.score[k]),
                 "box": rows.box[k].tolist(),
                 "focus": k == focus,
-                "path": thumbnails.outline(
-                    thumbnails.unpacked(rows.rle[k].as_py(), *rows.size[k].tolist())
-                ),
+                "path": thumbnails.outline(mask),
             }
-            for k in shown
-        ],
-    }
+        )
+    return {"more": max(0, len(order) - MOST_DETECTIONS), "objects": objects}

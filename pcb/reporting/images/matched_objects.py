@@ -1,14 +1,17 @@
-"""What a run makes of each object of a validation set: `Split` holds the objects, `judge` looks up what was detected on them.
+"""What a run predicts for each object of a validation set.
 
-    split = Split(study, "v05", "val")
-    seen = judge(split, Results(study).detections(run, seed))   # arrays over the split's objects: the class each is taken for, and the score
+    split = SplitObjects(study, "v05", "val")
+    matched = match_objects(split, Results(study).detections(run, seed))
+    matched.predicted_class, matched.score  # one entry for each object of the split
 
-An object is taken for the class of the highest-scoring detection whose box overlaps its own with an IoU of at least 0.5, as for
-the confusion matrix; for none where nothing overlaps it. LVIS annotates no image in full, so a detection beside all objects may be right.
+An object's predicted class is that of the detection with the highest score among those whose box
+overlaps its own with an IoU of at least 0.5, as for the confusion matrix. LVIS annotates no image
+in full, so a detection that overlaps no object may be correct.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,105 +23,145 @@ from pcb.geometry import box_iou
 from pcb.reporting.images import thumbnails
 from pcb.study import Study
 
-IOU = 0.5
-NOTHING = -1
+IOU_THRESHOLD = 0.5
+UNDETECTED = -1  # predicted class of an object that no detection overlaps
 
 
-class Split:
-    """The n usable objects of one annotation file, image by image in the file's order.
+class SplitObjects:
+    """The n usable objects of a split, image by image in the order of its annotation file.
 
-    label: (n,) class 0 … C-1.   bbox: (n, 4) x, y, w, h in pixels.   area: (n,) pixels.   image_id: (n,).
-    of_image: image id -> places of its objects; images without any are left out.   groups: 'r', 'c' or 'f' of each class.
+    Args:
+        study: The study.
+        dataset: A data set of the scale, such as 'v05'.
+        split: 'train' or 'val'.
+
+    Attributes:
+        label: (n,) int, class 0 … C-1.
+        bbox: (n, 4) x, y, width, height in pixels.
+        area: (n,) pixels.
+        row: (n,) position of the object's image in the annotation file.
+        image_id: (n,) int.
+        of_image: Image id -> indices of its objects; without images that have none.
+        groups: 'r', 'c' or 'f' of each class.
     """
 
-    def __init__(self, study: Study, dataset: str, split: str):
+    def __init__(self, study: Study, dataset: str, split: str) -> None:
         files = study.scale["datasets"][dataset]
         self.index = index = LVISIndex(files[split], files["images"], study.paths.indices)
-        found = [
-            (o.category_id[o.usable] - 1, o.bbox[o.usable], o.area[o.usable])
-            for o in map(index.objects, range(len(index)))
-        ]
-        self.label, self.bbox, self.area = map(np.concatenate, zip(*found, strict=True))
-        counts = [len(labels) for labels, _, _ in found]
+        labels, boxes, areas = [], [], []
+        for row in range(len(index)):
+            objects = index.objects(row)
+            labels.append(objects.category_id[objects.usable] - 1)
+            boxes.append(objects.bbox[objects.usable])
+            areas.append(objects.area[objects.usable])
+        self.label, self.bbox, self.area = map(np.concatenate, (labels, boxes, areas))
+        counts = [len(of_image) for of_image in labels]
         self.row = np.repeat(np.arange(len(index)), counts)
         self.image_id = index.ids[self.row]
         ends = np.cumsum(counts).tolist()
         self.of_image = {
-            int(i): range(end - n, end)
-            for i, end, n in zip(index.ids, ends, counts, strict=True)
-            if n
+            int(image): range(end - count, end)
+            for image, end, count in zip(index.ids, ends, counts, strict=True)
+            if count
         }
         self.groups = index.frequency()
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def named(self, label: int) -> dict:
-        """A class as a page names it: `mandarin orange` for `mandarin_orange`, without what LVIS adds in brackets."""
-        return {
-            "name": self.index.classes[label].split("_(")[0].replace("_", " "),
-            "group": self.groups[label],
-        }
+    def class_label(self, label: int) -> dict[str, str]:
+        """A class as pages show it: its name, without LVIS's addition in brackets, and its group.
 
-    def photo(self, image_id: int) -> Path:
+        Returns:
+            `{"name": "mandarin orange", "group": "c"}` for `mandarin_orange_(fruit)`.
+        """
+        name = self.index.classes[label].split("_(")[0].replace("_", " ")
+        return {"name": name, "group": self.groups[label]}
+
+    def image_path(self, image_id: int) -> Path:
+        """The file of an image."""
         return self.index.image_paths[image_id]
 
-    def mask(self, place: int) -> np.ndarray:
+    def mask(self, index: int) -> np.ndarray:
         """(height, width) bool, the mask of an object."""
-        objects = self.index.objects(self.row[place])
-        segmentation = [
-            s for s, usable in zip(objects.segmentation, objects.usable, strict=True) if usable
-        ]
-        return thumbnails.drawn(
-            segmentation[place - self.of_image[int(self.image_id[place])].start], *self.size(place)
-        )
+        objects = self.index.objects(self.row[index])
+        pairs = zip(objects.segmentation, objects.usable, strict=True)
+        segmentations = [segmentation for segmentation, usable in pairs if usable]
+        first = self.of_image[int(self.image_id[index])].start
+        return thumbnails.mask_of_annotation(segmentations[index - first], *self.size(index))
 
-    def size(self, place: int) -> tuple[int, int]:
+    def size(self, index: int) -> tuple[int, int]:
         """Height and width of the image that an object is in."""
-        height, width = self.index.sizes[self.row[place]].tolist()
+        height, width = self.index.sizes[self.row[index]].tolist()
         return height, width
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Per object the class it is taken for (`NOTHING` where no detection overlaps it) and that detection's score; both (n,)."""
+class MatchedObjects:
+    """What a run predicts for the n objects of a split.
 
-    taken: np.ndarray
+    Attributes:
+        predicted_class: (n,) class 0 … C-1, or `UNDETECTED`.
+        score: (n,) float32, that of the detection with this class.
+    """
+
+    predicted_class: np.ndarray
     score: np.ndarray
 
-    def right(self, split: Split, least: float = 0.0) -> np.ndarray:
-        """(n,) bool: taken for what it is, with a score of at least `least`."""
-        return (self.taken == split.label) & (self.score >= least)
+    def is_correct(self, split: SplitObjects) -> np.ndarray:
+        """(n,) bool: whether the predicted class is the object's own."""
+        return self.predicted_class == split.label
+
+    def prediction(self, split: SplitObjects, index: int) -> dict | None:
+        """`class_label` and `score` of an object's prediction; None where it is undetected."""
+        label = self.predicted_class[index]
+        if label == UNDETECTED:
+            return None
+        return split.class_label(label) | {"score": float(self.score[index])}
 
 
-def judge(split: Split, shards: Shards) -> Judged:
-    """Look up what was detected on each object, by the run's own predictions (the variant `plain`). Memory is that of one shard."""
-    judged = Judged(np.full(len(split), NOTHING), np.zeros(len(split), np.float32))
+def match_objects(split: SplitObjects, shards: Shards) -> MatchedObjects:
+    """Match detections to objects by the run's own scores (the variant `plain`).
+
+    Args:
+        split: The objects.
+        shards: The detections; one shard at a time is in memory.
+    """
+    predicted = np.full(len(split), UNDETECTED)
+    scores = np.zeros(len(split), np.float32)
     for rows in shards.read("plain"):
-        for places, at in by_image(rows, split):
-            best = strongest(rows, at, split.bbox[places])
-            for place, row in zip(places, best, strict=True):
+        for objects, of_image in by_image(rows, split):
+            best = strongest(rows, of_image, split.bbox[objects])
+            for index, row in zip(objects, best, strict=True):
                 if row is not None:
-                    judged.taken[place], judged.score[place] = (
-                        rows.category_id[row] - 1,
-                        rows.score[row],
-                    )
-    return judged
+                    predicted[index] = rows.category_id[row] - 1
+                    scores[index] = rows.score[row]
+    return MatchedObjects(predicted, scores)
 
 
-def by_image(rows: Rows, split: Split):
-    """(places of its objects, its rows) of every image of a shard that has objects."""
+def by_image(rows: Rows, split: SplitObjects) -> Iterator[tuple[range, np.ndarray]]:
+    """Indices of the objects and of the rows of each image of a shard that has objects."""
     order = np.argsort(rows.image_id, kind="stable")
     bounds = np.searchsorted(rows.image_id[order], [[i, i + 1] for i in rows.images])
     for image, (start, end) in zip(rows.images, bounds, strict=True):
-        if places := split.of_image.get(image):
-            yield places, order[start:end]
+        if objects := split.of_image.get(image):
+            yield objects, order[start:end]
 
 
-def strongest(rows: Rows, at: np.ndarray, boxes: np.ndarray) -> list[int | None]:
-    """For each of (m, 4) boxes x, y, w, h the row among `at` that overlaps it and scores highest."""
-    if not len(at):
+def strongest(rows: Rows, among: np.ndarray, boxes: np.ndarray) -> list[int | None]:
+    """Find the detection with the highest score on each of some boxes.
+
+    Args:
+        rows: Detections.
+        among: (k,) indices of those to look at.
+        boxes: (m, 4) x, y, width, height in pixels.
+
+    Returns:
+        m indices of rows; None where no detection overlaps the box.
+    """
+    if not len(among):
         return [None] * len(boxes)
-    score = np.where(box_iou(rows.box[at], boxes) >= IOU, rows.score[at][:, None], -1)
-    best = score.argmax(0)
-    return [int(at[k]) if score[k, m] >= 0 else None for m, k in enumerate(best)]
+    overlaps = box_iou(rows.box[among], boxes) >= IOU_THRESHOLD
+    score = np.where(overlaps, rows.score[among][:, None], -1)
+    best = score.argmax(axis=0)
+    return [int(among[k]) if score[k, m] >= 0 else None for m, k in enumerate(best)]

@@ -1,57 +1,66 @@
-"""The pair explorer: `collect(study, page)` gathers the most one-sided pairs of classes, before and after PCB, with objects of both.
+"""The pair explorer: the most one-sided pairs of classes, with objects of both.
 
-Pairs (i, j) with the largest M_ij - M_ji, in the matrix of the run before PCB and in that of the run after: whichever matrix chooses
-the pairs, the other looks better on them by chance alone, so there are two lists. Crops are drawn with the page's seed: train
-objects of either class from the larger half of them, and val objects of i that the run which chose the pair takes for j.
+Pairs (i, j) are those with the largest M_ij - M_ji, in the matrix of the run before PCB and in that
+of the run after. Whichever matrix chooses the pairs, the other looks better on them by chance
+alone; hence the two lists. Crops are drawn with the page's seed: train objects of either class from
+the larger half of them, and val objects of i that the run which chose the pair predicts as j.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from pcb.reporting.images import thumbnails
-from pcb.reporting.images.matched_objects import NOTHING, Judged, Split, judge
+from pcb.reporting.images.matched_objects import (
+    UNDETECTED,
+    MatchedObjects,
+    SplitObjects,
+    match_objects,
+)
 from pcb.reporting.results import Results
 from pcb.study import Page
 from pcb.study.study import Comparison
 
-ENDS = ("before", "after")
-LEAST = 1e-3  # of a pair's two probabilities, for a dot in the plot of all pairs
+LEAST = 1e-3  # least probability, either way, of a pair that the plot of all pairs shows
 
 
 def collect(results: Results, page: Page) -> list[dict]:
-    """One entry per comparison: its label, all pairs as points, and the most one-sided pairs.
+    """One entry for each comparison of the page.
 
-    Where a run is missing the entry names it and has neither.
+    Returns:
+        `label`, `runs` and `missing`, the runs that were not evaluated. Where none is missing also
+        `both_ways`, the probabilities of all pairs in each run, and the most one-sided `pairs`.
     """
-    study = results.study
-    seed = study.seeds[0]
-    split = cache(lambda dataset, name: Split(study, dataset, name))
-    out = []
+    study, seed = results.study, results.study.seeds[0]
+    split = cache(lambda dataset, name: SplitObjects(study, dataset, name))
+    entries = []
     for comparison in page.compare:
-        runs = (comparison.before, comparison.after)
+        runs = [comparison.before, comparison.after]
         missing = [
             run
             for run in runs
             if results.metrics(run, seed) is None or results.detections(run, seed) is None
         ]
-        entry = {"label": comparison.label, "missing": missing, "runs": list(runs)}
+        entry: dict = {"label": comparison.label, "missing": missing, "runs": runs}
         if not missing:
             dataset = study.experiments[comparison.before].dataset
             entry["least"] = LEAST
-            entry["both_ways"] = [points(results, run, seed) for run in runs]
+            entry["both_ways"] = [both_ways(results, run, seed) for run in runs]
             entry["pairs"] = compare(
                 results, comparison, split(dataset, "train"), split(dataset, "val"), page.settings
             )
-        out.append(entry)
-    return out
+        entries.append(entry)
+    return entries
 
 
-def points(results: Results, run: str, seed: int) -> dict[str, list]:
-    """`Confusion.both_ways` of a run as lists, to five digits."""
-    found = results.confusion(run, seed).both_ways(LEAST)
+def both_ways(results: Results, run: str, seed: int) -> dict[str, list]:
+    """`Confusion.both_ways` of an evaluated run as lists, to five digits."""
+    confusion = results.confusion(run, seed)
+    assert confusion is not None
+    found = confusion.both_ways(LEAST)
     return {
         "groups": found.groups.tolist(),
         "up": [float(f"{p:.5g}") for p in found.up],
@@ -60,88 +69,107 @@ def points(results: Results, run: str, seed: int) -> dict[str, list]:
 
 
 def compare(
-    results: Results, comparison: Comparison, train: Split, val: Split, settings: dict
+    results: Results,
+    comparison: Comparison,
+    train: SplitObjects,
+    val: SplitObjects,
+    settings: dict,
 ) -> list[dict]:
-    """The pairs of one comparison, those of the run before first; a pair that both runs choose stands once."""
-    seed, runs = results.study.seeds[0], (comparison.before, comparison.after)
-    metrics = [results.metrics(run, seed) for run in runs]
-    matrices = [results.confusion(run, seed) for run in runs]
-    judged = [judge(val, results.detections(run, seed)) for run in runs]
-    chosen: dict[tuple[int, int], int] = {}
-    for end, matrix in enumerate(matrices):
-        for i, j in matrix.most_one_sided(settings["pairs"]):
-            chosen.setdefault((i, j), end)
-    chance = np.random.default_rng(settings["seed"])
+    """The pairs of one comparison whose two runs are evaluated.
 
-    def about(label: int) -> dict:
-        places = larger_half(train, np.flatnonzero(train.label == label), settings["crops"])
+    Args:
+        results: The results of the study.
+        comparison: The runs before and after PCB.
+        train: Objects of the training images, for crops.
+        val: Objects of the validation images.
+        settings: Counts and seed, from configs/paper.yaml.
+
+    Returns:
+        Pairs that the run before chooses, then those that the run after chooses; a pair that both
+        choose is listed once.
+    """
+    seed, runs = results.study.seeds[0], (comparison.before, comparison.after)
+    metrics = [m for m in (results.metrics(run, seed) for run in runs) if m]
+    confusions = [c for c in (results.confusion(run, seed) for run in runs) if c]
+    shards = [s for s in (results.detections(run, seed) for run in runs) if s]
+    matched = [match_objects(val, s) for s in shards]
+    chosen_by: dict[tuple[int, int], int] = {}
+    for k, confusion in enumerate(confusions):
+        for pair in confusion.most_one_sided(settings["pairs"]):
+            chosen_by.setdefault(pair, k)
+    rng = np.random.default_rng(settings["seed"])
+
+    def describe(label: int) -> dict:
+        objects = larger_half(train, np.flatnonzero(train.label == label), settings["crops"])
         return {
-            **val.named(label),
-            "train_images": matrices[0].train_images[label],
+            **val.class_label(label),
+            "train_images": confusions[0].train_images[label],
             "AP": [m["classes"]["plain"][label]["AP"] for m in metrics],
-            "crops": crops(train, draw(places, settings["crops"], chance)),
+            "crops": crops(train, draw(objects, settings["crops"], rng)),
         }
 
     return [
         {
-            "by": ENDS[end],
-            "i": about(i),
-            "j": about(j),
-            "M": [[float(m.matrix[i, j]), float(m.matrix[j, i])] for m in matrices],
-            "seen": int(matrices[0].seen[i]),
+            "chosen_by": ("before", "after")[k],
+            "i": describe(i),
+            "j": describe(j),
+            "M": [[float(c.matrix[i, j]), float(c.matrix[j, i])] for c in confusions],
+            "seen": int(confusions[0].seen[i]),
             "objects": int((val.label == i).sum()),
-            "taken": [taken(val, seen, i, j) for seen in judged],
-            "mistakes": mistakes(val, judged, judged[end], i, j, settings["mistakes"], chance),
+            "outcomes": [outcomes(val, m, i, j) for m in matched],
+            "mistakes": mistakes(val, matched, k, i, j, settings["mistakes"], rng),
         }
-        for (i, j), end in chosen.items()
+        for (i, j), k in chosen_by.items()
     ]
 
 
-def taken(val: Split, judged: Judged, i: int, j: int) -> dict[str, int]:
-    """How many val objects of class i are taken for i, for j, for anything else, or overlap no detection."""
+def outcomes(val: SplitObjects, matched: MatchedObjects, i: int, j: int) -> dict[str, int]:
+    """How many val objects of class i are predicted as i, as j, as another class, or undetected."""
+    predicted = matched.predicted_class[val.label == i]
     counts = {
-        what: int((judged.taken[val.label == i] == label).sum())
-        for what, label in (("right", i), ("j", j), ("nothing", NOTHING))
+        "correct": int((predicted == i).sum()),
+        "as_j": int((predicted == j).sum()),
+        "undetected": int((predicted == UNDETECTED).sum()),
     }
-    return counts | {"other": int((val.label == i).sum()) - sum(counts.values())}
+    return counts | {"as_other": len(predicted) - sum(counts.values())}
 
 
 def mistakes(
-    val: Split,
-    judged: list[Judged],
-    by: Judged,
+    val: SplitObjects,
+    matched: Sequence[MatchedObjects],
+    chooser: int,
     i: int,
     j: int,
     count: int,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
 ) -> list[dict]:
-    """Val objects of class i that one run takes for j, and what each run says of them."""
-    places = draw(np.flatnonzero((val.label == i) & (by.taken == j)), count, chance)
+    """Val objects of class i that the run `matched[chooser]` predicts as j.
+
+    Returns:
+        At most `count` of them: a `crop`, and the `predictions` of each run.
+    """
+    as_j = matched[chooser].predicted_class == j
+    objects = draw(np.flatnonzero((val.label == i) & as_j), count, rng)
     return [
-        {
-            "crop": picture,
-            "taken": [
-                val.named(seen.taken[place]) | {"score": float(seen.score[place])}
-                if seen.taken[place] != NOTHING
-                else None
-                for seen in judged
-            ],
-        }
-        for place, picture in zip(places, crops(val, places), strict=True)
+        {"crop": picture, "predictions": [m.prediction(val, index) for m in matched]}
+        for index, picture in zip(objects, crops(val, objects), strict=True)
     ]
 
 
-def draw(places: np.ndarray, count: int, chance: np.random.Generator) -> list[int]:
-    return [int(p) for p in chance.permutation(places)[:count]]
+def draw(objects: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """At most `count` of some objects, in random order."""
+    return [int(index) for index in rng.permutation(objects)[:count]]
 
 
-def larger_half(split: Split, places: np.ndarray, least: int) -> np.ndarray:
-    """The larger half of some objects by area, and at least `least` of them if there are as many."""
-    order = np.argsort(-split.area[places], kind="stable")
-    return places[order[: max(least, -(-len(places) // 2))]]
+def larger_half(split: SplitObjects, objects: np.ndarray, least: int) -> np.ndarray:
+    """The larger half of some objects by area, but at least `least` of them."""
+    order = np.argsort(-split.area[objects], kind="stable")
+    return objects[order[: max(least, -(-len(objects) // 2))]]
 
 
-def crops(split: Split, places: list[int]) -> list[str]:
+def crops(split: SplitObjects, objects: list[int]) -> list[str]:
+    """Crops of some objects, as data URIs."""
     return [
-        thumbnails.crop(split.photo(int(split.image_id[p])), split.bbox[p].tolist()) for p in places
+        thumbnails.crop(split.image_path(int(split.image_id[i])), split.bbox[i].tolist())
+        for i in objects
     ]

@@ -1,4 +1,4 @@
-"""Photographs and masks small enough to live in a page: `photo`, `crop` as JPEG data URIs, `outline` as an SVG path."""
+"""Images and masks small enough for a page: JPEG data URIs, and outlines as SVG paths."""
 
 from __future__ import annotations
 
@@ -13,32 +13,42 @@ from PIL import Image
 from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
 
-SIDE = 360  # longest side of a photo, pixels; smaller ones stay as they are
-CROP = 112  # longest side of a crop
-MARGIN = 0.2  # of the box's longer side, around a crop
-GRID = 180  # longest side of the grid on which a mask's outline is followed
-QUALITY = 82
+IMAGE_SIDE = 360  # longest side of a whole image in pixels; smaller ones are not enlarged
+CROP_SIDE = 112  # longest side of a crop
+CROP_MARGIN = 0.2  # around a crop, as a share of its box's longer side
+OUTLINE_SIDE = 180  # longest side of the grid on which a mask's outline is followed
+JPEG_QUALITY = 82
 
 
-def photo(path: Path) -> str:
-    return jpeg(opened(path), SIDE)
+def thumbnail(path: Path) -> str:
+    """A whole image as a data URI. Raises `UserError` where it cannot be read."""
+    return _jpeg(_read(path), IMAGE_SIDE)
 
 
 def crop(path: Path, box: list[float]) -> str:
-    """The part of a photo around a box (x, y, w, h), a square as far as the photo reaches."""
-    image = opened(path)
-    x, y, w, h = box
-    half = max(w, h) * (0.5 + MARGIN)
-    part = (
-        max(0, x + w / 2 - half),
-        max(0, y + h / 2 - half),
-        min(image.width, x + w / 2 + half),
-        min(image.height, y + h / 2 + half),
+    """The square around a box, as far as the image reaches, as a data URI.
+
+    Args:
+        path: The image.
+        box: x, y, width, height in pixels.
+
+    Raises:
+        UserError: The image cannot be read.
+    """
+    image = _read(path)
+    x, y, width, height = box
+    half = max(width, height) * (0.5 + CROP_MARGIN)
+    corners = (
+        max(0, x + width / 2 - half),
+        max(0, y + height / 2 - half),
+        min(image.width, x + width / 2 + half),
+        min(image.height, y + height / 2 + half),
     )
-    return jpeg(image.crop(tuple(map(round, part))), CROP)
+    left, top, right, bottom = map(round, corners)
+    return _jpeg(image.crop((left, top, right, bottom)), CROP_SIDE)
 
 
-def opened(path: Path) -> Image.Image:
+def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -49,40 +59,43 @@ def opened(path: Path) -> Image.Image:
         ) from error
 
 
-def jpeg(image: Image.Image, side: int) -> str:
+def _jpeg(image: Image.Image, side: int) -> str:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, format="JPEG", quality=QUALITY)
+    image.save(out, format="JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def unpacked(counts: bytes, height: int, width: int) -> np.ndarray:
-    """A mask (height, width) from a detection's compressed counts."""
+def mask_of_detection(counts: bytes, height: int, width: int) -> np.ndarray:
+    """(height, width) bool, from the compressed RLE counts of a detection."""
     return hotcoco.mask.decode({"size": [height, width], "counts": counts}).astype(bool)
 
 
-def drawn(segmentation: list[np.ndarray] | dict, height: int, width: int) -> np.ndarray:
-    """A mask (height, width) from an annotation's polygons, or from its RLE."""
-    polygons = (
-        segmentation
-        if isinstance(segmentation, dict)
-        else [polygon.tolist() for polygon in segmentation]
-    )
-    rle = hotcoco.mask.fr_py_objects(polygons, height, width)
-    return hotcoco.mask.decode(hotcoco.mask.merge(rle) if isinstance(rle, list) else rle).astype(
-        bool
-    )
+def mask_of_annotation(
+    segmentation: list[np.ndarray] | dict, height: int, width: int
+) -> np.ndarray:
+    """(height, width) bool, from the polygons (x, y, x, y, …) or the RLE of an annotation."""
+    if isinstance(segmentation, dict):
+        rle = hotcoco.mask.fr_py_objects(segmentation, height, width)
+    else:
+        polygons = [polygon.tolist() for polygon in segmentation]
+        rle = hotcoco.mask.merge(hotcoco.mask.fr_py_objects(polygons, height, width))
+    return hotcoco.mask.decode(rle).astype(bool)
 
 
 def outline(mask: np.ndarray) -> str:
-    """The outline of a mask as an SVG path in its pixels; of a large mask on a coarser grid."""
-    step = -(-max(mask.shape) // GRID)
+    """The outline of a mask as an SVG path, in the mask's pixels.
+
+    Args:
+        mask: (height, width) bool; of a large one only every k-th pixel is followed.
+    """
+    step = -(-max(mask.shape) // OUTLINE_SIDE)
     polygons, _ = mask_to_polygons(mask[step // 2 :: step, step // 2 :: step])
-    return "".join(closed(np.reshape(polygon, (-1, 2)) * step) for polygon in polygons)
+    return "".join(_closed_path(np.reshape(polygon, (-1, 2)) * step) for polygon in polygons)
 
 
-def closed(corners: np.ndarray) -> str:
-    """Corners joined by horizontal and vertical lines, relative to each other."""
+def _closed_path(corners: np.ndarray) -> str:
+    """(n, 2) corners, joined by horizontal and vertical lines, as an SVG path."""
     parts = [f"M{corners[0, 0]} {corners[0, 1]}"]
     for dx, dy in np.diff(corners, axis=0).tolist():
         parts.append(f"h{dx}" if dx else f"v{dy}")

@@ -93,29 +93,29 @@ def caption(shown: ResultTable | dict) -> Html:
 def gallery(page: dict) -> Html:
     """Images before and after PCB with their ground truth, for every comparison of the page."""
     compare, least = page["compare"], page["settings"]["score"]
-    parts = [
-        part
+    sections = [
+        section
         for k, entry in enumerate(compare)
         if not entry["missing"]
-        for part in gallery_view.parts(entry, f"photo-{k}", least)
+        for section in gallery_view.sections(entry, f"image-{k}", least)
     ]
-    count = sum(len(part["shots"]) for part in parts)
+    count = sum(len(section["shots"]) for section in sections)
     text = f"{count} images before and after PCB"
-    found = piece("gallery", text, groups=GROUP_NAMES, parts=parts) if parts else None
-    return joined(found, missing(page))
+    shown = piece("gallery", text, groups=GROUP_NAMES, sections=sections) if sections else None
+    return joined(shown, missing(page))
 
 
 def explorer(page: dict) -> Html:
     """The most one-sided pairs of classes before and after PCB, for every comparison."""
     lists = [
-        part
+        pairs
         for entry in page["compare"]
         if not entry["missing"]
-        for part in gallery_view.pairs(entry)
+        for pairs in gallery_view.pair_lists(entry)
     ]
-    text = f"{sum(len(part['pairs']) for part in lists)} pairs of classes"
-    found = piece("explorer", text, groups=GROUP_NAMES, lists=lists) if lists else None
-    return joined(found, missing(page))
+    text = f"{sum(len(pairs['pairs']) for pairs in lists)} pairs of classes"
+    values = {"groups": GROUP_NAMES, "score_text": gallery_view.score_text, "lists": lists}
+    return joined(piece("explorer", text, **values) if lists else None, missing(page))
 
 
 def missing(page: dict) -> Html | None:
