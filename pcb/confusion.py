@@ -98,7 +98,7 @@ def class_sums(
 
     Returns:
         Classes (k,), their sums (k, D) and their counts (k,). A class may occur more than once,
-        with the same sum and count each time; the count is 0 where no rank has the class.
+        with the same sum and count each time; both are 0 where no rank has the class.
     """
     classes, index, counts = distinct(labels, num_classes)
     sums = sum_by_index(rows, index, len(classes))
@@ -114,7 +114,9 @@ def class_sums(
         entries = torch.arange(len(classes), device=labels.device)
         used = torch.where(counts > 0, entries, 0)
         classes = classes[used].clamp(max=num_classes - 1)
-        sums, counts = sums.index_select(0, used), counts[used]
+        counts = counts[used]
+        # Where all rows are left out, the first entry is theirs.
+        sums = torch.where(counts[:, None] > 0, sums.index_select(0, used), 0)
     return classes, sums, counts
 
 

@@ -4,7 +4,8 @@ import method_oracle as oracle
 import pytest
 import torch
 
-from pcb.confusion import ConfusionMatrix, pairwise_bias, posterior
+import pcb.confusion
+from pcb.confusion import ConfusionMatrix, class_sums, pairwise_bias, posterior
 from pcb.errors import UserError
 
 C = 6
@@ -135,3 +136,16 @@ def test_the_matrix_holds_no_graph():
     probs, labels = positives()
     matrix.update(probs.requires_grad_(), labels)
     assert not matrix.bank.requires_grad and not matrix.columns(labels).requires_grad
+
+
+@pytest.mark.parametrize("devices", [{"cpu"}, set()], ids=["dynamic shapes", "static shapes"])
+@pytest.mark.parametrize("labels", [[C, C, C], [1, C, C], [C, 0, 1]])
+def test_rows_that_are_left_out_are_in_no_sum(labels, devices, monkeypatch):
+    monkeypatch.setattr(pcb.confusion, "SYNC_FREE_DEVICES", devices)
+    rows, labels = torch.rand(3, 2), torch.tensor(labels)
+    if devices:
+        rows, labels = rows[labels < C], labels[labels < C]
+    classes, sums, _ = class_sums(rows, labels, C)
+    total = torch.zeros(C, 2).index_copy_(0, classes, sums)
+    expected = torch.zeros(C + 1, 2).index_add_(0, labels, rows)[:-1]
+    torch.testing.assert_close(total, expected)
