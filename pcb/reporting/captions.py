@@ -18,6 +18,7 @@ def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
         "name": scale["name"],
         "title": scale["title"],
         "data": data_title(scale),
+        "generated": "synthetic" in scale,
         "detectors": detectors(scale, backbones),
         "departures": departures(scale),
         "notes": scale.get("notes", []),
@@ -47,6 +48,8 @@ def warning(about: dict) -> str:
     measured = f"Ours were measured on {scale['data']} with {detector_names(about, 'name')}"
     if about["comparable"]:
         return f"{measured}, with departures from the paper's recipe."
+    if not scale["generated"]:
+        measured += " (`pcb check-data` has not found these data equal to the LVIS release)"
     theirs = f"the paper's on LVIS with {detector_names(about, 'paper')}"
     return " ".join([f"{measured}; {theirs}. Compare directions, not sizes.", *notes(about)])
 
@@ -114,8 +117,10 @@ def seeds(about: dict) -> str:
 def dataset(about: dict, entry: dict) -> str:
     """A data set by name, with its size where a run has been measured on it."""
     name = f"LVIS {entry['version']}"
-    if not about["comparable"]:
+    if about["scale"]["generated"]:
         name = f"{about['scale']['data']}, {entry['version']} flavour"
+    elif not about["comparable"]:
+        name = f"{about['scale']['title']}, format of {name}, not found equal to its release"
     if not (classes := entry["classes"]):
         return name
     return (
