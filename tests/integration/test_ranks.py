@@ -6,10 +6,10 @@ import method_oracle as oracle
 import pytest
 import ranks
 import torch
-from test_losses_base import EVERY, C
+from test_losses_base import CASES, C
 
 WORLD, N = 3, 18
-LOSSES = [name for name in EVERY if name not in ("ls", "bags")]  # these two keep none
+LOSSES = [name for name in CASES if name not in ("ls", "bags")]  # these two keep none
 SHARES = (
     [0, 6, 12, 18],
     [0, 9, 9, 18],
@@ -31,7 +31,7 @@ def rank_of_all(rank: int, world: int) -> dict:
 
 def train(name: str, share) -> dict:
     """All iterations, three steps each; sums of losses, gradients with respect to the logits, and the state afterwards."""
-    build, channels = EVERY[name]
+    build, channels = CASES[name]
     loss = build().double()
     values, grads = [], []
     for i, (z, label) in enumerate(inputs(channels)):

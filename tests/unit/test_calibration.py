@@ -1,4 +1,4 @@
-"""Calibration of scores: Eq. 6, Eq. 8 and NorCal against their formulas on logits, and what must stay as it was."""
+"""Calibration of scores: Eq. 6, Eq. 8 and NorCal against their formulas on logits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ C, N = 5, 12
 
 @pytest.fixture
 def logits():
-    return 3 * torch.randn(
-        N, C + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    g = torch.Generator().manual_seed(0)
+    return 3 * torch.randn(N, C + 1, generator=g, dtype=torch.float64)
 
 
 def matrix():
@@ -40,11 +39,10 @@ def test_confusion_matrix_follows_eq_4_to_6(logits):
     assert torch.equal(ours[:, C], scores[:, C])
 
 
-def test_a_perfect_classifier_needs_no_calibration(logits):
+def test_scores_of_a_perfect_classifier_do_not_change(logits):
     scores = logits.softmax(1)
-    torch.testing.assert_close(
-        ConfusionMatrixCalibration(torch.eye(C, dtype=torch.float64))(scores), scores
-    )
+    by_matrix = ConfusionMatrixCalibration(torch.eye(C, dtype=torch.float64))
+    torch.testing.assert_close(by_matrix(scores), scores)
     torch.testing.assert_close(MeanScoreCalibration(torch.ones(C))(scores), scores)
 
 
@@ -64,49 +62,51 @@ def test_mean_scores_follow_eq_8(logits):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
-def test_norcal_is_a_shift_of_logits(logits, gamma):
+def test_norcal_shifts_logits(logits, gamma):
     counts = torch.tensor([1, 10, 100, 1000, 0])
     shift = gamma * counts.clamp(min=1).double().log()
     lowered = torch.cat([logits[:, :C] - shift, logits[:, C:]], 1)
     torch.testing.assert_close(NorCal(counts, gamma)(logits.softmax(1)), lowered.softmax(1))
 
-    scores = torch.cat(
-        [logits[:, :C].softmax(1) * 0.3, torch.full((N, 1), 0.7, dtype=torch.float64)], 1
-    )
+    background = torch.full((N, 1), 0.7, dtype=torch.float64)
+    scores = torch.cat([logits[:, :C].softmax(1) * 0.3, background], 1)
     ours = NorCal(counts, gamma, "seesaw")(scores)
     torch.testing.assert_close(ours[:, :C], lowered[:, :C].softmax(1) * 0.3)
 
     background = logits[:, C:].sigmoid()
     scores = torch.cat([logits[:, :C].sigmoid() * (1 - background), background], 1)
     ours = NorCal(counts, gamma, "sigmoid")(scores)
-    torch.testing.assert_close(
-        ours, torch.cat([lowered[:, :C].sigmoid() * (1 - background), background], 1)
-    )
+    expected = torch.cat([lowered[:, :C].sigmoid() * (1 - background), background], 1)
+    torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize(
-    "calibrate",
-    [
-        ConfusionMatrixCalibration(matrix()),
-        MeanScoreCalibration(matrix().diagonal()),
-        *(NorCal(torch.arange(C), 1.0, c) for c in ("softmax", "seesaw", "sigmoid")),
-    ],
-)
+EVERY_CALIBRATION = [
+    ConfusionMatrixCalibration(matrix()),
+    MeanScoreCalibration(matrix().diagonal()),
+    *(NorCal(torch.arange(C), 1.0, c) for c in ("softmax", "seesaw", "sigmoid")),
+]
+CERTAIN = torch.cat([torch.eye(C + 1), torch.full((1, C + 1), 1 / (C + 1))])
+
+
+@pytest.mark.parametrize("calibrate", EVERY_CALIBRATION)
 def test_certain_scores_stay_finite(calibrate):
-    scores = torch.cat([torch.eye(C + 1), torch.full((1, C + 1), 1 / (C + 1))])
-    out = calibrate(scores)
-    assert (
-        out.isfinite().all()
-        and out.shape == scores.shape
-        and out.dtype == scores.dtype
-        and (out >= 0).all()
-    )
-    assert calibrate(scores[:0]).shape == (0, C + 1)
-    of_arrays = calibrate(scores.numpy()[::-1])  # someone else's saved scores
-    assert isinstance(of_arrays, np.ndarray) and of_arrays.dtype == np.float32
-    np.testing.assert_array_equal(of_arrays, out.numpy()[::-1])
+    out = calibrate(CERTAIN)
+    assert out.shape == CERTAIN.shape and out.dtype == CERTAIN.dtype
+    assert out.isfinite().all() and (out >= 0).all()
+    assert calibrate(CERTAIN[:0]).shape == (0, C + 1)
+
+
+@pytest.mark.parametrize("calibrate", EVERY_CALIBRATION)
+def test_arrays_give_arrays(calibrate):
+    out = calibrate(CERTAIN.numpy()[::-1])  # negative strides, which torch cannot share
+    assert isinstance(out, np.ndarray) and out.dtype == np.float32
+    np.testing.assert_array_equal(out, calibrate(CERTAIN).numpy()[::-1])
+
+
+@pytest.mark.parametrize("calibrate", EVERY_CALIBRATION)
+def test_scores_without_background_are_refused(calibrate):
     with pytest.raises(UserError, match="background last"):
-        calibrate(scores[:, :-1])
+        calibrate(CERTAIN[:, :-1])
 
 
 def test_statistics_may_be_arrays(logits):
@@ -124,12 +124,8 @@ def test_mean_predictions_follow_eq_3(logits):
     found = mean_predictions(logits.softmax(1), labels)
     for i in range(C):
         rows = [logits[k, :C].softmax(0) for k in range(N) if labels[k] == i]
-        torch.testing.assert_close(
-            found[i], sum(rows) / len(rows) if rows else torch.zeros(C, dtype=torch.float64)
-        )
-    arrays = mean_predictions(logits.softmax(1).float().numpy(), labels.numpy())
-    assert (
-        isinstance(arrays, np.ndarray)
-        and arrays.dtype == np.float32
-        and np.allclose(arrays, found.numpy(), atol=1e-6)
-    )
+        mean = sum(rows) / len(rows) if rows else torch.zeros(C, dtype=torch.float64)
+        torch.testing.assert_close(found[i], mean)
+    array = mean_predictions(logits.softmax(1).float().numpy(), labels.numpy())
+    assert isinstance(array, np.ndarray) and array.dtype == np.float32
+    np.testing.assert_allclose(array, found.numpy(), atol=1e-6)

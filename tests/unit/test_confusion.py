@@ -1,4 +1,4 @@
-"""The EMA confusion matrix: Eq. 3, 5 and 9, what it costs, what it survives."""
+"""The moving average of the confusion matrix: Eq. 3, 5 and 9, banks and checkpoints."""
 
 import method_oracle as oracle
 import pytest
@@ -13,18 +13,16 @@ C = 6
 
 def positives(n=20, seed=0, classes=C):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, classes, generator=g).softmax(1), torch.randint(
-        0, classes - 1, (n,), generator=g
-    )  # the last never appears
+    probs = torch.randn(n, classes, generator=g).softmax(1)
+    labels = torch.randint(0, classes - 1, (n,), generator=g)  # the last class never appears
+    return probs, labels
 
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 0.99])
 def test_updates_follow_eq_9(normalise, gamma):
-    matrix, truth = (
-        ConfusionMatrix(C, gamma, normalise=normalise).double(),
-        oracle.Matrix(C, gamma, normalise),
-    )
+    matrix = ConfusionMatrix(C, gamma, normalise=normalise).double()
+    truth = oracle.Matrix(C, gamma, normalise)
     for i in range(5):
         probs, labels = positives(seed=i)
         matrix.update(probs.double(), labels)
@@ -32,7 +30,7 @@ def test_updates_follow_eq_9(normalise, gamma):
         torch.testing.assert_close(matrix.matrix, truth.m, rtol=0, atol=1e-12)
 
 
-def test_first_update_is_the_batch_mean_and_rows_sum_to_one():
+def test_the_first_update_is_the_batch_mean_and_rows_sum_to_one():
     matrix = ConfusionMatrix(C, 0.99)
     probs, labels = positives()
     matrix.update(probs, labels)
@@ -44,7 +42,7 @@ def test_first_update_is_the_batch_mean_and_rows_sum_to_one():
     assert not matrix.matrix[-1].any() and matrix.unseen().tolist() == [False] * (C - 1) + [True]
 
 
-def test_without_normalisation_rows_grow_as_one_minus_gamma_to_the_k():
+def test_rows_without_normalisation_grow_as_one_minus_gamma_to_the_k():
     matrix = ConfusionMatrix(C, 0.9, normalise=False)
     for k in range(1, 4):
         matrix.update(torch.full((2, C), 0.5), torch.tensor([3, 3]))
@@ -62,7 +60,7 @@ def test_absent_classes_are_untouched_and_an_empty_batch_changes_nothing():
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
-def test_the_bank_is_its_members_side_by_side():
+def test_a_bank_equals_its_matrices_alone():
     bank = ConfusionMatrix(C, [0.9, 0.99, 0.999], active=0.99)
     alone = [ConfusionMatrix(C, g) for g in (0.9, 0.99, 0.999)]
     for i in range(4):
@@ -74,7 +72,7 @@ def test_the_bank_is_its_members_side_by_side():
     assert torch.equal(ConfusionMatrix(C, [0.9, 0.99], active=1).momenta[1], bank.momenta[1])
 
 
-def test_a_branch_takes_its_own_matrix_from_the_bank_of_its_trunk():
+def test_a_branch_loads_its_own_matrix_from_the_bank_of_its_trunk():
     trunk = ConfusionMatrix(C, [0.9, 0.99, 0.999], active=0)
     trunk.update(*positives())
     trunk.update(*positives(seed=1))
@@ -85,7 +83,7 @@ def test_a_branch_takes_its_own_matrix_from_the_bank_of_its_trunk():
         ConfusionMatrix(C, 0.5).load_state_dict(trunk.state_dict())
 
 
-def test_state_round_trip_continues_bit_for_bit(tmp_path):
+def test_a_loaded_matrix_continues_identically(tmp_path):
     one, two = ConfusionMatrix(C, [0.9, 0.99], active=0), ConfusionMatrix(C, [0.9, 0.99], active=0)
     for i in range(3):
         one.update(*positives(seed=i))
@@ -100,7 +98,7 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path):
     "momentum, active",
     [(1.0, None), (-0.1, None), ([], None), ([0.9, 0.99], None), ([0.9, 0.99], 0.5), ([0.9], 3)],
 )
-def test_a_momentum_that_makes_no_sense_is_refused(momentum, active):
+def test_an_invalid_momentum_is_refused(momentum, active):
     with pytest.raises(UserError):
         ConfusionMatrix(C, momentum, active)
 
@@ -120,12 +118,11 @@ def test_columns_are_those_of_the_posterior():
     labels = torch.tensor([3, 0, 3, 1])
     torch.testing.assert_close(matrix.columns(labels), posterior(matrix.matrix)[:, labels].T)
     assert torch.equal(matrix.columns(labels, posterior=False), matrix.matrix[:, labels].T)
-    torch.testing.assert_close(
-        ConfusionMatrix(C).columns(torch.tensor([2])), torch.eye(C)[[2]]
-    )  # an empty column
+    of_an_empty_column = ConfusionMatrix(C).columns(torch.tensor([2]))
+    torch.testing.assert_close(of_an_empty_column, torch.eye(C)[[2]])
 
 
-def test_pairwise_bias():
+def test_pairwise_bias_is_the_norm_of_the_asymmetry():
     m = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
     assert pairwise_bias(m).item() == pytest.approx((2 * 0.2**2) ** 0.5)
     assert pairwise_bias(m + m.T) == 0

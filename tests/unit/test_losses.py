@@ -1,4 +1,4 @@
-"""PCB on a softmax classifier: against the equations, at its edges, over ranks."""
+"""PCB on a softmax classifier: against the equations, and at its edges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ C, N, R = 5, 24, 3
 
 
 def build(alpha=0.4, **kwargs) -> PCBCrossEntropyLoss:
-    """A loss whose gate is open from the first iteration on."""
+    """A loss in which PCB is active from the first iteration on."""
     return PCBCrossEntropyLoss(C, alpha, **{"start_epoch": 1, "absent": range(C), **kwargs})
 
 
@@ -50,8 +50,8 @@ def test_gradients_equal_finite_differences(space):
     assert torch.autograd.gradcheck(again, z.requires_grad_())
 
 
-def test_the_released_term_is_eq_10_plus_the_pull_away_from_background():
-    """H over C+1 logits = H over C logits - log(1 - p_bg): the identity between released code and paper."""
+def test_the_released_term_is_eq_10_plus_a_term_against_background():
+    """L_PCB over C+1 logits (released code) = L_PCB over C logits (paper) - log(1 - p_bg)."""
     (z, label), *_ = oracle.batches(1, N, C, C + 1)
     label = label.clamp(max=C - 1)  # positives only
     full, fg = (build(1.0, space=space).double()(z, label) for space in ("full", "fg"))
@@ -60,7 +60,7 @@ def test_the_released_term_is_eq_10_plus_the_pull_away_from_background():
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, None])
-def test_alpha_zero_is_cross_entropy_to_the_bit_and_still_keeps_the_matrix(step):
+def test_alpha_zero_is_exactly_cross_entropy_and_still_keeps_the_matrix(step):
     loss, weight = build(0.0), torch.ones(N)
     for z, label in oracle.batches(3, N, C, C + 1):
         ours = oracle.value_and_grad(loss, z.float(), label, weight, avg_factor=float(N), step=step)
@@ -82,7 +82,7 @@ def test_step_zero_is_cross_entropy_and_no_step_means_full_alpha():
     assert build(num_steps=1)(z, label, step=0) == values[2]  # R = 1: one step, the last
 
 
-def test_the_gate_opens_in_epoch_17_once_every_class_has_been_seen():
+def test_pcb_becomes_active_in_epoch_17_once_every_class_has_been_seen():
     z = torch.randn(C, C + 1)
     loss = build(start_epoch=17, absent=(), momentum=0.5)
 
@@ -101,7 +101,7 @@ def test_the_gate_opens_in_epoch_17_once_every_class_has_been_seen():
     assert fewer.pcb.is_active
 
 
-def test_update_last_learns_once_an_iteration():
+def test_update_last_learns_once_per_iteration():
     each, last, only = build(momentum=0.9), build(momentum=0.9, update="last"), build(momentum=0.9)
     (z, label), *_ = oracle.batches(1, N, C, C + 1)
     for step in range(R):
@@ -112,7 +112,7 @@ def test_update_last_learns_once_an_iteration():
     assert each.confusion.seen.sum() == 3 * last.confusion.seen.sum()
 
 
-def test_weights_and_average_are_mmdets():
+def test_weights_and_averages_are_those_of_mmdet():
     (z, label), *_ = oracle.batches(1, N, C, C + 1)
     weight = torch.rand(N, dtype=torch.float64)
     loss = build(0.0)
@@ -141,7 +141,7 @@ def test_without_positives_only_background_is_trained(space):
 
 
 @pytest.mark.parametrize("space", ["full", "fg"])
-def test_huge_logits_stay_finite_and_right(space):
+def test_huge_logits_stay_finite_and_correct(space):
     loss, exact = build(space=space), build(space=space).double()
     g = torch.Generator().manual_seed(1)
     for _ in range(3):
@@ -167,7 +167,7 @@ def test_autocast_changes_nothing(dtype):
     assert torch.equal(inside.confusion.bank, outside.confusion.bank)
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path):
+def test_a_loaded_loss_continues_identically(tmp_path):
     first, *rest = oracle.batches(4, N, C, C + 1)
     one, two = build(momentum=[0.9, 0.99], active=0.99), build(momentum=[0.9, 0.99], active=0.99)
     one(*first)
@@ -178,13 +178,13 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(one.confusion.bank, two.confusion.bank)
 
 
-def test_one_class_alone():
+def test_a_single_class_is_plain_cross_entropy():
     loss = PCBCrossEntropyLoss(1, 0.4, start_epoch=1)
     z, label = torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 1, 0])
     torch.testing.assert_close(loss(z, label), F.cross_entropy(z, label))
 
 
-def test_the_head_is_told_channels_and_scores():
+def test_the_box_head_gets_channels_and_scores_from_the_loss():
     loss = build()
     assert loss.get_cls_channels(C) == C + 1
     z = torch.randn(3, C + 1)

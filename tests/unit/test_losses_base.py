@@ -1,4 +1,4 @@
-"""EQL v2 and Seesaw with and without PCB, label smoothing, BAGS and LOCE's loss: against the equations, and at their edges."""
+"""All losses besides softmax with PCB: against the equations, and at their edges."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pcb.losses.eqlv2 import EQLv2Loss
 from pcb.losses.seesaw import SeesawLoss
 
 C, N, R = 5, 20, 3
-OPEN = {"start_epoch": 1, "absent": range(C), "momentum": 0.9}
+ACTIVE = {"start_epoch": 1, "absent": range(C), "momentum": 0.9}
 
 
 def check(ours, truth, channels, alpha, after=lambda: None, iterations=3, **of_truth):
-    """Values and gradients over several iterations of three steps, so that state is covered; the truth keeps its own."""
+    """Compare values and gradients over several iterations of three steps, so with their state."""
     matrix = of_truth.get("matrix")
     for z, label in oracle.batches(iterations, N, C, channels):
         for step in range(R):
@@ -38,7 +38,7 @@ def check(ours, truth, channels, alpha, after=lambda: None, iterations=3, **of_t
             after()
 
 
-def test_eqlv2():
+def test_eqlv2_follows_its_equations():
     loss, truth = EQLv2Loss(C).double(), oracle.EQLv2(C)
 
     def sums():
@@ -49,17 +49,19 @@ def test_eqlv2():
 
 
 @pytest.mark.parametrize("literal", [False, True])
-def test_eqlv2_with_pcb(literal):
-    loss = PCBEQLv2Loss(C, 0.2, literal=literal, **OPEN).double()
+def test_eqlv2_with_pcb_follows_the_equations(literal):
+    loss = PCBEQLv2Loss(C, 0.2, literal=literal, **ACTIVE).double()
     matrix = oracle.Matrix(C, 0.9, normalise=False)
     check(loss, oracle.EQLv2(C), C + 1, 0.2, matrix=matrix, literal=literal)
     torch.testing.assert_close(loss.confusion.matrix, matrix.m)
 
 
-def test_mixing_targets_and_mixing_losses_differ_by_the_weights_alone():
+def test_mixing_targets_and_mixing_losses_differ_only_by_the_weights():
     """The released EQL v2 + PCB minus Eq. 15 is α Σ (w⁺ - w⁻)(M_iy - y_i) BCE(z_i, t_i)."""
     first, (z, label) = oracle.batches(2, N, C, C + 1)
-    losses = [PCBEQLv2Loss(C, 0.2, literal=x, num_steps=1, **OPEN).double() for x in (False, True)]
+    losses = [
+        PCBEQLv2Loss(C, 0.2, literal=x, num_steps=1, **ACTIVE).double() for x in (False, True)
+    ]
     losses[0](*first)
     losses[1].load_state_dict(losses[0].state_dict())
     plus, minus = losses[0].class_weights()
@@ -81,36 +83,29 @@ def test_eqlv2_scores_are_sigmoids_times_foreground():
     torch.testing.assert_close(scores[:, -1], z[:, -1].sigmoid())
 
 
-def test_seesaw():
+def test_seesaw_follows_eq_16():
     loss, truth = SeesawLoss(C).double(), oracle.Seesaw(C)
-    check(
-        loss,
-        truth,
-        C + 2,
-        0,
-        lambda: torch.testing.assert_close(
-            loss.cum_samples.tolist(), list(map(float, truth.counts))
-        ),
-    )
+
+    def counts():
+        torch.testing.assert_close(loss.cum_samples.tolist(), [float(n) for n in truth.counts])
+
+    check(loss, truth, C + 2, 0, counts)
 
 
 @pytest.mark.parametrize("factors", ["label", "class"])
-def test_seesaw_with_pcb(factors):
-    loss, matrix = PCBSeesawLoss(C, 0.3, factors=factors, **OPEN).double(), oracle.Matrix(C, 0.9)
+def test_seesaw_with_pcb_follows_the_equations(factors):
+    loss, matrix = PCBSeesawLoss(C, 0.3, factors=factors, **ACTIVE).double(), oracle.Matrix(C, 0.9)
     check(loss, oracle.Seesaw(C), C + 2, 0.3, matrix=matrix, factors=factors)
     torch.testing.assert_close(loss.confusion.matrix, matrix.m)
 
 
-def test_seesaw_equals_mmdets():
+def test_seesaw_equals_that_of_mmdet():
     from mmdet.models.losses import SeesawLoss as Stock
 
     ours, stock = SeesawLoss(C), Stock(num_classes=C)
     for z, label in oracle.batches(3, N, C, C + 2):
         z = z.float()
-        a, b = (
-            ours(z, label, torch.ones(N), avg_factor=N),
-            stock(z, label, torch.ones(N), avg_factor=N),
-        )
+        a, b = (loss(z, label, torch.ones(N), avg_factor=N) for loss in (ours, stock))
         assert set(a) == set(b)
         for key in a:
             torch.testing.assert_close(a[key], b[key])
@@ -124,8 +119,8 @@ def test_seesaw_equals_mmdets():
     "base, regularised, channels",
     [(EQLv2Loss, PCBEQLv2Loss, C + 1), (SeesawLoss, PCBSeesawLoss, C + 2)],
 )
-def test_alpha_zero_is_the_base_loss_to_the_bit(base, regularised, channels):
-    plain, ours = base(C), regularised(C, 0.0, **OPEN)
+def test_alpha_zero_is_exactly_the_base_loss(base, regularised, channels):
+    plain, ours = base(C), regularised(C, 0.0, **ACTIVE)
     for z, label in oracle.batches(3, N, C, channels):
         a, b = (
             oracle.value_and_grad(f, z.float(), label, torch.ones(N), avg_factor=N)
@@ -135,62 +130,51 @@ def test_alpha_zero_is_the_base_loss_to_the_bit(base, regularised, channels):
     assert ours.confusion.matrix.any()
 
 
-def test_label_smoothing():
-    fg, every = (
-        LabelSmoothingLoss(C, start_epoch=1).double(),
-        LabelSmoothingLoss(C, scope="all", start_epoch=1).double(),
-    )
+def test_label_smoothing_follows_its_equation():
+    fg = LabelSmoothingLoss(C, start_epoch=1).double()
+    all_rois = LabelSmoothingLoss(C, scope="all", start_epoch=1).double()
     later = LabelSmoothingLoss(C)
     uniform = torch.full((C, C), 1 / C, dtype=torch.float64)
     check(fg, oracle.smoothed, C + 1, 0, targets=uniform, strength=0.1)
     (z, label), *_ = oracle.batches(1, N, C, C + 1)
     onehot = F.one_hot(label, C + 1) * 0.9 + 0.1 / (C + 1)
-    torch.testing.assert_close(every(z, label), -(onehot * z.log_softmax(1)).sum(1).mean())
+    torch.testing.assert_close(all_rois(z, label), -(onehot * z.log_softmax(1)).sum(1).mean())
     assert torch.equal(later(z, label), F.cross_entropy(z, label, reduction="none").mean())
 
 
-def test_online_label_smoothing_uses_the_right_predictions_of_the_last_epoch():
+def test_online_label_smoothing_uses_the_correct_predictions_of_the_last_epoch():
     loss = OnlineLabelSmoothingLoss(C, start_epoch=2).double()
     targets = torch.full((C, C), 1 / C, dtype=torch.float64)
     for epoch in (1, 2, 3):
         loss.set_epoch(epoch)
-        right = {c: [] for c in range(C)}
+        correct = {c: [] for c in range(C)}
         for z, label in oracle.batches(3, N, C, C + 1, seed=epoch):
-            z[torch.arange(N), label] += 2  # so that some are right
+            z[torch.arange(N), label] += 2  # so that some are correct
             label = label.where(label != 4, 3)  # class 4 never appears
-            a = oracle.value_and_grad(loss, z, label)
-            torch.testing.assert_close(
-                a,
-                oracle.value_and_grad(
-                    oracle.smoothed, z, label, targets, 0.5 if epoch > 1 else 0.0
-                ),
-            )
+            strength = 0.5 if epoch > 1 else 0.0
+            ours = oracle.value_and_grad(loss, z, label)
+            truth = oracle.value_and_grad(oracle.smoothed, z, label, targets, strength)
+            torch.testing.assert_close(ours, truth)
             for k, y in enumerate(label.tolist()):
                 if y < C and z[k, :C].argmax() == y:
-                    right[y].append(oracle.softmax(z[k, :C]))
-        targets = torch.stack(
-            [
-                torch.stack(p).mean(0) if p else torch.full((C,), 1 / C, dtype=torch.float64)
-                for p in right.values()
-            ]
-        )
+                    correct[y].append(oracle.softmax(z[k, :C]))
+        uniform = torch.full((C,), 1 / C, dtype=torch.float64)
+        means = [torch.stack(p).mean(0) if p else uniform for p in correct.values()]
+        targets = torch.stack(means)
     loss.set_epoch(4)
     torch.testing.assert_close(loss.soft_labels.labels, targets)
-    loss.set_epoch(4)  # said twice, as after a resume
+    loss.set_epoch(4)  # again, as after a resume
     torch.testing.assert_close(loss.soft_labels.labels, targets)
 
 
 def test_online_label_smoothing_branches_from_a_softmax_trunk():
-    trunk, alone = (
-        PCBCrossEntropyLoss(C, 0.0, soft_labels=True, start_epoch=2),
-        OnlineLabelSmoothingLoss(C, start_epoch=2),
-    )
-    branch = OnlineLabelSmoothingLoss(C, start_epoch=2)
+    trunk = PCBCrossEntropyLoss(C, 0.0, soft_labels=True, start_epoch=2)
+    alone, branch = (OnlineLabelSmoothingLoss(C, start_epoch=2) for _ in range(2))
     for z, label in oracle.batches(3, N, C, C + 1):
         trunk(z.float(), label)
         alone(z.float(), label)
-    lacking = branch.load_state_dict(trunk.state_dict(), strict=False)
-    assert not lacking.missing_keys
+    report = branch.load_state_dict(trunk.state_dict(), strict=False)
+    assert not report.missing_keys
     for loss in (branch, alone):
         loss.set_epoch(2)
     z, label = oracle.batches(1, N, C, C + 1, seed=5)[0]
@@ -206,32 +190,25 @@ def bags(**kwargs):
 
 def test_bags_groups_by_instances():
     loss = bags()
-    assert [loss.group(g)[0].tolist() for g in range(loss.num_groups)] == [[0, 3], [1, 5], [4], [2]]
+    groups = [loss.group(g)[0].tolist() for g in range(loss.num_groups)]
+    assert groups == [[0, 3], [1, 5], [4], [2]]
     assert loss.get_cls_channels(6) == 6 + 4 + 2
     assert BAGSLoss(3, [1, 2, 3]).get_cls_channels(3) == 3 + 1 + 2  # empty groups do not exist
 
 
 def test_bags_is_a_sum_of_group_softmaxes():
-    loss = bags(
-        others_ratio=1e9
-    ).double()  # every other RoI is drawn, so that nothing is left to chance
+    loss = bags(others_ratio=1e9).double()  # all other RoIs are drawn: nothing is random
     g = torch.Generator().manual_seed(0)
-    z, label = (
-        torch.randn(N, 12, generator=g, dtype=torch.float64),
-        torch.randint(0, 7, (N,), generator=g),
-    )
+    z = torch.randn(N, 12, generator=g, dtype=torch.float64)
+    label = torch.randint(0, 7, (N,), generator=g)
     label[label == 4] = 6  # the third group has no positives
     losses = loss(z, label)
     assert losses["loss_cls_group2"] == 0
     expected = F.cross_entropy(z[:, 10:], (label == 6).long())
     for members, others in (([0, 3], 6), ([1, 5], 7), ([2], 9)):
-        terms = [
-            -oracle.softmax(z[k, [*members, others]])[
-                members.index(y) if y in members else len(members)
-            ].log()
-            for k, y in enumerate(label.tolist())
-        ]
-        expected = expected + sum(terms) / N
+        for k, y in enumerate(label.tolist()):
+            target = members.index(y) if y in members else len(members)
+            expected = expected - oracle.softmax(z[k, [*members, others]])[target].log() / N
     torch.testing.assert_close(sum(losses.values()), expected)
 
 
@@ -240,17 +217,16 @@ def test_bags_draws_eight_others_for_each_positive():
     assert rows[:3].tolist() == [0, 1, 2] and len(rows) == 27 and len(set(rows.tolist())) == 27
 
 
-def test_bags_scores():
+def test_bags_scores_are_a_group_softmax_times_p_object():
     loss, z = bags(), torch.randn(4, 12)
     scores, objectness = loss.get_activation(z), z[:, 10:].softmax(1)
     torch.testing.assert_close(scores[:, 6], objectness[:, 1])
-    torch.testing.assert_close(
-        scores[:, [1, 5]], z[:, [1, 5, 7]].softmax(1)[:, :2] * objectness[:, :1]
-    )
+    second_group = z[:, [1, 5, 7]].softmax(1)[:, :2]
+    torch.testing.assert_close(scores[:, [1, 5]], second_group * objectness[:, :1])
     assert scores.shape == (4, 7) and loss.get_accuracy(z, torch.tensor([0, 1, 2, 6]))["acc"] >= 0
 
 
-def test_equilibrium_loss():
+def test_equilibrium_loss_follows_its_equation():
     loss = EquilibriumLoss(C).double()
     truth = [0.01] * (C + 1)
     for z, label in oracle.batches(3, N, C, C + 1):
@@ -260,25 +236,20 @@ def test_equilibrium_loss():
         for c in range(C):
             mine = [float(q) for q, k in zip(p, rows, strict=True) if label[k] == c]
             if mine:
-                truth[c] = 0.9 ** len(mine) * truth[c] + (1 - 0.9 ** len(mine)) * sum(mine) / len(
-                    mine
-                )
+                decay = 0.9 ** len(mine)
+                truth[c] = decay * truth[c] + (1 - decay) * sum(mine) / len(mine)
         torch.testing.assert_close(loss.scores.tolist(), truth)
         s = torch.tensor(truth, dtype=torch.float64)
-        value = -torch.stack(
-            [
-                (s[y] * z[k, y].exp() / (s * z[k].exp()).sum()).log()
-                for k, y in enumerate(label.tolist())
-            ]
-        ).mean()
-        torch.testing.assert_close(loss(z, label), value)
+        weighted = s * z.exp()
+        p = torch.stack([row[y] / row.sum() for row, y in zip(weighted, label, strict=True)])
+        torch.testing.assert_close(loss(z, label), -p.log().mean())
 
 
-EVERY = {
-    "softmax": (lambda **k: PCBCrossEntropyLoss(C, 0.4, **OPEN | k), C + 1),
-    "softmax-fg": (lambda **k: PCBCrossEntropyLoss(C, 0.4, space="fg", **OPEN | k), C + 1),
-    "eqlv2": (lambda **k: PCBEQLv2Loss(C, 0.2, **OPEN | k), C + 1),
-    "seesaw": (lambda **k: PCBSeesawLoss(C, 0.05, **OPEN | k), C + 2),
+CASES = {
+    "softmax": (lambda **k: PCBCrossEntropyLoss(C, 0.4, **ACTIVE | k), C + 1),
+    "softmax-fg": (lambda **k: PCBCrossEntropyLoss(C, 0.4, space="fg", **ACTIVE | k), C + 1),
+    "eqlv2": (lambda **k: PCBEQLv2Loss(C, 0.2, **ACTIVE | k), C + 1),
+    "seesaw": (lambda **k: PCBSeesawLoss(C, 0.05, **ACTIVE | k), C + 2),
     "ls": (lambda **k: LabelSmoothingLoss(C, start_epoch=1), C + 1),
     "ols": (lambda **k: OnlineLabelSmoothingLoss(C, start_epoch=1), C + 1),
     "bags": (lambda **k: BAGSLoss(C, [1, 20, 300, 5, 6]), C + 5),
@@ -286,10 +257,10 @@ EVERY = {
 }
 
 
-@pytest.fixture(params=EVERY)
+@pytest.fixture(params=CASES)
 def case(request):
     torch.manual_seed(0)
-    build, channels = EVERY[request.param]
+    build, channels = CASES[request.param]
     return build(), build(), channels
 
 
@@ -297,30 +268,22 @@ def total(value):
     return sum(value.values()) if isinstance(value, dict) else value
 
 
-def test_no_positives(case):
+def test_a_batch_without_positives_trains_background(case):
     loss, _, channels = case
     value, grad = oracle.value_and_grad(loss, torch.randn(6, channels), torch.full((6,), C))
     assert value.isfinite() and grad.isfinite().all() and grad.any()
-    empty = total(
-        loss(
-            torch.zeros(0, channels, requires_grad=True),
-            torch.zeros(0, dtype=torch.long),
-            torch.zeros(0),
-            avg_factor=1.0,
-        )
-    )
+    z, label = torch.zeros(0, channels, requires_grad=True), torch.zeros(0, dtype=torch.long)
+    empty = total(loss(z, label, torch.zeros(0), avg_factor=1.0))
     assert empty == 0 and empty.requires_grad
 
 
-def test_huge_logits(case):
+def test_huge_logits_stay_finite_and_correct(case):
     loss, exact, channels = case
     exact.double()
     g = torch.Generator().manual_seed(1)
     for _ in range(3):
-        z, label = (
-            50 * torch.randn(N, channels, generator=g).sign(),
-            torch.randint(0, C + 1, (N,), generator=g),
-        )
+        z = 50 * torch.randn(N, channels, generator=g).sign()
+        label = torch.randint(0, C + 1, (N,), generator=g)
         state = torch.get_rng_state()
         value, grad = oracle.value_and_grad(loss, z, label)
         torch.set_rng_state(state)
@@ -344,7 +307,7 @@ def test_autocast_changes_nothing(case):
         assert torch.equal(a, b)
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit(case, tmp_path):
+def test_a_loaded_loss_continues_identically(case, tmp_path):
     one, two, channels = case
     first, *rest = oracle.batches(3, N, C, channels)
     one(*first)
