@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from pcb.errors import UserError
+from pcb.evaluation.confusion_metrics import group_means, most_one_sided
 from pcb.files import write_json, write_text
 from pcb.frequency import GROUPS, group
 from pcb.geometry import box_iou
@@ -84,17 +85,14 @@ class Bias:
 
         Returns:
             `[a][b]`, the mean over the classes of group a with a matched object, of the score that
-            goes to group b; None where there is no such class. `["r"]["f"]` is the paper's M_rf
-            (§3.1, which does not state how it is aggregated).
+            goes to group b; None where there is no such class. `["r"]["f"]` is the paper's M_rf.
         """
-        groups = np.array(list(self.groups))
-        rows = {a: self.matrix[(groups == a) & (self.matched > 0)] for a in GROUPS}
+        matched = self.matched > 0
+        means = group_means(self.matrix, matched, self.groups).tolist()
+        measured = {g for g, seen in zip(self.groups, matched, strict=True) if seen}
         return {
-            a: {
-                b: float(rows[a][:, groups == b].sum(axis=1).mean()) if len(rows[a]) else None
-                for b in GROUPS
-            }
-            for a in GROUPS
+            a: dict(zip(GROUPS, row if a in measured else [None] * 3, strict=True))
+            for a, row in zip(GROUPS, means, strict=True)
         }
 
     def pairs(self, count: int | None = None, least: int = 1) -> list[dict]:
@@ -107,10 +105,6 @@ class Bias:
         Returns:
             `PAIR_COLUMNS` of each.
         """
-        listed = self.matched >= least
-        difference = np.where(listed[:, None] & listed[None, :], self.matrix - self.matrix.T, 0)
-        i, j = np.nonzero(difference > 0)
-        order = np.argsort(-difference[i, j], kind="stable")[:count]
         rows = (
             (
                 self.names[a],
@@ -121,9 +115,9 @@ class Bias:
                 int(self.matched[b]),
                 float(self.matrix[a, b]),
                 float(self.matrix[b, a]),
-                float(difference[a, b]),
+                float(self.matrix[a, b] - self.matrix[b, a]),
             )
-            for a, b in zip(i[order], j[order], strict=True)
+            for a, b in most_one_sided(self.matrix, self.matched >= least, count)
         )
         return [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in rows]
 

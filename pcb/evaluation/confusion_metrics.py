@@ -58,11 +58,7 @@ class Confusion:
 
     def most_one_sided(self, count: int = 10) -> list[tuple[int, int]]:
         """The pairs (i, j) of shown classes with the largest M_ij - M_ji > 0, at most `count`."""
-        shown = self.seen > 0
-        difference = np.where(shown[:, None] & shown[None, :], self.matrix - self.matrix.T, 0)
-        order = np.argsort(-difference, axis=None, kind="stable")[:count]
-        pairs = zip(*np.unravel_index(order, difference.shape), strict=True)
-        return [(int(i), int(j)) for i, j in pairs if difference[i, j] > 0]
+        return most_one_sided(self.matrix, self.seen > 0, count)
 
     def both_ways(self, least: float = 0.0) -> BothWays:
         """Pairs of shown classes of different groups, where either way is at least `least`."""
@@ -76,10 +72,46 @@ class Confusion:
         return BothWays(groups, up[listed], down[listed])
 
     def by_group(self) -> np.ndarray:
-        """(3, 3) mean over shown classes of a row's group of the mass on a column's group."""
-        member = np.array([[f == group for f in self.frequency] for group in GROUPS], float)
-        rows = member * (self.seen > 0)
-        return (rows @ self.matrix @ member.T) / np.maximum(rows.sum(1, keepdims=True), 1)
+        """(3, 3) `group_means` over the shown classes."""
+        return group_means(self.matrix, self.seen > 0, self.frequency)
+
+
+def most_one_sided(
+    matrix: np.ndarray, shown: np.ndarray, count: int | None = None
+) -> list[tuple[int, int]]:
+    """The pairs of classes with the largest M_ij - M_ji > 0.
+
+    Args:
+        matrix: (C, C) M.
+        shown: (C,) bool, classes that count.
+        count: At most so many pairs; None means all.
+
+    Returns:
+        (i, j), the largest difference first; i is the class that loses.
+    """
+    difference = np.where(shown[:, None] & shown[None, :], matrix - matrix.T, 0)
+    i, j = np.nonzero(difference > 0)
+    order = np.argsort(-difference[i, j], kind="stable")[:count]
+    return list(zip(i[order].tolist(), j[order].tolist(), strict=True))
+
+
+def group_means(matrix: np.ndarray, shown: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """How much of the mass of each group's rows lies in the columns of each group.
+
+    The paper's M_rf (§3.1) is the entry of rare rows and frequent columns; the paper does not state
+    how it is aggregated.
+
+    Args:
+        matrix: (C, C) M.
+        shown: (C,) bool, classes whose rows count.
+        groups: (C,) `r`, `c` or `f` of each class.
+
+    Returns:
+        (3, 3) mean over the rows that count; zeros for a group without any.
+    """
+    member = np.array([[f == group for f in groups] for group in GROUPS], float)
+    rows = member * shown
+    return (rows @ matrix @ member.T) / np.maximum(rows.sum(1, keepdims=True), 1)
 
 
 def bias_metrics(confusion: Confusion) -> dict[str, float | None]:

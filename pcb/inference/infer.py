@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import DATASETS
+from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -305,7 +306,7 @@ def trained(study: Study, run: str, seed: int) -> dict:
     return record
 
 
-def test_set(study: Study, run: str, split: str):
+def test_set(study: Study, run: str, split: str) -> BaseDataset:
     """The images behind a split as mmdet's data set, with its test pipeline."""
     experiment, name = study.experiments[run], annotation_split(split)
     if name not in study.scale["datasets"][experiment.dataset]:
