@@ -36,8 +36,11 @@ def origin(about: dict) -> str:
 
 
 def detector_names(about: dict, key: str) -> str:
-    """The detectors of a page by `name` or `title`, or by `paper` those of the paper."""
-    return " / ".join(detector[key] for detector in about["scale"]["detectors"])
+    """The detectors of a page: by `name` ours, by `paper` the paper's."""
+    pairs = [detector[key].partition(", ") for detector in about["scale"]["detectors"]]
+    if len({size for _, _, size in pairs}) == 1:
+        return " and ".join(name for name, _, _ in pairs) + "".join(pairs[0][1:])
+    return " and ".join("".join(pair) for pair in pairs)
 
 
 def warning(about: dict) -> str:

@@ -31,7 +31,7 @@ def about(scale: str, *backbones: str, **changes) -> dict:
         (
             "lvis",
             ["r50", "r101", "r50"],
-            "measured: LVIS, ResNet-50-FPN, 1333x800 / ResNet-101-FPN, 1333x800",
+            "measured: LVIS, ResNet-50-FPN and ResNet-101-FPN, 1333x800",
         ),
     ],
 )
