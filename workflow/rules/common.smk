@@ -1,5 +1,5 @@
-# What all rules share: the study, how a job is called, and the few words that messages need. No path is spelled here:
-# results lie where pcb.study.Paths says.
+# Shared by all rules: the study, how a job calls `pcb`, and functions for inputs, params and
+# messages. Paths of results come from pcb.study.paths.
 import json
 import os
 import re
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import locked, write_json
+from pcb.formatting import number
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
-from pcb.formatting import number
 from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
 from pcb.study.departures import departures
 from pcb.study.load import format_of_results, study_json
 from pcb.study.study import FORMAT
+from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
 from workflow import progress
@@ -25,8 +26,14 @@ from workflow import progress
 SETTINGS = {"scale", "paper", "seeds", "results"}
 
 
-def study_of(config):
-    """The study that `--config` asks for, and its departures from LVIS. A mistake in it, or in any YAML file, ends the run with one message."""
+# The study --------------------------------------------------------------------------------------
+
+
+def load(config):
+    """Load the study that `--config` selects, and its departures from LVIS.
+
+    A mistake in it, or in a YAML file, ends the run with two lines.
+    """
     try:
         unknown = ", ".join(sorted(set(config) - SETTINGS))
         if unknown:
@@ -36,23 +43,27 @@ def study_of(config):
         if "results" in config:
             overrides["results"] = str(config["results"])
         if "seeds" in config:
-            overrides["seeds"] = numbers(config["seeds"])
-        study = load_study(
-            config.get("scale", "mini"), config.get("paper"), overrides
-        )
+            overrides["seeds"] = integers(config["seeds"])
+        scale = config.get("scale", "mini")
+        study = load_study(scale, config.get("paper"), overrides)
         return study, departures(study.scale)
     except UserError as error:
-        logger.error(f"error: {error.what}\nfix: {error.fix}")
-        sys.exit(2)
+        exit_with(error)
 
 
-def numbers(value):
-    """`0,1,2`, `[0,1,2]` or `0` as a list of integers; what is no integer stays as it is, for the schema to refuse."""
+def integers(value):
+    """`0,1,2`, `[0,1,2]` or `0` as a list; what is no integer is left to the schema to refuse."""
     items = value if isinstance(value, list) else str(value).split(",")
     return [int(item) if str(item).strip().isdigit() else item for item in items]
 
 
-study, DEPARTURES = study_of(config)
+def exit_with(error):
+    """End the run with the two lines of a user's mistake."""
+    logger.error(f"error: {error.what}\nfix: {error.fix}")
+    sys.exit(2)
+
+
+study, DEPARTURES = load(config)
 paths = study.paths
 HARDWARE = study.scale["hardware"]
 SYNTHETIC = bool(study.scale.get("synthetic"))
@@ -66,7 +77,8 @@ ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
 shell.prefix(
     "set -euo pipefail; "
     f"export PYTHONPATH={shlex.quote(workflow.basedir)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
-    f'pcb() {{{{ {shlex.quote(sys.executable)} -m pcb "$1" --study {shlex.quote(str(paths.study))} "${{{{@:2}}}}"; }}}}; '
+    f'pcb() {{{{ {shlex.quote(sys.executable)} -m pcb "$1" '
+    f'--study {shlex.quote(str(paths.study))} "${{{{@:2}}}}"; }}}}; '
 )
 
 
@@ -79,18 +91,27 @@ wildcard_constraints:
     page="|".join(study.pages),
 
 
+# Start and end of a run -------------------------------------------------------------------------
+
+running = ExitStack()  # holds the lock on the results folder until this process ends
+progress_lines = progress.ProgressHandler(overview=lambda: overview(study))
+logger.addHandler(progress_lines)
+
+
 def begin():
-    """What a real run does before its first job, and a dry run never: take the results folder for itself, write study.json, which
-    every job reads, when its content changed, and speak in single lines from here on.
+    """Prepare a run before its first job; a dry run never does.
+
+    It takes the lock on the results folder, writes study.json, which every job reads, if its
+    content changed, and prints single lines from here on.
     """
     try:
         running.enter_context(locked(paths.lock, "these results"))
     except UserError as error:
-        logger.error(f"error: {error.what}\nfix: {error.fix}")
-        sys.exit(2)
+        exit_with(error)
     if format_of_results(paths.study) not in (None, FORMAT):
         logger.info(
-            f"{paths.root} holds results of an earlier version of the pipeline: they count as not run"
+            f"{paths.root} holds results of an earlier version of the pipeline: "
+            "they count as not run"
         )
     content = study_json(study)
     if not paths.study.exists() or json.loads(paths.study.read_text()) != content:
@@ -98,53 +119,108 @@ def begin():
     progress_lines.begin(logger)
 
 
+def finish():
+    """Build the index of what exists after a run, even a failed one, and log its path."""
+    # Imported here: a dry run needs no templates.
+    from pcb.reporting.site.build import build
+
+    try:
+        logger.info(f"Look at {build(study)}")
+    except UserError as error:
+        logger.error(f"error: {error.what}\nfix: {error.fix}")
+
+
+# Inputs -----------------------------------------------------------------------------------------
+
+
 def of_run(get):
-    """An input function from the run's experiment to a path."""
+    """An input function from the experiment of a run to a path."""
     return lambda wildcards: get(study.experiments[wildcards.run])
 
 
-def job(describe):
-    """A params function: one canonical string of what determines a job's result, so that a change of it runs the job again."""
-    return lambda wildcards: canonical(describe(wildcards))
-
-
-def words(verb):
-    """A params function for messages: which training of how many, and for which tables. It names `input` because Snakemake
-    leaves such a parameter out of what makes a job run again: a renamed table must not retrain.
-    """
-    return lambda wildcards, input: progress.describe(
-        study, verb, wildcards.run, wildcards.seed
-    )
-
-
 def trunk_of(run, seed):
+    """The record of the trunk from which a run branches, if it does."""
     trunk = study.experiments[run].trunk
     return paths.trunk(trunk, seed) if trunk else []
 
 
+def train_confusion_of(run, seed):
+    """The confusion matrix of the training images, for a run with a variant that needs it."""
+    needed = "train" in confusion_splits(study.variants(run))
+    return paths.confusion(run, seed, "train") if needed else []
+
+
+def gamma_detections_of(run, seed):
+    """The detections on which the γ of NorCal is chosen beside val, for a run with NorCal."""
+    needed = NORCAL in study.variants(run)
+    return paths.detections(run, seed, gamma_split(study, run)) if needed else []
+
+
 def data_files(dataset):
-    """What a check of a data set depends on: its manifest if it is drawn here, else its annotation files as far as they exist
-    (that one is missing is for the check to say, which lists all that is missing)."""
+    """What the check of a data set depends on: its manifest, or its annotation files.
+
+    Those that do not exist are left out, for the check lists everything that is missing.
+    """
     if SYNTHETIC:
         return paths.data_manifest(dataset)
     spec = study.scale["datasets"][dataset]
     return [spec[split] for split in ("train", "val") if Path(spec[split]).exists()]
 
 
+def data_checks(*targets):
+    """The checks of the data sets behind some tables, figures and pages."""
+    datasets = {study.experiments[run].dataset for run in study.runs(*targets)}
+    return [paths.data_check(dataset) for dataset in sorted(datasets)]
+
+
+def table_results(*targets):
+    """What the numbers of tables and figures come from.
+
+    Metrics, the checks of their data sets and, of a figure, confusion matrices.
+    """
+    figures = [target for target in targets if target.startswith("figure")]
+    runs, seeds = study.runs(*targets), study.seeds
+    drawn = study.runs(*figures) if figures else []
+    return [
+        *data_checks(*targets),
+        *(paths.metrics(run, seed) for run in runs for seed in seeds),
+        *(paths.confusion(run, seed) for run in drawn for seed in seeds),
+    ]
+
+
+def page_results(page):
+    """What a page of images shows: results of the first seed."""
+    seed = study.seeds[0]
+    return data_checks(page) + [
+        get(run, seed)
+        for run in study.pages[page].runs
+        for get in (paths.metrics, paths.detections, paths.confusion)
+    ]
+
+
+def rendered(*targets):
+    """The notebooks of some tables, figures and pages."""
+    return [paths.notebook(target) for target in targets]
+
+
+# Params -----------------------------------------------------------------------------------------
+
+
+def job(determines):
+    """A params function: what determines a job's result, as one canonical string.
+
+    A change of it runs the job again.
+    """
+    return lambda wildcards: canonical(determines(wildcards))
+
+
 def check_job(dataset):
+    """What determines the check of a data set, beside its files."""
     scale = study.scale
     about = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
     settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
-    return {"data": about, "settings": settings, "format": 2}  # 2: with `matches_release`
-
-
-def pretrains(backbone):
-    """Whether a backbone's weights are trained here, not read from a file."""
-    return study.scale["backbones"][backbone]["weights"] == "pretrain"
-
-
-def pretrain_gpus(backbone):
-    return min(1, HARDWARE["gpus_per_job"]) if pretrains(backbone) else 0
+    # Format 2: with `matches_release`.
+    return {"data": about, "settings": settings, "format": 2}
 
 
 def scale_job():
@@ -155,11 +231,8 @@ def scale_job():
 
 def gather_job(target):
     """What a table's page shows apart from the measured numbers."""
-    claims = [
-        claim
-        for claim in study.resolved.get("claims", [])
-        if target in canonical(claim)
-    ]
+    every = study.resolved.get("claims", [])
+    claims = [claim for claim in every if target in canonical(claim)]
     table = study.resolved["tables"][target]
     return {"table": table, "scale": scale_job(), "claims": claims}
 
@@ -175,59 +248,39 @@ def site_job():
     return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
 
 
-def measured(*targets):
-    """What the numbers of tables come from: metrics, the checks of their data sets and, of a figure, confusion matrices."""
-    figures = [target for target in targets if target.startswith("figure")]
-    matrices = study.runs(*figures) if figures else []
-    return [
-        *data_checks(*targets),
-        *(paths.metrics(run, seed) for run in study.runs(*targets) for seed in study.seeds),
-        *(paths.confusion(run, seed) for run in matrices for seed in study.seeds),
-    ]
+def pretrains(backbone):
+    """Whether a backbone's weights are trained here, not read from a file."""
+    return study.scale["backbones"][backbone]["weights"] == "pretrain"
 
 
-def looked_at(page):
-    """What a page of images shows: detections and confusion matrices of the first seed."""
-    seed = study.seeds[0]
-    return data_checks(page) + [
-        get(run, seed)
-        for run in study.pages[page].runs
-        for get in (paths.metrics, paths.detections, paths.confusion)
-    ]
+def pretrain_gpus(backbone):
+    """GPUs of a backbone's pretraining."""
+    return min(1, HARDWARE["gpus_per_job"]) if pretrains(backbone) else 0
 
 
-def data_checks(*targets):
-    """The checks of the data sets behind some tables, figures and pages."""
-    datasets = {study.experiments[run].dataset for run in study.runs(*targets)}
-    return [paths.data_check(dataset) for dataset in sorted(datasets)]
+# Messages and labels ----------------------------------------------------------------------------
 
 
-def rendered(*targets):
-    return [paths.notebook(target) for target in targets]
+def described(verb):
+    """A params function for the message of a run's job.
+
+    It takes `input`, because Snakemake does not run a job again for a parameter that depends on
+    its input: a renamed table must not retrain.
+    """
+    return lambda wildcards, input: progress.describe(
+        study, verb, wildcards.run, wildcards.seed
+    )
 
 
 def labels(form):
-    """What `snakemake --report` writes beside a result: which table, figure or page, and its format. It sorts labels as text:
-    a second space, which a browser does not show, puts Table 2 before Table 10."""
+    """Labels of a result in `snakemake --report`: the table, figure or page, and its format.
+
+    The report sorts them as text. A second space, which a browser does not show, puts Table 2
+    before Table 10.
+    """
     return lambda wildcards: {
         "of": re.sub(
             r" (\d)$", r"  \1", number(wildcards.get("target") or wildcards.page)
         ),
         "format": form,
     }
-
-
-def finish():
-    """After a run, also a failed or partial one: build the index of all that exists by now, and log where it is."""
-    # Imported here: a dry run needs no templates.
-    from pcb.reporting.site.build import build
-
-    try:
-        logger.info(f"Look at {build(study)}")
-    except UserError as error:
-        logger.error(f"error: {error.what}\nfix: {error.fix}")
-
-
-running = ExitStack()
-progress_lines = progress.ProgressHandler(overview=lambda: overview(study))
-logger.addHandler(progress_lines)

@@ -1,19 +1,6 @@
 # Inference and scoring. One pass over val serves every variant that some table asks for; scoring it
 # needs no GPU. Two variants need more: NorCal the detections on the split where its hyper-parameter
 # is chosen, and cm-train the confusion matrix of the training images.
-from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
-
-
-def train_confusion_of(run, seed):
-    """The confusion matrix of the training images, for a run with a variant that needs it."""
-    needed = "train" in confusion_splits(study.variants(run))
-    return paths.confusion(run, seed, "train") if needed else []
-
-
-def gamma_detections_of(run, seed):
-    """The detections on which the γ of NorCal is chosen beside val, for a run with NorCal."""
-    needed = NORCAL in study.variants(run)
-    return paths.detections(run, seed, gamma_split(study, run)) if needed else []
 
 
 rule infer:
@@ -36,9 +23,9 @@ rule infer:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
-        words=words("Detect"),
+        described=described("Detect"),
     message:
-        "{params.words}"
+        "{params.described}"
     shell:
         "pcb infer {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
@@ -64,9 +51,9 @@ rule infer_split:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
-        words=words("Detect"),
+        described=described("Detect"),
     message:
-        "{params.words} on {wildcards.split}"
+        "{params.described} on {wildcards.split}"
     shell:
         "pcb infer {wildcards.run:q} --seed {wildcards.seed:q} --split {wildcards.split:q} &> {log:q}"
 
@@ -89,9 +76,9 @@ rule train_confusion:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Confusion on train:"),
+        described=described("Confusion on train:"),
     message:
-        "{params.words}"
+        "{params.described}"
     shell:
         "pcb confusion {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
@@ -115,8 +102,8 @@ rule score:
         mem_mb=1500 if SYNTHETIC else 16000,
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
-        words=words("Score"),
+        described=described("Score"),
     message:
-        "{params.words}"
+        "{params.described}"
     shell:
         "pcb score {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"

@@ -1,10 +1,10 @@
-# Gather the numbers of a table or figure, or the images of a page, into one file; render the notebook that
-# reads it; link everything from the index of the site.
+# Gather the numbers of a table or figure, or the images of a page, into one file; render the
+# notebook that reads it; link everything from the index of the site.
 
 
 rule gather:
     input:
-        lambda w: measured(w.target),
+        lambda w: table_results(w.target),
     output:
         paths.gathered("{target}"),
     log:
@@ -25,7 +25,7 @@ rule gather:
 
 rule gather_page:
     input:
-        lambda w: looked_at(w.page),
+        lambda w: page_results(w.page),
     output:
         paths.gathered("{page}"),
     log:
@@ -50,7 +50,9 @@ CODE = sorted(
     for path in (ROOT / "pcb" / "reporting").rglob("*")
     if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
 )
-PAGE_CODE = [path for path in CODE if "/site" not in path]
+PAGE_CODE = [
+    path for path in CODE if not any(p.startswith("site") for p in Path(path).parts)
+]
 CAPTIONS = "../report"
 
 
@@ -124,11 +126,14 @@ rule page:
 rule site:
     input:
         pages=rendered(*study.targets),
-        metrics=measured(*study.tables),
+        metrics=table_results(*study.tables),
         code=CODE,
     output:
         paths.index,
-        [paths.download(name) for name in ("metrics.csv", "claims.csv", "runs.json", "claims.json")],
+        [
+            paths.download(name)
+            for name in ("metrics.csv", "claims.csv", "runs.json", "claims.json")
+        ],
     log:
         paths.log("site"),
     conda:

@@ -1,5 +1,6 @@
-# Trainings. Runs that differ only in PCB share their first epochs: one trunk, from which each of them branches.
-# Checkpoints lie in an undeclared work folder, so that neither a failure nor a rerun deletes them: a killed training continues.
+# Trainings. Runs that differ only in PCB share their first epochs: they branch from one trunk.
+# Checkpoints lie in an undeclared work folder, which neither a failure nor a rerun deletes: a killed
+# training resumes.
 
 
 rule trunk:
@@ -21,9 +22,9 @@ rule trunk:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Trunk"),
+        described=described("Trunk"),
     message:
-        "{params.words}"
+        "{params.described}"
     shell:
         "pcb trunk {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
@@ -48,9 +49,9 @@ rule train:
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.train_job(w.run, int(w.seed))),
-        words=words("Train"),
+        described=described("Train"),
     message:
-        "{params.words}"
+        "{params.described}"
     shell:
         "pcb train {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
