@@ -1,6 +1,6 @@
-"""The equations of the paper once more, in float64, one RoI and one class at a time: what the tests hold the code against.
+"""The oracle of the method's tests: the paper's equations in float64, one RoI and class at a time.
 
-Slow on purpose. Nothing here is shared with `pcb`.
+Slow and simple on purpose; it shares no code with `pcb`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Matrix:
-    """Eq. 3 and 9: EMA rows over the classes present; `normalise` divides updated rows by their sum."""
+    """Eq. 3 and 9; `normalise` divides updated rows by their sum."""
 
     def __init__(self, classes: int, gamma: float, normalise: bool = True):
         self.m = torch.zeros(classes, classes, dtype=torch.float64)
@@ -24,12 +24,8 @@ class Matrix:
 
     def posterior_column(self, y: int) -> Tensor:
         """Eq. 5: [M̂_{i,y} for all i]."""
-        return torch.stack(
-            [
-                self.m[i, y] / sum(self.m[k, y] for k in range(len(self.m)))
-                for i in range(len(self.m))
-            ]
-        )
+        total = sum(self.m[k, y] for k in range(len(self.m)))
+        return torch.stack([self.m[i, y] / total for i in range(len(self.m))])
 
 
 def softmax(z: Tensor) -> Tensor:
@@ -67,7 +63,7 @@ def pcb_cross_entropy(
 def batches(
     iterations: int, n: int, classes: int, channels: int, seed: int = 0, scale: float = 2.0
 ) -> list[tuple[Tensor, Tensor]]:
-    """Logits (n, channels) float64 and labels (n,); about half background, class frequencies long-tailed."""
+    """Logits (n, channels) float64 and labels (n,): about half background, long-tailed classes."""
     g = torch.Generator().manual_seed(seed)
     tail = torch.cat([1.0 / torch.arange(1, classes + 1), torch.tensor([2.0])])
     return [
@@ -88,11 +84,8 @@ def value_and_grad(loss, z: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
     return value.detach(), grad
 
 
-# The other losses ----------------------------------------------------------------------------------------------------
-
-
 class EQLv2:
-    """Equalization loss v2, RoI by RoI, with the released PCB mixture or Eq. 15 as printed. Weights and sums of one classifier."""
+    """Equalization loss v2, with PCB as released or as Eq. 15 is printed (`literal`)."""
 
     def __init__(self, classes: int, gamma: float = 12.0, mu: float = 0.8, a: float = 4.0):
         self.classes, self.gamma, self.mu, self.a = classes, gamma, mu, a
@@ -138,9 +131,9 @@ class EQLv2:
                 s = sigmoid(z[k, j])
                 total = total - w * (t * s.log() + (1 - t) * sigmoid(-z[k, j]).log())
                 if j < self.classes:
-                    pull = abs(float(s.detach()) - t) * w
-                    pos[j] += pull * counted
-                    neg[j] += pull * (1 - counted)
+                    gradient = abs(float(s.detach()) - t) * w
+                    pos[j] += gradient * counted
+                    neg[j] += gradient * (1 - counted)
         self.pos = [a + b for a, b in zip(self.pos, pos, strict=True)]
         self.neg = [a + b for a, b in zip(self.neg, neg, strict=True)]
         self.first = False
@@ -148,7 +141,7 @@ class EQLv2:
 
 
 class Seesaw:
-    """Seesaw loss, RoI by RoI (Eq. 16), with PCB as released or with the factors of Eq. 17 as printed."""
+    """Seesaw loss (Eq. 16), with PCB as released or with the factors of Eq. 17 ('class')."""
 
     def __init__(self, classes: int, p: float = 0.8, q: float = 2.0, eps: float = 1e-2):
         self.classes, self.p, self.q, self.eps = classes, p, q, eps
@@ -159,7 +152,7 @@ class Seesaw:
         return mitigation * max(1.0, float(scores[j]) / max(float(scores[i]), self.eps)) ** self.q
 
     def log_p(self, z: Tensor, i: int, own: int) -> Tensor:
-        """log p̂_i with the factors of class `own`; Eq. 16 and 17 have own = i, the released L_PCB has own = y."""
+        """log p̂_i with the factors of class `own`: i in Eq. 16 and 17, y in the released L_PCB."""
         scores = softmax(z.detach())
         shift = z.max().detach()
         terms = [
@@ -201,16 +194,16 @@ class Seesaw:
 
 
 def smoothed(z: Tensor, label: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """Mean of (1 - a) CE + a Σ_i t_i (-log p_i) over C+1 classes on positives, CE on background; targets (C, C) by label."""
+    """Mean of CE on background, (1 - a) CE + a Σ_i t_i (-log p_i) over C+1 classes on positives.
+
+    `targets` are (C, C), by label.
+    """
     total = z.sum() * 0
     for k, y in enumerate(label.tolist()):
         log_p = softmax(z[k]).log()
         if y == len(targets):
             total = total - log_p[y]
         else:
-            total = (
-                total
-                - (1 - strength) * log_p[y]
-                - strength * sum(targets[y, i] * log_p[i] for i in range(len(targets)))
-            )
+            soft = sum(targets[y, i] * log_p[i] for i in range(len(targets)))
+            total = total - (1 - strength) * log_p[y] - strength * soft
     return total / len(label)

@@ -1,4 +1,4 @@
-"""Runs a function on K gloo ranks in processes of their own, and returns what each of them returned."""
+"""Run a function on K gloo ranks, each a process of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT = timedelta(seconds=60)  # a rank that waits for another in vain fails then
+TIMEOUT = timedelta(seconds=60)  # of a collective that a rank does not join
 
 
 def run(function, world: int, folder: Path, *args) -> list:
-    """`function(rank, world, *args)` on every rank; must be importable by name. Raises if any rank fails or hangs."""
+    """Return what `function(rank, world, *args)` returns on every rank.
+
+    The function must be importable by name. Raises if a rank fails or hangs.
+    """
     mp.spawn(_rank, args=(world, str(folder), function, args), nprocs=world)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
 

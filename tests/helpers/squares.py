@@ -1,4 +1,4 @@
-"""Coloured squares in COCO and LVIS format: a data set that a detector of a few channels reads in no time, of a user's own kind."""
+"""A tiny data set of coloured squares in COCO and LVIS format, as a user of the plug-in has one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ CLASSES = ("dove", "owl", "wren")
 
 
 def write_squares(folder: Path, images: int = 6, size: int = 64) -> Path:
-    """`annotations/{train,val}.json` and images below `folder`; each image has two squares, as polygons. One file is both COCO and LVIS."""
+    """Write `annotations/{train,val}.json` and images below `folder`, and return it.
+
+    Each image has two squares, as polygons. The files are both COCO and LVIS.
+    """
     rng = np.random.default_rng(0)
     (folder / "annotations").mkdir(parents=True)
     (folder / "train").mkdir()
@@ -22,7 +25,7 @@ def write_squares(folder: Path, images: int = 6, size: int = 64) -> Path:
     content = {"images": [], "annotations": [], "categories": categories}
     for i in range(1, images + 1):
         name = f"{i:012d}.png"
-        picture = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
         content["images"].append(
             {
                 "id": i,
@@ -35,20 +38,20 @@ def write_squares(folder: Path, images: int = 6, size: int = 64) -> Path:
             }
         )
         for k, (x, y) in enumerate([(2, 4), (26, 22)]):
-            which, side = (i + k) % 3, int(rng.integers(20, 36))
-            picture[y : y + side, x : x + side, which] = 220
+            channel, side = (i + k) % 3, int(rng.integers(20, 36))
+            pixels[y : y + side, x : x + side, channel] = 220
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,
                     "image_id": i,
-                    "category_id": 5 + 2 * which,
+                    "category_id": 5 + 2 * channel,
                     "bbox": [x, y, side, side],
                     "area": side * side,
                     "iscrowd": 0,
                     "segmentation": [[x, y, x + side, y, x + side, y + side, x, y + side]],
                 }
             )
-        cv2.imwrite(str(folder / "train" / name), picture)
+        cv2.imwrite(str(folder / "train" / name), pixels)
     for split in ("train", "val"):
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return folder

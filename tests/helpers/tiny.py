@@ -1,4 +1,4 @@
-"""A Mask R-CNN small enough for unit tests, and made-up inputs for it."""
+"""A Mask R-CNN small enough for unit tests, and synthetic inputs for it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def sample(size=96):
 
 
 def mask_rcnn(loss="softmax", paradigm="plain", pcb=True, **kwargs):
-    """The mini scale's detector with fewer channels, trained from scratch, as `model_overrides` makes it for an experiment."""
+    """The mini scale's detector, with fewer channels, for an experiment of the given factors."""
     config = Config.fromfile("configs/mmdet/mini_r18.py")
     experiment = Experiment(
         "test", "v05", "r50", "rfs", loss, paradigm, pcb=PCB(0.4, 0.9) if pcb else None

@@ -1,4 +1,4 @@
-"""The configs of docs/plugin/ as a user takes them: paths and classes edited, everything else as it stands but smaller."""
+"""The configs and examples of the plug-in page, as a user edits them, on a tiny data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,11 +26,8 @@ from pcb.errors import UserError
 from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {
-    "mask_rcnn_lvis": 1,
-    "cascade_mask_rcnn_coco": 3,
-    "faster_rcnn_coco": 1,
-}  # and how many matrices each keeps
+# With the number of confusion matrices of each.
+CONFIGS = {"mask_rcnn_lvis": 1, "cascade_mask_rcnn_coco": 3, "faster_rcnn_coco": 1}
 YOURS = {
     'data_root = "data/lvis_v1/"': 'data_root = "{data}/"',
     'data_root = "data/birds/"': 'data_root = "{data}/"',
@@ -48,7 +46,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def edited(data, tmp_path_factory):
-    """The configs after a user's edits, made small: a thin ResNet-18, 64-pixel images, 2 epochs of 3 iterations, PCB from the 2nd on."""
+    """The configs after a user's edits, made small.
+
+    A thin ResNet-18, 64-pixel images, 2 epochs of 3 iterations, PCB from the 2nd on.
+    """
     folder, out = tmp_path_factory.mktemp("configs"), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmengine.config.utils._get_cfg_metainfo", not_in_metafiles)
@@ -63,14 +64,16 @@ def edited(data, tmp_path_factory):
 
 
 def not_in_metafiles(package, config):
-    raise ValueError(
-        "base files are in no metafile, which mmengine finds out by reading all hundred of them, for each base anew"
-    )
+    """MMEngine would read all metafiles, for each base file again, to find that it is in none."""
+    raise ValueError
 
 
 @pytest.fixture
 def config(edited, tmp_path, monkeypatch):
-    """A config of docs/plugin/ by name, with top-level keys replaced. Without mmengine's pretty printing, seconds a run."""
+    """A config of docs/plugin/ by name, with top-level keys replaced.
+
+    MMEngine's pretty printing is off, since it takes seconds.
+    """
     monkeypatch.setattr(Config, "pretty_text", "")
     monkeypatch.setattr(Runner, "_log_env", lambda self, env: None)
 
@@ -94,37 +97,25 @@ def shrink(cfg):
     for head in [roi.bbox_head] if isinstance(roi.bbox_head, dict) else roi.bbox_head:
         head.update(in_channels=8, fc_out_channels=8)
         head.loss_cls.start_epoch = 2
-    for rcnn in (
-        [model.train_cfg.rcnn] if isinstance(model.train_cfg.rcnn, dict) else model.train_cfg.rcnn
-    ):
+    stages = model.train_cfg.rcnn
+    for rcnn in [stages] if isinstance(stages, dict) else stages:
         rcnn.sampler.num = 16
-    for part in ("bbox_roi_extractor", "mask_roi_extractor", "mask_head"):
-        if part in roi:
-            roi[part].update(
-                {"in_channels": 8, "conv_out_channels": 8, "num_convs": 1}
-                if part == "mask_head"
-                else {"out_channels": 8}
-            )
+    roi.bbox_roi_extractor.update(out_channels=8)
+    if "mask_head" in roi:
+        roi.mask_roi_extractor.update(out_channels=8)
+        roi.mask_head.update(in_channels=8, conv_out_channels=8, num_convs=1)
     if roi.type == "IterativeRoIHead":
         roi.hidden = 8
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
         data = loader.dataset.get("dataset", loader.dataset)
         for step in data.pipeline:
-            if step.type in ("Resize", "RandomChoiceResize"):
-                step.update(
-                    {"scale": (64, 64)}
-                    if step.type == "Resize"
-                    else {"scales": [(64, 64), (80, 64)]}
-                )
-    cfg.update(
-        val_dataloader=None,
-        val_evaluator=None,
-        val_cfg=None,
-        test_dataloader=None,
-        test_evaluator=None,
-        test_cfg=None,
-    )
+            if step.type == "Resize":
+                step.scale = (64, 64)
+            elif step.type == "RandomChoiceResize":
+                step.scales = [(64, 64), (80, 64)]
+    for split in ("val", "test"):
+        cfg.update(dict.fromkeys((f"{split}_dataloader", f"{split}_evaluator", f"{split}_cfg")))
     cfg.visualizer = dict(type="Visualizer", vis_backends=[])
     cfg.default_hooks.pop("visualization")
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2)
@@ -134,7 +125,7 @@ def shrink(cfg):
     cfg.randomness = dict(seed=0)
 
 
-def gates(model):
+def regularisers(model):
     return [m for m in model.modules() if isinstance(m, Regulariser)]
 
 
@@ -150,36 +141,37 @@ def detect(model):
 def test_a_config_trains_and_detects(config, name):
     runner = Runner.from_cfg(config(name))
     model = runner.train()
-    matrices = [gate.confusion.matrix for gate in gates(model)]
+    matrices = [regulariser.confusion.matrix for regulariser in regularisers(model)]
     assert len(matrices) == CONFIGS[name]
-    for gate, matrix in zip(gates(model), matrices, strict=True):
-        assert gate.epoch == 2 and gate.is_active and gate.alpha_at() == gate.alpha > 0
+    for regulariser, matrix in zip(regularisers(model), matrices, strict=True):
+        assert (
+            regulariser.epoch == 2
+            and regulariser.is_active
+            and regulariser.alpha_at() == regulariser.alpha > 0
+        )
         torch.testing.assert_close(matrix.sum(dim=1), torch.ones(3))
-    assert len({matrix.numpy().tobytes() for matrix in matrices}) == len(
-        matrices
-    )  # a stage learns from its own boxes
-    assert (
-        runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY) == 3
-    )  # the first iteration of the second epoch
-    found = detect(model)
-    assert found.scores.isfinite().all() and ("masks" in found) == ("mask" in name)
+    different = {matrix.numpy().tobytes() for matrix in matrices}
+    assert len(different) == len(matrices)  # a stage learns from its own boxes
+    start = runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY)
+    assert start == 3  # the first iteration of the second epoch
+    detections = detect(model)
+    assert detections.scores.isfinite().all() and ("masks" in detections) == ("mask" in name)
 
 
 def test_a_resumed_training_keeps_its_matrix(config, tmp_path):
     name = "mask_rcnn_lvis"
     Runner.from_cfg(config(name, train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=1))).train()
-    saved = torch.load(tmp_path / "run/epoch_1.pth", weights_only=False)["state_dict"][
-        "roi_head.bbox_head.loss_cls.pcb.confusion.bank"
-    ]
+    checkpoint = torch.load(tmp_path / "run/epoch_1.pth", weights_only=False)
+    saved = checkpoint["state_dict"]["roi_head.bbox_head.loss_cls.pcb.confusion.bank"]
     runner = Runner.from_cfg(config(name, resume=True))
     runner.load_or_resume()
-    (gate,) = gates(runner.model)
-    assert saved.any() and torch.equal(gate.confusion.bank, saved)
+    (regulariser,) = regularisers(runner.model)
+    assert saved.any() and torch.equal(regulariser.confusion.bank, saved)
     runner.train()
-    assert gate.is_active and not torch.equal(gate.confusion.bank, saved)
+    assert regulariser.is_active and not torch.equal(regulariser.confusion.bank, saved)
 
 
-def test_a_plain_detector_is_a_start(config):
+def test_a_training_starts_from_a_plain_detector(config):
     cfg = config("mask_rcnn_lvis")
     init_default_scope("mmdet")
     plain = cfg.model.copy()
@@ -195,56 +187,49 @@ def test_a_plain_detector_is_a_start(config):
     report = ours.load_state_dict(plain.state_dict(), strict=False)
     assert not report.unexpected_keys
     assert {key.split(".")[1] for key in report.missing_keys} == {"mlp_cls", "mlp_loc", "bbox_head"}
-    assert all(
-        "loss_cls.pcb.confusion." in key for key in report.missing_keys if "bbox_head" in key
-    )
+    of_box_head = [key for key in report.missing_keys if "bbox_head" in key]
+    assert all("loss_cls.pcb.confusion." in key for key in of_box_head)
     x = torch.randn(4, 8, 7, 7)
-    torch.testing.assert_close(
-        ours.roi_head.steps(x)[0], plain.roi_head.bbox_head(x)
-    )  # its first step is the plain detector
+    first_step = ours.roi_head.steps(x)[0]
+    torch.testing.assert_close(first_step, plain.roi_head.bbox_head(x))
 
 
-def test_a_step_is_chosen_at_test_time(config):
+def test_a_step_can_be_chosen_at_test_time(config):
     cfg = config("faster_rcnn_coco")
     cfg.model.roi_head.test_cls_step = 0
     init_default_scope("mmdet")
     head = MODELS.build(cfg.model).roi_head
-    x, rois = (
-        tuple(torch.randn(1, 8, 16 >> k, 16 >> k) for k in range(5)),
-        torch.tensor([[0.0, 5, 5, 40, 40]]),
-    )
+    x = tuple(torch.randn(1, 8, 16 >> k, 16 >> k) for k in range(5))
+    rois = torch.tensor([[0.0, 5, 5, 40, 40]])
     steps, out = head.step_predictions(x, rois), head._bbox_forward(x, rois)
     assert torch.equal(out["cls_score"], steps[0][0]) and torch.equal(out["bbox_pred"], steps[2][1])
 
 
-def test_a_forgotten_hook_is_an_error_in_the_second_iteration(config):
+def test_a_missing_hook_is_an_error_in_the_second_iteration(config):
     runner = Runner.from_cfg(config("cascade_mask_rcnn_coco", custom_hooks=[]))
     with pytest.raises(UserError, match="PCBEpochHook"):
         runner.train()
     assert runner.iter == 1
 
 
-def test_without_a_runner_the_epoch_may_stay_untold():
+def test_without_a_runner_the_epoch_need_not_be_set():
     loss = PCBCrossEntropyLoss(3)
     for _ in range(3):
         loss(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))
     assert not loss.pcb.is_active
 
 
-def test_half_precision_learns_the_same_matrix():
+def test_half_precision_gives_the_same_matrix():
     matrices, losses = [], []
     for enabled in (True, False):
         torch.manual_seed(0)
         head, labels = roi_head(), torch.arange(16) % (C + 1)
-        head.bbox_head.loss_cls.pcb.start_epoch, head.bbox_head.loss_cls.pcb.absent = (
-            1,
-            list(range(C)),
-        )
+        regulariser = head.bbox_head.loss_cls.pcb
+        regulariser.start_epoch, regulariser.absent = 1, list(range(C))
+        targets = labels, torch.ones(16), torch.zeros(16, 4), torch.ones(16, 4)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             steps = head.steps(torch.randn(16, D, 7, 7))
-            out = head.step_losses(
-                steps, None, labels, torch.ones(16), torch.zeros(16, 4), torch.ones(16, 4)
-            )
+            out = head.step_losses(steps, None, *targets)
         out["loss_cls"].backward()
         assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
         matrices.append(head.bbox_head.loss_cls.confusion.matrix)
@@ -262,30 +247,23 @@ def test_iterations_can_stand_for_epochs(config):
     hooks = [dict(type="PCBEpochHook", iterations=4)]
     runner = Runner.from_cfg(config("faster_rcnn_coco", **schedule, custom_hooks=hooks))
     runner.train()
-    assert (
-        runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY) == 4
-        and gates(runner.model)[0].epoch == 2
-    )
+    assert runner.message_hub.get_info(pcb.mmdet.PCBEpochHook.KEY) == 4
+    assert regularisers(runner.model)[0].epoch == 2
 
 
-def test_an_absent_class_shuts_pcb_until_it_is_named():
-    hook, (gate,) = (
-        pcb.mmdet.PCBEpochHook(),
-        gates(torch.nn.ModuleList([PCBSeesawLoss(3, start_epoch=1)])),
-    )
-    hook.regularisers, lines = [gate], []
-    runner = type(
-        "R", (), {"logger": type("L", (), {"warning": lambda self, text: lines.append(text)})()}
-    )
-    gate.update_confusion(torch.eye(3)[:2], torch.tensor([0, 1]))
+def test_an_absent_class_keeps_pcb_inactive_until_it_is_listed():
+    hook, regulariser, lines = pcb.mmdet.PCBEpochHook(), PCBSeesawLoss(3, start_epoch=1).pcb, []
+    hook.regularisers = [regulariser]
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=lines.append))
+    regulariser.update_confusion(torch.eye(3)[:2], torch.tensor([0, 1]))
     hook.warn(runner)
-    assert not gate.is_active and "[2]" in lines[0] and "absent" in lines[0]
-    gate.absent = [2]
+    assert not regulariser.is_active and "[2]" in lines[0] and "absent" in lines[0]
+    regulariser.absent = [2]
     hook.warn(runner)
-    assert gate.is_active and len(lines) == 1
+    assert regulariser.is_active and len(lines) == 1
 
 
-def test_widths_that_do_not_fit_are_refused(config):
+def test_numbers_of_classes_that_do_not_agree_are_refused(config):
     cfg = config("mask_rcnn_lvis")
     cfg.model.roi_head.bbox_head.loss_cls.num_classes = 4
     init_default_scope("mmdet")
@@ -297,20 +275,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/plugin.md").read_text(), re.DOTALL)
 
 
-def test_the_few_lines_of_the_page_are_those_of_the_config(edited):
-    lines: dict = {}
-    exec(blocks("python")[0], lines)
-    whole, said = edited["mask_rcnn_lvis"], lines["model"]["roi_head"]
-    shrunk, loss = {"num_classes": 3, "start_epoch": 2}, whole.model.roi_head.bbox_head.loss_cls
-    for key, value in said["bbox_head"]["loss_cls"].items():
-        assert key == "_delete_" or loss[key] == shrunk.get(key, value)
-    assert all(
-        whole.model.roi_head[key] == value for key, value in said.items() if key != "bbox_head"
-    )
-    assert (
-        whole.custom_imports == lines["custom_imports"]
-        and lines["custom_hooks"][0] in whole.custom_hooks
-    )
+def test_the_excerpt_on_the_page_is_that_of_the_config(edited):
+    excerpt: dict = {}
+    exec(blocks("python")[0], excerpt)
+    config, shrunk = edited["mask_rcnn_lvis"], {"num_classes": 3, "start_epoch": 2}
+    ours, roi_head = excerpt["model"]["roi_head"], config.model.roi_head
+    box_head = ours.pop("bbox_head")
+    for key, value in box_head["loss_cls"].items():
+        assert key == "_delete_" or roi_head.bbox_head.loss_cls[key] == shrunk.get(key, value)
+    assert all(roi_head[key] == value for key, value in ours.items())
+    assert config.custom_imports == excerpt["custom_imports"]
+    assert excerpt["custom_hooks"][0] in config.custom_hooks
 
 
 def test_the_page_calibrates_saved_scores(tmp_path, monkeypatch):
@@ -320,22 +295,17 @@ def test_the_page_calibrates_saved_scores(tmp_path, monkeypatch):
     np.savez("scores.npz", scores=scores, labels=labels)
     np.save("test_scores.npy", scores)
     exec(blocks("python")[1], names)
-    matrix = np.stack(
-        [
-            (scores[labels == k, :3] / scores[labels == k, :3].sum(1, keepdims=True)).mean(0)
-            for k in range(3)
-        ]
-    )
+    total = scores[:, :3].sum(1, keepdims=True)
+    matrix = np.stack([(scores[:, :3] / total)[labels == k].mean(0) for k in range(3)])
     p = scores[:, :3] @ (matrix / matrix.sum(0)).T
-    np.testing.assert_allclose(
-        names["calibrated"][:, :3],
-        p / p.sum(1, keepdims=True) * scores[:, :3].sum(1, keepdims=True),
-        rtol=1e-5,
-    )
+    expected = p / p.sum(1, keepdims=True) * total
+    np.testing.assert_allclose(names["calibrated"][:, :3], expected, rtol=1e-5)
     np.testing.assert_array_equal(names["calibrated"][:, 3], scores[:, 3])
 
 
-def test_the_page_tells_classes_and_absent_ones(data, tmp_path, monkeypatch, capsys):
+def test_the_command_on_the_page_prints_classes_and_absent_ones(
+    data, tmp_path, monkeypatch, capsys
+):
     content = json.loads((data / "annotations/train.json").read_text())
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
     (tmp_path / "train.json").write_text(json.dumps(content))

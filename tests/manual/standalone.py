@@ -96,7 +96,7 @@ def main() -> None:
         (user / "train.py").write_text(TRAIN)
         text = (ROOT / "tests/test_plugin.py").read_text()
         (user / "user.py").write_text(
-            text[text.index("def shrink(cfg):") : text.index("def gates(model):")]
+            text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")]
         )
         for config in CONFIGS:
             text = (ROOT / f"docs/plugin/{config}.py").read_text()

@@ -1,4 +1,4 @@
-"""RoI heads: the step protocol and the iterative paradigm, on their own and inside a small Mask R-CNN."""
+"""RoI heads: the step protocol and the paradigms, alone and inside a small Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ def seed():
     torch.manual_seed(0)
 
 
-def test_a_step_embeds_the_last_prediction():
+def test_a_step_feeds_the_last_prediction_back():
     head = roi_head()
     x = torch.randn(5, D, 7, 7)
     z, b = head.bbox_head(x)
-    where, what = head.mlp_loc(b), head.mlp_cls(z)
+    factors, summands = head.mlp_loc(b), head.mlp_cls(z)
     expected = torch.empty_like(x)
     for n in range(5):
         for cell in range(49):
-            expected[n, :, cell // 7, cell % 7] = (
-                x[n, :, cell // 7, cell % 7] * where[n, cell] + what[n]
-            )
+            row, column = divmod(cell, 7)
+            expected[n, :, row, column] = x[n, :, row, column] * factors[n, cell] + summands[n]
     torch.testing.assert_close(head.refine(x, z, b), expected)
     second = head.bbox_head(expected)
     torch.testing.assert_close(head.steps(x)[1], second)
 
 
-def test_identity_start():
+def test_identity_start_begins_at_the_first_feature():
     head = roi_head(identity_start=True)
     x = torch.randn(5, D, 7, 7)
     z, b = head.bbox_head(x)
@@ -64,15 +63,15 @@ def test_identity_start():
 def test_the_last_loss_trains_the_first_step():
     head = roi_head()
     steps = head.steps(torch.randn(4, D, 7, 7))
-    steps[0][0].retain_grad(), steps[0][1].retain_grad()
-    head.classification_loss(steps[2][0], torch.tensor([0, 1, C, 2]), torch.ones(4), 2)[
-        "loss_cls"
-    ].backward()
-    assert steps[0][0].grad.abs().sum() > 0 and steps[0][1].grad.abs().sum() > 0
+    for prediction in steps[0]:
+        prediction.retain_grad()
+    labels = torch.tensor([0, 1, C, 2])
+    head.classification_loss(steps[2][0], labels, torch.ones(4), 2)["loss_cls"].backward()
+    assert all(prediction.grad.abs().sum() > 0 for prediction in steps[0])
 
 
 def losses_by_hand(head, steps, targets):
-    """Eq. 19 from stock mmdet pieces: alpha is 0, so every step is plain cross entropy."""
+    """Losses of the steps for Eq. 19; α is 0, so every step has plain cross entropy."""
     labels, _, box_targets, box_weights = targets
     ce = [torch.nn.functional.cross_entropy(z, labels) for z, _ in steps]
     fg = labels < C
@@ -89,12 +88,13 @@ def test_losses_are_weighted_over_steps(regression, agnostic):
     targets = torch.tensor([0, 3, C, C, 1, C]), torch.ones(6), torch.randn(6, 4), torch.ones(6, 4)
     losses = head.step_losses(steps, None, *targets)
     ce, box = losses_by_hand(head, steps, targets)
-    w = (0.2, 0.2, 0.6)
-    torch.testing.assert_close(losses["loss_cls"], sum(a * b for a, b in zip(w, ce, strict=True)))
-    torch.testing.assert_close(
-        losses["loss_bbox"],
-        box[-1] if regression == "last" else sum(a * b for a, b in zip(w, box, strict=True)),
-    )
+
+    def weighted(values):
+        return 0.2 * values[0] + 0.2 * values[1] + 0.6 * values[2]
+
+    torch.testing.assert_close(losses["loss_cls"], weighted(ce))
+    expected = box[-1] if regression == "last" else weighted(box)
+    torch.testing.assert_close(losses["loss_bbox"], expected)
     assert set(losses) == {"loss_cls", "loss_bbox", "acc"}
 
 
@@ -117,22 +117,16 @@ def test_one_step_is_the_standard_head():
     stock = roi_head("StandardRoIHead", alpha=0.0)
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in stock.named_parameters()]
     x = (torch.randn(1, D, 24, 24),)
-    a, b = (
-        ours.bbox_loss(x, [sampling()])["loss_bbox"],
-        stock.bbox_loss(x, [sampling()])["loss_bbox"],
-    )
+    a, b = (head.bbox_loss(x, [sampling()])["loss_bbox"] for head in (ours, stock))
     assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_predictions_of_every_step_in_one_pass():
+def test_one_pass_gives_the_predictions_of_every_step():
     x, boxes = (torch.randn(1, D, 24, 24),), rois()
     head = roi_head()
     steps = head.step_predictions(x, boxes)
-    assert (
-        len(steps) == 3
-        and steps[0][0].shape == (len(boxes), C + 1)
-        and steps[0][1].shape == (len(boxes), 4 * C)
-    )
+    assert len(steps) == 3
+    assert [prediction.shape[1] for prediction in steps[0]] == [C + 1, 4 * C]
     assert torch.equal(head._bbox_forward(x, boxes)["cls_score"], steps[2][0])
     head.test_cls_step, head.test_reg_step = 0, 1
     out = head._bbox_forward(x, boxes)
@@ -141,9 +135,8 @@ def test_predictions_of_every_step_in_one_pass():
 
 def test_layer_norm_is_on_the_logits_only():
     head = roi_head(layer_norm=True)
-    assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm) and head.mlp_cls[0].normalized_shape == (
-        C + 1,
-    )
+    norm = head.mlp_cls[0]
+    assert isinstance(norm, torch.nn.LayerNorm) and norm.normalized_shape == (C + 1,)
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in head.mlp_loc)
 
 
@@ -155,7 +148,7 @@ def test_layer_norm_is_on_the_logits_only():
         {"num_steps": 2, "step_weights": [0.5, 0.5]},
     ],
 )
-def test_settings_that_do_not_fit_are_refused(wrong):
+def test_settings_that_do_not_agree_are_refused(wrong):
     with pytest.raises(UserError):
         roi_head(loss_steps=3, **wrong)
 
@@ -170,39 +163,30 @@ def test_mask_rcnn_trains_and_predicts(loss, paradigm):
     assert total.isfinite()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused
-    scores = model.roi_head.bbox_head.loss_cls.get_activation(
-        torch.randn(3, model.roi_head.bbox_head.fc_cls.out_features)
-    )
-    assert scores.shape == (3, C + 1)
+    head = model.roi_head.bbox_head
+    logits = torch.randn(3, head.fc_cls.out_features)
+    assert head.loss_cls.get_activation(logits).shape == (3, C + 1)
     model.eval()
     with torch.no_grad():
         results = model.predict(images, samples, rescale=False)
-    assert len(results) == 2 and set(results[0].pred_instances.keys()) >= {
-        "bboxes",
-        "scores",
-        "labels",
-        "masks",
-    }
+    keys = set(results[0].pred_instances.keys())
+    assert len(results) == 2 and keys >= {"bboxes", "scores", "labels", "masks"}
 
 
-def test_eqlv2_starts_rare_and_reads_normed_logits():
+def test_eqlv2_starts_with_its_prior_and_normalises_logits():
     head = mask_rcnn("eqlv2", "iterative").roi_head
     torch.testing.assert_close(head.bbox_head.fc_cls.bias, torch.full((C + 1,), -6.907))
-    assert (
-        0.005 < head.bbox_head.fc_cls.weight.std() < 0.02
-        and head.bbox_head.fc_reg.weight.std() < 0.002
-    )
+    assert 0.005 < head.bbox_head.fc_cls.weight.std() < 0.02
+    assert head.bbox_head.fc_reg.weight.std() < 0.002
     assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm)
 
 
 def test_seesaw_has_normed_predictors():
     head = mask_rcnn("seesaw", "plain").roi_head
-    assert (
-        type(head.bbox_head.fc_cls).__name__ == "NormedLinear"
-        and type(head.mask_head.conv_logits).__name__ == "NormedConv2d"
-    )
-    assert head.bbox_head.fc_cls.temperature == head.mask_head.conv_logits.temperature == 20
-    assert head.bbox_head.fc_cls.out_features == C + 2
+    box, mask = head.bbox_head.fc_cls, head.mask_head.conv_logits
+    assert (type(box).__name__, type(mask).__name__) == ("NormedLinear", "NormedConv2d")
+    assert box.temperature == mask.temperature == 20
+    assert box.out_features == C + 2
 
 
 def test_deep_supervision_classifies_three_depths():
@@ -220,7 +204,7 @@ def test_deep_supervision_classifies_three_depths():
         roi_head("DeepSupervisionRoIHead", regression="each")
 
 
-def test_refinement_joins_predictions_to_the_feature():
+def test_refinement_concatenates_predictions_and_feature():
     head = roi_head("RefinementRoIHead")
     x = torch.randn(4, D, 7, 7)
     f = x.flatten(1)
@@ -231,40 +215,33 @@ def test_refinement_joins_predictions_to_the_feature():
         torch.testing.assert_close(prediction, (z, b))
         h = head.refine(torch.cat([f, z.softmax(1)[:, :C], b], 1)).relu()
         z, b = head.bbox_head.fc_cls(h), head.bbox_head.fc_reg(h)
-    assert len(
-        list(roi_head("RefinementRoIHead", num_steps=1, step_weights=[1.0]).parameters())
-    ) == len(list(head.bbox_head.parameters()))
+    one_step = roi_head("RefinementRoIHead", num_steps=1, step_weights=[1.0])
+    assert len(list(one_step.parameters())) == len(list(head.bbox_head.parameters()))
 
 
-def test_loce_remembers_in_a_ring():
+def test_loce_overwrites_the_oldest_features():
     memory = FeatureMemory(3, 4, (1, 1, 1))
     for k in range(3):
         values = torch.tensor([10.0 * k, 10.0 * k + 1])
         memory.write(values.view(2, 1, 1, 1), values[:, None].expand(2, 4), torch.tensor([1, 1]))
     memory.write(torch.full((1, 1, 1, 1), 7.0), torch.full((1, 4), 7.0), torch.tensor([2]))
-    assert memory.features[1].flatten().tolist() == [20, 21, 10, 11] and memory.filled.tolist() == [
-        0,
-        4,
-        1,
-    ]
+    assert memory.features[1].flatten().tolist() == [20, 21, 10, 11]
+    assert memory.filled.tolist() == [0, 4, 1]
     features, targets, labels = memory.draw(torch.ones(3), classes=8, per_class=4)
-    assert (
-        sorted(labels.unique().tolist()) == [1, 2] and len(labels) == 8
-    )  # never a class that nothing is known of
-    assert (features.flatten()[labels == 2] == 7).all() and torch.equal(
-        features.flatten(), targets[:, 0]
-    )
+    # Never a class without features.
+    assert sorted(labels.unique().tolist()) == [1, 2] and len(labels) == 8
+    assert (features.flatten()[labels == 2] == 7).all()
+    assert torch.equal(features.flatten(), targets[:, 0])
     empty = FeatureMemory(3, 4, (1, 1, 1)).draw(torch.ones(3), 8, 4)
     assert [len(x) for x in empty] == [0, 0, 0]
 
 
-def test_loce_draws_weak_classes_more_often():
+def test_loce_draws_low_scoring_classes_more_often():
     memory = FeatureMemory(2, 1, (1, 1, 1))
     memory.write(torch.zeros(2, 1, 1, 1), torch.zeros(2, 4), torch.tensor([0, 1]))
-    drawn = torch.cat(
-        [memory.draw(1 / torch.tensor([0.9, 0.1]), classes=1, per_class=1)[2] for _ in range(500)]
-    )
-    assert 0.86 < drawn.float().mean() < 0.94
+    weights = 1 / torch.tensor([0.9, 0.1])
+    drawn = [memory.draw(weights, classes=1, per_class=1)[2] for _ in range(500)]
+    assert 0.86 < torch.cat(drawn).float().mean() < 0.94
 
 
 def test_loce_scores_are_means_over_each_objects_rois():
@@ -275,7 +252,7 @@ def test_loce_scores_are_means_over_each_objects_rois():
     torch.testing.assert_close(scores, torch.stack([p[1, 2], p[2, 4], (p[0, 2] + p[3, 2]) / 2]))
 
 
-def test_loce_is_filled_once_and_resumes_bit_for_bit(tmp_path):
+def test_loce_is_filled_once_and_resumes_identically(tmp_path):
     runs = []
     for resumed in (False, True):
         torch.manual_seed(1)
@@ -285,18 +262,10 @@ def test_loce_is_filled_once_and_resumes_bit_for_bit(tmp_path):
         runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset))
         pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
         head = model.roi_head
-        assert head.memory.written.tolist() == [
-            32,
-            0,
-            0,
-            0,
-            32,
-            0,
-        ]  # two images, 16 boxes around each object
-        assert ((head.bbox_head.loss_cls.scores != 0.01).nonzero().squeeze(1)).tolist() == [
-            0,
-            4,
-        ] and model.training
+        # Two images, 16 boxes around each object.
+        assert head.memory.written.tolist() == [32, 0, 0, 0, 32, 0]
+        updated = (head.bbox_head.loss_cls.scores != 0.01).nonzero().squeeze(1)
+        assert updated.tolist() == [0, 4] and model.training
         images, values = torch.rand(2, 3, 96, 96), []
         for iteration in range(3):
             if resumed and iteration == 2:
@@ -312,7 +281,7 @@ def test_loce_is_filled_once_and_resumes_bit_for_bit(tmp_path):
     assert runs[0] == runs[1] and runs[0][1][0] == 32 + 3 * 2 * 16
 
 
-def test_the_matrix_travels_in_the_checkpoint(tmp_path):
+def test_the_matrix_is_in_the_checkpoint(tmp_path):
     one, two = mask_rcnn("softmax", "iterative"), mask_rcnn("softmax", "iterative")
     one.loss(torch.rand(1, 3, 96, 96), [sample()])
     torch.save(one.state_dict(), tmp_path / "model.pth")
@@ -321,19 +290,19 @@ def test_the_matrix_travels_in_the_checkpoint(tmp_path):
     assert bank.any() and torch.equal(bank, two.roi_head.bbox_head.loss_cls.confusion.bank)
 
 
-def test_the_epoch_hook_tells_every_loss():
+def test_the_hook_sets_the_epoch_and_reports_the_start():
     model = mask_rcnn("softmax", "iterative")
     runner = SimpleNamespace(
         model=model, epoch=15, iter=7, message_hub=MessageHub("hook"), logger=MMLogger("hook")
     )
     hook = pcb.mmdet.PCBEpochHook()
-    gate = model.roi_head.bbox_head.loss_cls.pcb
-    gate.absent = list(range(C))
+    regulariser = model.roi_head.bbox_head.loss_cls.pcb
+    regulariser.absent = list(range(C))
     hook.before_train_epoch(runner)
     hook.after_train_iter(runner, 0)
-    assert gate.epoch == 16 and hook.KEY not in runner.message_hub.runtime_info
+    assert regulariser.epoch == 16 and hook.KEY not in runner.message_hub.runtime_info
     runner.epoch = 16
     for runner.iter in (8, 9):
         hook.before_train_epoch(runner)
         hook.after_train_iter(runner, 0)
-    assert gate.epoch == 17 and runner.message_hub.get_info(hook.KEY) == 8
+    assert regulariser.epoch == 17 and runner.message_hub.get_info(hook.KEY) == 8
