@@ -16,9 +16,11 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -96,7 +98,7 @@ def described(figure: Figure, table: ResultTable, text: str) -> Plot:
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[Figure]:
+def canvas(width: float, height: float) -> Generator[Figure]:
     """A figure of this size in inches, in the style of all pages."""
     with matplotlib.rc_context(style.RC):
         yield Figure(figsize=(width, height), layout="constrained")
@@ -108,7 +110,9 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
     `x` is the label column of the setting. Each value of the label column `by` has a row of panels.
     """
     frame, metrics = numbers(table), [m for m in table.metrics if m in style.COLOURS]
-    panels = [(None, frame)] if by is None else list(frame.groupby(by, sort=False))
+    panels: list[tuple[str | None, pd.DataFrame]] = [(None, frame)]
+    if by is not None:
+        panels = [(str(value), data) for value, data in frame.groupby(by, sort=False)]
     with canvas(8.4, 0.6 + 3.4 * len(panels)) as figure:
         grid = figure.subplots(
             len(panels),
@@ -127,8 +131,8 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
                         data[f"{source} {metric}"],
                         metric,
                         source,
+                        line="-",
                         yerr=data[f"std {metric}"],
-                        linestyle="-",
                     )
                 if data[[f"{source} {m}" for m in metrics]].isna().all(axis=None):
                     empty(ax)
@@ -138,16 +142,25 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
     return described(figure, table, f"{', '.join(map(style.name, metrics))} over {x}")
 
 
-def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread: pd.Series) -> None:
-    """Draw a metric in its colour and shape, hollow for the paper; `xerr`, `yerr`: our spread."""
-    spread = {key: value for key, value in spread.items() if source == OURS and value.notna().any()}
+def marks(
+    ax: Axes,
+    x: np.ndarray,
+    y: pd.Series | np.ndarray,
+    metric: str,
+    source: str,
+    line: str = "",
+    xerr: pd.Series | None = None,
+    yerr: pd.Series | None = None,
+) -> None:
+    """Draw a metric in its colour and shape, hollow for the paper; the bars are our spread."""
     colour = style.colour(metric)
     ax.errorbar(
         x,
         y,
-        **spread,
+        xerr=bars(xerr, source),
+        yerr=bars(yerr, source),
         color=colour,
-        linestyle=linestyle,
+        linestyle=line,
         linewidth=1.8,
         elinewidth=1.4,
         capsize=3,
@@ -157,6 +170,11 @@ def marks(ax: Axes, x, y, metric: str, source: str, linestyle: str, **spread: pd
         markeredgewidth=1.5,
         markerfacecolor="white" if source == PAPER else colour,
     )
+
+
+def bars(spread: pd.Series | None, source: str) -> pd.Series | None:
+    """The spread of our values, where there is any."""
+    return spread if source == OURS and spread is not None and spread.notna().any() else None
 
 
 def groups(table: ResultTable) -> Plot:
@@ -184,7 +202,7 @@ def groups(table: ResultTable) -> Plot:
             )
             for i, metric in enumerate(metrics):
                 spread = frame[f"std {metric}"]
-                marks(ax, values[:, i], heights, metric, source, xerr=spread, linestyle="")
+                marks(ax, values[:, i], heights, metric, source, xerr=spread)
             if not drawn.any():
                 empty(ax)
             else:
@@ -215,19 +233,12 @@ def arrows(table: ResultTable) -> Plot:
             for ax, source in zip(axes, (OURS, PAPER), strict=True):
                 panel(ax, table, source)
                 ax.set(xlabel=style.name(x, "latex"), ylabel=style.name(y, "latex"))
-                drawn = [
-                    arrow(
-                        ax,
-                        pair,
-                        source,
-                        (x, y),
-                        style.SERIES[methods.index(of_method)],
-                        "-" if of_dataset == datasets[0] else (0, (3, 1.5)),
-                    )
-                    for (of_dataset, of_method), pair in frame.groupby(
-                        [DATASET, METHOD], sort=False
-                    )
-                ]
+                drawn = []
+                for of_dataset, of_method in product(datasets, methods):
+                    pair = frame[(frame[DATASET] == of_dataset) & (frame[METHOD] == of_method)]
+                    colour = style.SERIES[methods.index(of_method)]
+                    line = "-" if of_dataset == datasets[0] else (0, (3, 1.5))
+                    drawn.append(arrow(ax, pair, source, (x, y), colour, line))
                 if not any(drawn):
                     empty(ax)
                 ax.margins(0.12)
@@ -239,18 +250,19 @@ def arrows(table: ResultTable) -> Plot:
             Line2D([], [], color=GREY, linestyle=line, label=name)
             for name, line in zip(datasets, ("-", "--"), strict=False)
         ]
-        handles += base_and_pcb("", "")
+        handles += base_and_pcb()
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     what = "arrows from each base method to the same with PCB, AP_r against AP_f, PwB against AP"
     return described(figure, table, what)
 
 
-def base_and_pcb(base_line: str, pcb_line: str) -> list[Line2D]:
+def base_and_pcb(lines: bool = False) -> list[Line2D]:
     """Legend entries: hollow markers are a base method, full ones the same with PCB."""
-    look = {"color": GREY, "marker": "o"}
+    look: dict[str, Any] = {"color": GREY, "marker": "o"}
+    base, pcb = ("--", "-") if lines else ("", "")
     return [
-        Line2D([], [], **look, linestyle=base_line, markerfacecolor="white", label="base"),
-        Line2D([], [], **look, linestyle=pcb_line, label="with PCB"),
+        Line2D([], [], **look, ls=base, markerfacecolor="white", label="base"),
+        Line2D([], [], **look, ls=pcb, label="with PCB"),
     ]
 
 
@@ -276,8 +288,7 @@ def arrow(
         end = pair.loc[pair[PCB] == mark, [f"std {metric}" for metric in metrics]]
         xerr, yerr = end.to_numpy(float)[0]
         if source == OURS and not np.isnan([xerr, yerr]).any():
-            spread = {"xerr": xerr, "yerr": yerr, "elinewidth": 1, "alpha": 0.6, "zorder": 1}
-            ax.errorbar(x, y, color=colour, **spread)
+            ax.errorbar(x, y, xerr=xerr, yerr=yerr, color=colour, elinewidth=1, alpha=0.6, zorder=1)
         ax.plot(
             x,
             y,
@@ -289,8 +300,14 @@ def arrow(
             zorder=3,
         )
     if len(ends) == 2:
-        look = {"arrowstyle": "-|>", "linewidth": 1.8, "shrinkA": 4, "shrinkB": 4}
-        look |= {"color": colour, "linestyle": line}
+        look = {
+            "arrowstyle": "-|>",
+            "color": colour,
+            "linewidth": 1.8,
+            "linestyle": line,
+            "shrinkA": 4,
+            "shrinkB": 4,
+        }
         ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops=look)
     return bool(ends)
 
@@ -318,7 +335,7 @@ def by_class(table: ResultTable) -> Plot:
                 base_against_pcb(axes, base, after, style.SERIES[k])
             grid[0, 0].set_ylabel("AP of a class")
             grid[1, 0].set_ylabel("PCB − base")
-        figure.legend(handles=base_and_pcb("--", "-"), loc="outside lower center", ncols=2)
+        figure.legend(handles=base_and_pcb(lines=True), loc="outside lower center", ncols=2)
     return Plot(
         figure,
         "AP of single classes over their train images, for each base method without and with PCB, "

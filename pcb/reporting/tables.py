@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pandas as pd
 
@@ -128,8 +129,8 @@ class ResultTable:
     @classmethod
     def from_json(cls, value: dict) -> ResultTable:
         """A table from the content of a gathered file."""
-        rows = [ResultRow(**row) for row in value["rows"]]
-        return cls(**{k: v for k, v in value.items() if k != "format"} | {"rows": rows})
+        content: dict[str, Any] = {k: v for k, v in value.items() if k not in ("format", "rows")}
+        return cls(**content, rows=[ResultRow(**row) for row in value["rows"]])
 
 
 def rows(results: Results, table: Table) -> list[ResultRow]:

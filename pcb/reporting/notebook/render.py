@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from pygments.formatters import HtmlFormatter
+from pygments.formatters.html import HtmlFormatter
 from traitlets.config import Config
 
 from pcb import formatting
@@ -129,7 +129,7 @@ def local_sockets(folder: str) -> Config:
 
 
 @contextmanager
-def private_jupyter(folder: str) -> Iterator[None]:
+def private_jupyter(folder: str) -> Generator[None]:
     """Keep Jupyter's runtime files and IPython's profile in `folder`.
 
     Parallel jobs then share no database, and the home folder is not written.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
@@ -42,7 +43,7 @@ MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P
 # Methods, in order of appearance.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 
-RC = {
+RC: dict[Any, Any] = {
     "figure.dpi": 100,
     "font.size": 10,
     "font.family": "sans-serif",
@@ -91,7 +92,17 @@ def templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["css"] = lambda file: (FOLDER / file).read_text()
     environment.filters["notation"] = notation
-    environment.globals["margin"] = lambda value: f"{value:+.2f}".replace("-", "−")
+    functions: dict[str, Any] = {"css": read, "margin": signed}
+    environment.globals.update(functions)
     return environment
+
+
+def read(file: str) -> str:
+    """A style sheet or script of this folder, to be set into a page."""
+    return (FOLDER / file).read_text()
+
+
+def signed(value: float) -> str:
+    """A margin with its sign: `+0.35`, `−1.20`."""
+    return f"{value:+.2f}".replace("-", "−")

@@ -1,5 +1,4 @@
-/* The page's three habits: sort a table by its head, open the run behind a number, filter the claims. Without this script the page
-   reads the same; only these three are missing. */
+/* Sort a table by a column, open the run behind a number, filter the claims. Without this script only these three are missing. */
 const data = JSON.parse(document.getElementById("data").textContent);
 
 /* Make an element: h("a", {href: "#x"}, "text", child). An attribute called `html` is trusted markup of our own. */
@@ -10,7 +9,7 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/* Sorting: first the better end, then the other, then the paper's own order. What has no value stays last. ---------------------- */
+/* Sorting: first the better end, then the other, then the paper's own order. Rows without a value stay last. ---------------------- */
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], original = [...body.rows];
@@ -88,7 +87,7 @@ function ofCell(cell) {
   const blocks = [...new Set(target.columns.map(c => c.block))];
   const three = blocks.map(block => h("div", {class: block === "Δ" ? "delta" : block}, h("dt", {}, block), h("dd", {}, shown(block))));
   const source = paper[metric] === undefined ? "The paper prints no number here."
-    : `Paper: ${target.name}, as printed: ${shown("paper").replace(/[†‡§¶]/, "")}.` + (copied ? ` It did not train this row itself, but copied it from ${copied}.` : "");
+    : `Paper: ${target.name}, as printed: ${shown("paper").replace(/[†‡§¶]/, "")}.` + (copied ? ` It did not train this row itself but copied the numbers from ${copied}.` : "");
   return [h("p", {class: "eyebrow"}, target.name), h("h2", {id: "provenance-title", html: `${html} `}, h("span", {}, name)),
     h("dl", {class: "three"}, ...three), about(run, variant, shared(run)),
     ...data.seeds.map(seed => ofSeed(run, seed, variant, metric, shared(run))), h("p", {class: "quiet"}, source)];
@@ -107,7 +106,7 @@ function ofRun(run, seed) {
     ofSeed(run, seed)];
 }
 
-/* What is the same at every seed of a run, to be said once: [term, text] pairs. */
+/* Facts that are equal at every seed of a run, to be shown once: [term, text] pairs. */
 function shared(run) {
   const seeds = Object.values(data.runs[run]).filter(({state}) => state !== "not run");
   return seeds.length < 2 ? [] : seeds[0].facts.filter(([term, text]) => seeds.every(({facts}) => facts.some(([t, x]) => t === term && x === text)));
@@ -124,9 +123,9 @@ function about(run, variant, common) {
 
 function ofSeed(run, seed, variant, metric, common = []) {
   const {state, facts, values} = data.runs[run][seed], value = values[variant]?.[metric];
-  const said = value !== undefined ? String(value) : state !== "measured" ? state : values[variant] ? "no value" : "not run";
+  const shown = value !== undefined ? String(value) : state !== "measured" ? state : values[variant] ? "no value" : "not run";
   const own = facts.filter(([term]) => !common.some(([other]) => other === term));
-  return h("section", {class: "seed"}, metric ? h("h3", {}, `Seed ${seed} `, h("output", {}, said)) : h("h3", {}, state), list(own));
+  return h("section", {class: "seed"}, metric ? h("h3", {}, `Seed ${seed} `, h("output", {}, shown)) : h("h3", {}, state), list(own));
 }
 
 /* Claims by verdict. ------------------------------------------------------------------------------------------------------------- */
