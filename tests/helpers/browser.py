@@ -1,6 +1,7 @@
-"""Chromium, driven over its DevTools protocol: one process, one page, the few verbs that tests of a static page need.
+"""Chromium over its DevTools protocol: one process, one page, and what tests of a static page need.
 
-No driver package and no browser of its own is fetched: `find()` looks for the system's, and tests skip where there is none.
+It downloads neither a driver nor a browser. `find()` looks for the system's, and tests are skipped
+where there is none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ def find() -> str | None:
 
 
 class Browser:
-    """`with Browser() as page: page.open(path); page.run("document.title")`. `page.complaints` lists console errors and failed requests."""
+    """A page in a browser.
+
+        with Browser() as page:
+            page.open(path)
+            page.run("document.title")
+
+    Attributes:
+        complaints: Console errors and failed requests.
+    """
 
     def __init__(self, width: int = 1280, height: int = 900):
         self.size = width, height
@@ -78,7 +87,7 @@ class Browser:
         self.profile.cleanup()
 
     def send(self, method: str, **params) -> dict:
-        """One command and its result; events that arrive meanwhile are kept."""
+        """Send a command and return its result; events that arrive meanwhile are kept."""
         self.count += 1
         command = {"id": self.count, "method": method, "params": params}
         self.socket.send(
@@ -102,7 +111,7 @@ class Browser:
                 self.complaints.append(what)
 
     def open(self, page: str | Path) -> None:
-        """Load a file or an address and wait until all of it is there."""
+        """Load a file or an address, and wait until it has loaded."""
         self.events.clear()
         self.send(
             "Page.navigate", url=page if "://" in str(page) else Path(page).absolute().as_uri()
@@ -119,7 +128,7 @@ class Browser:
         return result["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """A real click in the middle of the first element that fits."""
+        """Click in the middle of the first element that matches."""
         x, y = self.run(f"""(() => {{
             const element = document.querySelector({json.dumps(selector)});
             element.scrollIntoView({{block: "center", inline: "center", behavior: "instant"}});
@@ -153,7 +162,7 @@ class Browser:
         )
 
     def picture(self, path: str | Path, whole: bool = False) -> None:
-        """A screenshot of what is in view, or of the whole page."""
+        """Save a screenshot of what is in view, or of the whole page."""
         Path(path).write_bytes(
             base64.b64decode(
                 self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]

@@ -1,4 +1,4 @@
-"""Notebooks: committed without outputs, they run on whatever was measured and render with papermill."""
+"""Notebooks: committed without outputs, they run on any results and render with papermill."""
 
 import ast
 import html

@@ -1,6 +1,7 @@
-"""The site: what it links exists, every number leads to its run, what was not run says so; in Chromium it sorts, opens and fits a phone.
+"""The site: its links resolve, every number leads to its run, and it works in Chromium.
 
-The metrics are fabricated in a temporary results folder; the pages go through the real gathering and rendering, but for the kernel.
+The metrics are fabricated in a temporary results folder. The pages are gathered and rendered as
+usual, but without a kernel.
 """
 
 import csv
@@ -42,7 +43,11 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two seeds. Table 6 is measured but for one row, which seed 1 lacks; of Table 2 two rows, after its page was rendered."""
+    """A study of two seeds.
+
+    Table 6 is measured, except for one row at seed 1. Two rows of Table 2 were measured after its
+    page had been rendered.
+    """
     study = study_in(tmp_path_factory.mktemp("results"), seeds=(0, 1))
     gather(study, "table02")
     write_text(study.paths.html("table02"), "<p>before anything was run</p>")
@@ -73,7 +78,7 @@ def test_every_link_of_every_page_resolves(study):
             assert not anchor or anchor in pages[target].ids, f"{page.name} links {link}"
 
 
-def test_every_table_is_there_and_says_what_was_not_run(study):
+def test_every_table_is_listed_with_what_was_not_run(study):
     text = study.paths.index.read_text()
     assert all(f'<section id="{target}"' in text for target in study.tables)
     assert all(f'<article id="{page}"' in text for page in study.pages) and text.count(
@@ -83,7 +88,7 @@ def test_every_table_is_there_and_says_what_was_not_run(study):
     assert "seed 1 not run" in text and "seeds 0, 1 not run" in text and "1 of 2</td>" in text
 
 
-def test_a_page_of_earlier_results_is_called_so(study):
+def test_a_page_of_earlier_results_is_marked(study):
     text = study.paths.index.read_text()
     assert (
         text.count("an earlier state of the results") == 1
@@ -151,21 +156,21 @@ def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path, monke
     )
 
 
-def test_what_still_names_a_folder_of_this_machine_is_not_published(study):
+def test_a_file_that_still_names_a_local_folder_is_not_published(study):
     with pytest.raises(UserError, match=r"table06\.html would name .*secret"):
         cleaned(f"<p>{Path.home()}/secret</p>", study, Path("table06.html"))
     picture = f"data:image/png;base64,iVBOR{Path.home()}/Kgo="
     assert cleaned(picture, study, Path("table06.html")) == picture
 
 
-def test_publishing_leaves_a_folder_of_something_else_alone(study, tmp_path):
+def test_publishing_does_not_replace_another_folder(study, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not a published site"):
         publish(study, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
-# In a browser ----------------------------------------------------------------------------------------------------------
+# In a browser
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +201,13 @@ def cell(row, metric, block="ours"):
     return f'#table06 tr[data-row="{row}"] td[data-c="{column(metric, block)}"] button'
 
 
-def said(page):
+def dialog(page):
     return page.run('document.querySelector("dialog[open]")?.innerText')
 
 
 def test_a_click_on_a_number_shows_its_run(page, study):
     page.click(cell("a0.4", "APr"))
-    shown = said(page)
+    shown = dialog(page)
     assert all(study.fingerprint(RFS_PCB, seed) in shown for seed in (0, 1)) and RFS_PCB in shown
     assert "20.123456" in shown and "21.1 ± 1.3" in shown and "as printed: 21.8" in shown
     assert (
@@ -211,27 +216,28 @@ def test_a_click_on_a_number_shows_its_run(page, study):
         and "40 s" in shown
     )
     page.press("Escape")
-    assert said(page) is None
+    assert dialog(page) is None
     assert page.run("document.activeElement.textContent").startswith("21.1")
 
 
-def test_a_row_not_run_says_so_for_every_seed(page):
+def test_a_row_that_was_not_run_is_marked_at_every_seed(page):
     page.click('#table02 tr[data-row="v05-rfs"] td.notrun button')
-    assert said(page).count("not run") == 3  # the number and two seeds
+    assert dialog(page).count("not run") == 3  # the number and two seeds
 
 
-def test_the_keyboard_goes_from_number_to_number_and_opens(page):
+def test_arrow_keys_move_between_numbers_and_enter_opens(page):
     page.run(f"document.querySelector('{cell('a0', 'AP')}').focus()")
     page.press("ArrowRight")
     page.press("ArrowDown")
     page.press("Enter")
-    assert "APr 0.2" in said(page).replace("\n", " ")
+    assert "APr 0.2" in dialog(page).replace("\n", " ")
 
 
-def test_a_column_sorts_to_its_better_end_then_back_and_then_as_in_the_paper(page, study):
+def test_a_column_sorts_best_first_then_worst_first_then_as_in_the_paper(page, study):
     head = f'#table06 th[data-c="{column("AP")}"] button'
     order = "[...document.querySelectorAll('#table06 tbody tr')].map(r => r.dataset.row)"
-    values = f"[...document.querySelectorAll('#table06 td[data-c=\"{column('AP')}\"]')].map(c => Number(c.dataset.v))"
+    cells = f"[...document.querySelectorAll('#table06 td[data-c=\"{column('AP')}\"]')]"
+    values = f"{cells}.map(c => Number(c.dataset.v))"
     sign = "document.querySelector('#table06 th[aria-sort]')?.ariaSort"
     paper = [row.id for row in study.tables["table06"].rows]
     assert page.run(order) == paper and page.run(sign) is None
@@ -248,7 +254,8 @@ def test_a_column_sorts_to_its_better_end_then_back_and_then_as_in_the_paper(pag
 
 
 def test_claims_are_filtered_by_verdict(page, study):
-    shown = "[...document.querySelectorAll('#claims tr[data-ours]')].filter(r => r.offsetHeight).map(r => r.dataset.ours)"
+    rows = "[...document.querySelectorAll('#claims tr[data-ours]')]"
+    shown = f"{rows}.filter(r => r.offsetHeight).map(r => r.dataset.ours)"
     assert len(page.run(shown)) == len(study.claims)
     page.click('#filter label:has([value="not run"])')
     assert set(page.run(shown)) == {"not run"}
@@ -260,9 +267,9 @@ def test_claims_are_filtered_by_verdict(page, study):
     )
 
 
-def test_a_run_opens_with_all_its_numbers(page, study):
+def test_a_run_opens_with_all_its_metrics(page, study):
     page.click(f'tr[data-run="{RFS_PCB}"] button[data-seed="1"]')
-    shown = said(page)
+    shown = dialog(page)
     assert study.fingerprint(RFS_PCB, 1) in shown and all(
         variant in shown for variant in study.variants(RFS_PCB)
     )
@@ -275,7 +282,7 @@ def test_nothing_is_wider_than_a_phone(page, study):
         assert page.run("document.documentElement.scrollWidth") <= 390
 
 
-def test_light_and_dark_follow_the_reader(page):
+def test_colours_follow_the_system_setting(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.run(ground)
     page.dark()
