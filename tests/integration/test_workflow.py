@@ -18,6 +18,16 @@ from pcb.study import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, TARGETS = load_study().runs(), load_study().targets
+# Jobs of all trainings and evaluations at one seed, and of all tables and pages.
+ONE_SEED = {
+    "trunk": len(load_study().trunks),
+    "train": len(RUNS),
+    "infer": len(RUNS),
+    "infer_split": 3,
+    "train_confusion": 1,
+    "score": len(RUNS),
+}
+PAGES = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2, "site": 1}
 
 
 def snakemake(folder, *arguments, env=None):
@@ -98,18 +108,9 @@ def edit(path, old, new):
 @pytest.mark.parametrize("scale", ["smoke", "mini", "midi", "lvis"])
 def test_the_dag_of_every_scale(fresh, scale):
     jobs, _ = dry_run(fresh, "--config", f"scale={scale}")
-    trainings = {
-        "trunk": len(load_study().trunks),
-        "train": len(RUNS),
-        "infer": len(RUNS),
-        "infer_split": 3,
-        "train_confusion": 1,
-        "score": len(RUNS),
-    }
-    tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2}
     backbones = {load_study().experiments[run].backbone for run in RUNS}
     data = {"check_data": 2, "pretrain": len(backbones)} | ({} if scale == "lvis" else {"data": 2})
-    assert jobs == trainings | tables | data | {"site": 1}
+    assert jobs == ONE_SEED | PAGES | data
     assert not (fresh / "results").exists()  # a dry run writes nothing there
 
 
@@ -128,11 +129,8 @@ def test_named_targets(fresh):
 
 def test_a_page_of_images_trains_what_it_compares(fresh):
     jobs, trained = dry_run(fresh, "gallery")
-    assert (
-        trained == set(load_study().runs("gallery"))
-        and jobs["gather_page"] == jobs["page"] == 1
-        and "notebook" not in jobs
-    )
+    assert trained == set(load_study().runs("gallery"))
+    assert jobs["gather_page"] == jobs["page"] == 1 and "notebook" not in jobs
 
 
 def test_a_dry_run_takes_no_torch_and_little_time(fresh, tmp_path):
@@ -144,17 +142,14 @@ def test_a_dry_run_takes_no_torch_and_little_time(fresh, tmp_path):
 
 def test_results_can_lie_elsewhere(fresh, tmp_path):
     result = snakemake(fresh, "-n", "train_all", "--config", f"results={tmp_path}/elsewhere")
-    assert (
-        f"{tmp_path}/elsewhere/mini/runs" in result.stdout and "results/mini" not in result.stdout
-    )
+    assert f"{tmp_path}/elsewhere/mini/runs" in result.stdout
+    assert "results/mini" not in result.stdout
 
 
 # What runs again ----------------------------------------------------------------------------------
 
 
-def test_a_finished_project_has_nothing_to_do_after_a_touch_a_comment_or_another_thread_count(
-    finished,
-):
+def test_a_touch_a_comment_and_another_thread_count_run_nothing_again(finished):
     (finished / "notebooks/table.ipynb").touch()
     for path in (finished / "pcb/training").glob("*.py"):
         path.write_text(path.read_text() + "\n# a comment\n")
@@ -188,40 +183,26 @@ def test_a_published_number_renders_only_its_table_and_lost_metrics_are_scored_a
 
 
 def test_a_changed_alpha_retrains_only_its_experiment(finished):
-    path = finished / "configs/paper.yaml"
-    old, new = (
-        "v05_r50_rfs_softmax_iterative_pcb-a0.8-g0.99",
-        "v05_r50_rfs_softmax_iterative_pcb-a0.7-g0.99",
-    )
-    line = next(
-        line for line in path.read_text().splitlines() if line.strip().startswith(f"{old}:")
-    )
+    path, run = finished / "configs/paper.yaml", "v05_r50_rfs_softmax_iterative_pcb-a{}-g0.99"
+    old, new = run.format(0.8), run.format(0.7)
+    lines = path.read_text().splitlines()
+    line = next(line for line in lines if line.strip().startswith(f"{old}:"))
     edit(path, line, line.replace("alpha: 0.8", "alpha: 0.7"))
     edit(path, old, new)
     jobs, trained = dry_run(finished)
-    assert trained == {new} and jobs == {
-        "train": 1,
-        "infer": 1,
-        "score": 1,
-        "gather": 1,
-        "notebook": 1,
-        "site": 1,
-    }
+    rules = ("train", "infer", "score", "gather", "notebook", "site")
+    assert trained == {new} and jobs == dict.fromkeys(rules, 1)
 
 
 def test_a_new_gamma_of_a_branch_retrains_its_trunk(finished):
-    path = finished / "configs/paper.yaml"
-    old, new = (
-        "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.9:",
-        "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.95:",
-    )
-    edit(path, old, new)
+    path, trunk = finished / "configs/paper.yaml", "v05_r50_rfs_softmax_iterative"
+    old, new = f"{trunk}_pcb-a0.4-g0.9", f"{trunk}_pcb-a0.4-g0.95"
+    edit(path, f"{old}:", f"{new}:")
     edit(path, "pcb: {alpha: 0.4, gamma: 0.9}", "pcb: {alpha: 0.4, gamma: 0.95}")
-    edit(path, old[:-1] + "}", new[:-1] + "}")
+    edit(path, f"{old}}}", f"{new}}}")
     jobs, trained = dry_run(finished)
-    assert jobs["trunk"] == 1 and trained == set(
-        load_study().trunks["v05_r50_rfs_softmax_iterative"]
-    ) - {old[:-1]} | {new[:-1]}
+    assert jobs["trunk"] == 1
+    assert trained == {*load_study().trunks[trunk], new} - {old}
 
 
 def test_a_test_setting_evaluates_again_and_trains_nothing(finished):
@@ -232,16 +213,7 @@ def test_a_test_setting_evaluates_again_and_trains_nothing(finished):
 
 def test_a_further_seed_trains_only_that_seed(finished):
     jobs, _ = dry_run(finished, "--config", "seeds=0,1")
-    runs = {
-        "trunk": len(load_study().trunks),
-        "train": len(RUNS),
-        "infer": len(RUNS),
-        "infer_split": 3,
-        "train_confusion": 1,
-        "score": len(RUNS),
-    }
-    tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2, "site": 1}
-    assert jobs == runs | tables
+    assert jobs == ONE_SEED | PAGES
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -271,12 +243,9 @@ def test_two_runs_do_not_share_a_results_folder(tmp_path):
         command = [sys.executable, "-m", "pcb", "reproduce", "--scale", "smoke"]
         reproduce = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         plain = snakemake(folder, "--cores", "1", "--config", "scale=smoke")
-    for said, code in ((reproduce.stderr, reproduce.returncode), (plain.stdout, plain.returncode)):
-        assert (
-            code
-            and f"another process is working on these results: process {os.getpid()}" in said
-            and "Traceback" not in said
-        )
+    busy = f"another process is working on these results: process {os.getpid()}"
+    for text, code in ((reproduce.stderr, reproduce.returncode), (plain.stdout, plain.returncode)):
+        assert code and busy in text and "Traceback" not in text
     assert not (folder / "results/smoke/study.json").exists()
 
 
