@@ -26,6 +26,7 @@ from typing import TextIO
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from pcb.errors import UserError
 from pcb.formatting import duration, short
 from pcb.planning.jobs import tables_of
 from pcb.planning.status import done_at
@@ -161,7 +162,11 @@ class ProgressHandler(logging.StreamHandler):
             return line
         self.last_overview = now
         moment = time.strftime("%H:%M:%S", time.localtime(now))
-        return f"{line}\n{moment}  so far        {self.overview()}; {done_at(now + left, now)}"
+        try:
+            summary = self.overview()
+        except UserError:  # a broken record; the job that reads it reports it
+            return line
+        return f"{line}\n{moment}  so far        {summary}; {done_at(now + left, now)}"
 
     def failure(self, job: int, logs: list[str]) -> str:
         """Note that a job failed; return its line and what its log says of the error."""
