@@ -18,12 +18,10 @@ from pcb.study.departures import (
     compare,
     data_title,
     departures,
-    detector_title,
-    flatten,
     matches,
-    read_detector_config,
     show,
 )
+from pcb.study.detector_config import detector_title, flatten, read_detector_config
 
 CONFIGS = sorted((ROOT / "configs/mmdet").glob("*.py"))
 PLUGIN = sorted((ROOT / "docs/plugin").glob("*.py"))
