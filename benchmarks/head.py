@@ -1,9 +1,10 @@
-"""What the iterative head of three steps costs beside mmdet's StandardRoIHead with plain cross entropy.
+"""The cost of the iterative head of three steps, beside mmdet's StandardRoIHead with cross entropy.
 
-Where a GPU is at hand: seconds of a training iteration (forward, backward, optimiser) of R50-FPN Mask R-CNN, C = 1203, batch 16,
-1333x800, fp16, ours beside stock: at most 5 % more is the target. Without one: the floating-point operations of such an iteration,
-counted on one image, and the CPU seconds of the box heads alone (1024 RoIs, one thread), of which a head of three steps does three times
-the work and the refinement between. Needs no data and no network: images, objects and weights are made up.
+With a GPU: the time of a training iteration (forward, backward, optimiser) of R50-FPN Mask R-CNN,
+C = 1203, batch 16, 1333x800, fp16; the target is at most 5 % more. Without one: the floating-point
+operations of such an iteration, counted on one image, and the CPU time of the box heads alone (1024
+RoIs, one thread), of which the iterative head does three times the work and the refinement between.
+Needs no data and no network: images, objects and weights are random.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import pcb.mmdet  # noqa: F401  registers
 from pcb.study.experiment import PCB, Experiment
 from pcb.training.model import model_overrides
 
-CLASSES, SIZE, OBJECTS, ROIS, SHARE = 1203, (800, 1344), 12, 1024, 1.05
+CLASSES, SIZE, OBJECTS, ROIS = 1203, (800, 1344), 12, 1024
+MOST = 1.05  # ours / stock
 
 
 def detector(iterative: bool) -> torch.nn.Module:
-    """The paper's R50 detector, softmax + PCB with the gate open; or mmdet's own heads and cross entropy in its place."""
+    """Build the paper's R50 detector with softmax + PCB active, or mmdet's own heads and loss."""
     init_default_scope("mmdet")
     config = Config.fromfile("configs/mmdet/lvis_r50.py")
     config.model.backbone.init_cfg = None
@@ -53,7 +55,7 @@ def detector(iterative: bool) -> torch.nn.Module:
 
 
 def batch(images: int, device: str) -> tuple[torch.Tensor, list[DetDataSample]]:
-    """Noise, with objects of random classes and boxes, masks full."""
+    """Make noise images with objects of random classes and boxes, and full masks."""
     random = np.random.default_rng(0)
     samples = []
     for _ in range(images):
@@ -76,14 +78,13 @@ def batch(images: int, device: str) -> tuple[torch.Tensor, list[DetDataSample]]:
 
 
 def total(losses: dict) -> torch.Tensor:
-    return sum(
-        value if torch.is_tensor(value) else sum(value)
-        for key, value in losses.items()
-        if "loss" in key
-    )
+    """Sum the losses of a detector, of which some are lists."""
+    values = [value for key, value in losses.items() if "loss" in key]
+    return sum(value if torch.is_tensor(value) else sum(value) for value in values)
 
 
 def on_gpu(quick: bool) -> list[Figure]:
+    """Time training iterations of both detectors."""
     images, samples = batch(4 if quick else 16, "cuda")
 
     def train(model, optimizer, scaler) -> None:
@@ -103,19 +104,12 @@ def on_gpu(quick: bool) -> list[Figure]:
         )
         sides[name] = partial(train, model, optimizer, torch.amp.GradScaler("cuda"))
     seconds = by_turns(3 if quick else 20, **sides)
-    return [
-        Figure(
-            f"training iteration, batch {len(samples)}, 1333x800, fp16",
-            1e3 * seconds["ours"],
-            1e3 * seconds["stock"],
-            "ms",
-            SHARE,
-        )
-    ]
+    what = f"training iteration, batch {len(samples)}, 1333x800, fp16"
+    return [Figure(what, 1e3 * seconds["ours"], 1e3 * seconds["stock"], "ms", MOST)]
 
 
 def operations(iterative: bool) -> float:
-    """10^9 floating-point operations of forward and backward on one image."""
+    """Count the GFLOP of forward and backward on one image."""
     model, (images, samples) = detector(iterative), batch(1, "cpu")
     with FlopCounterMode(display=False) as counter:
         total(model.loss(images, samples)).backward()
@@ -123,11 +117,11 @@ def operations(iterative: bool) -> float:
 
 
 def box_heads(quick: bool) -> Figure:
+    """Time the box heads and their losses on the CPU."""
     torch.set_num_threads(1)
     rois, label = 128 if quick else ROIS, torch.full((ROIS,), CLASSES)
-    label[: ROIS // 4] = torch.randint(
-        CLASSES, (ROIS // 4,), generator=torch.Generator().manual_seed(0)
-    )
+    g = torch.Generator().manual_seed(0)
+    label[: ROIS // 4] = torch.randint(CLASSES, (ROIS // 4,), generator=g)
     feats, weight = torch.randn(rois, 256, 7, 7), torch.ones(rois)
 
     def ours(head) -> None:
@@ -147,24 +141,16 @@ def box_heads(quick: bool) -> Figure:
         ours=partial(ours, detector(True).roi_head),
         stock=partial(stock, detector(False).roi_head),
     )
-    return Figure(
-        f"box head and its loss on {rois} RoIs, forward and backward",
-        1e3 * seconds["ours"],
-        1e3 * seconds["stock"],
-        "ms",
-    )
+    what = f"box head and its loss on {rois} RoIs, forward and backward"
+    return Figure(what, 1e3 * seconds["ours"], 1e3 * seconds["stock"], "ms")
 
 
 def measure(quick: bool) -> list[Figure]:
+    """Measure what this machine can."""
     if torch.cuda.is_available():
         return on_gpu(quick)
-    counted = Figure(
-        "operations of a training iteration, one 1333x800 image",
-        operations(True),
-        operations(False),
-        "GFLOP",
-    )
-    return [box_heads(quick), counted]
+    what = "operations of a training iteration, one 1333x800 image"
+    return [box_heads(quick), Figure(what, operations(True), operations(False), "GFLOP")]
 
 
 if __name__ == "__main__":

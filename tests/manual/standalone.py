@@ -79,7 +79,7 @@ def main() -> None:
         subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
         shutil.rmtree(source)  # nothing may lean on it
 
-        sys.path.insert(0, str(ROOT / "tests"))
+        sys.path[:0] = [str(ROOT / "tests/helpers"), str(ROOT / "tests/integration")]
         from squares import write_squares
         from test_plugin import CONFIGS, YOURS
 
@@ -94,7 +94,7 @@ def main() -> None:
             "PIPELINE": " ".join(PIPELINE),
         }
         (user / "train.py").write_text(TRAIN)
-        text = (ROOT / "tests/test_plugin.py").read_text()
+        text = (ROOT / "tests/integration/test_plugin.py").read_text()
         (user / "user.py").write_text(
             text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")]
         )
