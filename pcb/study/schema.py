@@ -7,7 +7,6 @@ not spelled in the schema files: they are added to their `$defs` here.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pcb.errors import UserError
 from pcb.files import ROOT
+from pcb.import_stubs import blocked
 from pcb.registry import ARGUMENTS, SHIPPED, Registry
 from pcb.study.study import METRICS
 
@@ -24,16 +24,9 @@ if TYPE_CHECKING:
 
 # jsonschema imports the grammar of IRIs where Jupyter installed it. That takes seconds in every
 # job, and no schema here needs it. Tried with jsonschema 4.26.
-GRAMMAR = "rfc3987_syntax"
-blocked = GRAMMAR not in sys.modules
-if blocked:
-    sys.modules[GRAMMAR] = None  # ty: ignore[invalid-assignment]  (None: "not to be found")
-try:
+with blocked("rfc3987_syntax"):
     from jsonschema import Draft202012Validator, ValidationError
     from jsonschema.exceptions import best_match
-finally:
-    if blocked:
-        del sys.modules[GRAMMAR]
 
 SCHEMAS = ROOT / "workflow/schemas"
 

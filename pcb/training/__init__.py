@@ -1,1 +1,5 @@
-"""One experiment trained: configs, the resumable loop, checkpoints, starting weights."""
+"""Training of one experiment: configs, the resumable loop, checkpoints, starting weights."""
+
+from pcb.training.import_stubs import import_mmdet
+
+import_mmdet()

@@ -6,36 +6,28 @@ sets comes from the scale's detector config under configs/mmdet/.
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from pcb.training.import_stubs import lean
-
-# mmdet prints a line for every optional package that is not installed.
-with redirect_stdout(io.StringIO()), lean():
-    from mmdet.registry import MODELS
-
-    # Imported for what they register with mmdet:
-    import pcb.data.lvis.dataset
-    import pcb.mmdet
-    import pcb.training.hooks
-    import pcb.training.sampler  # noqa: F401
-    from pcb.training.memory_format import make_outputs_readable, to_channels_last
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import init_default_scope
+from torch import nn
 
+# Imported for what they register with mmdet.
+import pcb.data.lvis.dataset
+import pcb.mmdet
+import pcb.training.hooks
+import pcb.training.sampler  # noqa: F401
 from pcb.cluster.torchrun import is_rank
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study import Study
 from pcb.training import checkpoint as checkpoints
+from pcb.training.memory_format import make_outputs_readable, to_channels_last
 from pcb.training.model import model_overrides
 
 FEATURE_MEMORY = "roi_head.memory."  # prefix of LOCE's memory of features in a state dict

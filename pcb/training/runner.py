@@ -16,7 +16,7 @@ from pcb.files import write_json
 from pcb.mmdet import PCBEpochHook
 from pcb.training.checkpoint import Checkpoints
 from pcb.training.hooks import StopRequest
-from pcb.training.import_stubs import uncompiled
+from pcb.training.import_stubs import without_compiler
 from pcb.training.loop import ResumableLoop, seed_everything
 from pcb.training.memory_format import make_outputs_readable, to_channels_last
 
@@ -86,7 +86,8 @@ class Runner(MMRunner):
 
     def train(self) -> torch.nn.Module:
         """Train, from what `begin` loads to the end."""
-        with nullcontext() if self.distributed else uncompiled():  # DDP needs the real compiler
+        # DDP needs the real compiler.
+        with nullcontext() if self.distributed else without_compiler():
             return super().train()
 
     def dump_config(self) -> None:

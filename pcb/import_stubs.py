@@ -1,0 +1,49 @@
+"""Block or replace modules that cost start-up time and are not used.
+
+Both contexts leave a module alone that is already imported, and afterwards imports find the real
+modules again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+
+
+@contextmanager
+def blocked(*names: str) -> Generator[None]:
+    """Let the import of these modules fail within this context."""
+    finder = _Blocker(names)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextmanager
+def replaced(modules: Mapping[str, ModuleType]) -> Generator[None]:
+    """Put these modules in the place of the real ones within this context."""
+    placed = {name: module for name, module in modules.items() if name not in sys.modules}
+    sys.modules.update(placed)
+    try:
+        yield
+    finally:
+        for name in placed:
+            sys.modules.pop(name, None)
+
+
+class _Blocker:
+    """A finder of modules that fails for some names and knows no others.
+
+    None in `sys.modules` would block a name too, but not for Cython's imports, as in pyarrow.
+    """
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name in self.names:
+            raise ModuleNotFoundError(f"{name} is blocked by pcb.import_stubs", name=name)
