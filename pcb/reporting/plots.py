@@ -29,6 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from pcb import formatting
@@ -189,7 +190,7 @@ def groups(table: ResultTable) -> Plot:
     with canvas(9.2, 1.7 + 0.32 * len(names)) as figure:
         axes = figure.subplots(1, 2, sharey=True, sharex=table.about["comparable"])
         for ax, source in zip(axes, (OURS, PAPER), strict=True):
-            panel(ax, table, source)
+            panel(ax, table, source, width=50)
             values = frame[[f"{source} {m}" for m in metrics]].to_numpy(float)
             drawn = ~np.isnan(values).all(1)
             ax.hlines(
@@ -393,6 +394,7 @@ def base_against_pcb(
             group_borders(ax, found.train_images, found.groups)
     lower.set_xlabel("train images")
     lower.xaxis.set_major_formatter("{x:g}")
+    lower.xaxis.set_minor_formatter(LogFormatter())
 
 
 def dots_and_means(
@@ -623,11 +625,16 @@ def scatter_pairs(ax: Axes, points: dict, least: float, title: str) -> None:
     ax.set_xlabel("rarer predicted as more frequent")
 
 
-def panel(ax: Axes, table: ResultTable, source: str, value: str | None = None) -> None:
-    """Head of a panel: whose numbers it shows and where they are from; the paper's are on grey."""
+def panel(
+    ax: Axes, table: ResultTable, source: str, value: str | None = None, width: int = 60
+) -> None:
+    """Head of a panel: whose numbers it shows and where they are from; the paper's are on grey.
+
+    `value` is what the rows of the panel have in common, `width` its characters in a line.
+    """
     spread = "; bars: ± std over seeds" if table.planned > 1 else ""
     origin = captions.origin(table.about).replace(" px", "\N{NO-BREAK SPACE}px")
-    ours = textwrap.wrap(origin + spread, 52)
+    ours = textwrap.wrap(origin + spread, width)
     lines = ours if source == OURS else ["published, LVIS"]
     titled(ax, f"{source} · {value}" if value else source, lines, room=len(ours))
     if source == PAPER:
