@@ -1,6 +1,6 @@
 # Trainings. Runs that differ only in PCB share their first epochs: they branch from one trunk.
-# Checkpoints lie in an undeclared work folder, which neither a failure nor a rerun deletes: a killed
-# training resumes.
+# Checkpoints lie in an undeclared work folder, which neither a failure nor a rerun deletes, so that
+# a killed training resumes.
 
 
 rule trunk:
