@@ -72,7 +72,7 @@ def entry(claim: Claim, paper: dict, ours: Measured) -> dict:
     out: dict = {
         "id": claim.id,
         "where": claim.where,
-        "says": claim.says,
+        "statement": claim.statement,
         "tables": claim.tables,
         "checks": [str(check) for check in claim.checks],
     }

@@ -142,20 +142,20 @@ class Claim:
     Attributes:
         id: Its key.
         where: Section, figure or table of the paper.
-        says: The statement, in our words.
+        statement: What the paper claims, in our words.
         checks: The inequalities that decide it.
     """
 
     id: str
     where: str
-    says: str
+    statement: str
     checks: tuple[Check, ...]
 
     @classmethod
     def read(cls, spec: dict) -> Claim:
         """Make a claim from its mapping in configs/paper.yaml."""
         checks = tuple(Check.read(check) for check in spec["checks"])
-        return cls(spec["id"], spec["where"], spec["says"], checks)
+        return cls(spec["id"], spec["where"], spec["statement"], checks)
 
     @property
     def tables(self) -> list[str]:

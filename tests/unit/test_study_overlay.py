@@ -35,7 +35,7 @@ tables:
       - {id: mine, labels: [mine], run: v05_r50_random_mine_plain}
       - {id: half, labels: [mine at half], run: v05_r50_random_mine_plain_tau-0.5}
 claims:
-  - {id: mine-holds, where: "§1", says: Mine is better.,
+  - {id: mine-holds, where: "§1", statement: Mine is better.,
      checks: [{metric: AP, higher: table12/mine, lower: table12/half}]}
 """
 

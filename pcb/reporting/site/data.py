@@ -57,7 +57,7 @@ def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dic
     """
     paths = results.study.paths
     numbers = csv_text(("run", "seed", "variant", "metric", "value"), metric_lines(results))
-    judged = csv_text(("id", "where", "says", "ours", "paper"), claim_lines(claims))
+    judged = csv_text(("id", "where", "statement", "ours", "paper"), claim_lines(claims))
     write_text(paths.download("metrics.csv"), numbers)
     write_json(paths.download("runs.json"), entries)
     write_json(paths.download("claims.json"), claims)
@@ -89,7 +89,7 @@ def claim_lines(claims: list[dict]) -> Iterator[tuple]:
     """The lines of claims.csv."""
     for claim in claims:
         verdicts = claim["ours"]["verdict"], claim["paper"]["verdict"]
-        yield claim["id"], claim["where"], claim["says"], *verdicts
+        yield claim["id"], claim["where"], claim["statement"], *verdicts
 
 
 def csv_text(head: tuple[str, ...], lines: Iterable[tuple]) -> str:
