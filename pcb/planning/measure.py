@@ -15,7 +15,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from mmdet.registry import LOOPS, MODELS
@@ -42,6 +42,9 @@ from pcb.training.pretrain import pretrain
 from pcb.training.runner import Runner
 from pcb.training.sampler import EpochSampler
 from pcb.training.train import finished
+
+if TYPE_CHECKING:  # `import pcb.training` imports mmdet faster than mmdet itself does
+    from mmdet.models.detectors import TwoStageDetector
 
 # Bytes of a detection with its mask, where none can be measured: a shard of 256 LVIS images with
 # 300 detections each takes about 15 MB.
@@ -226,7 +229,8 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
             "final": serialise(finished(state)).getbuffer().nbytes,
         }
         if is_main_process():
-            found |= detections(study, run, runner.bare_model, Path(folder))
+            model = cast("TwoStageDetector", runner.bare_model)
+            found |= detections(study, run, model, Path(folder))
         barrier()
     return found
 
@@ -243,7 +247,7 @@ def start(runner: Runner, study: Study, run: str) -> None:
         print_once(f"{run}: timed from random weights, because {path} does not exist yet")
 
 
-def detections(study: Study, run: str, model: torch.nn.Module, folder: Path) -> dict[str, float]:
+def detections(study: Study, run: str, model: TwoStageDetector, folder: Path) -> dict[str, float]:
     """Seconds and bytes of an image in an inference pass, for the variant `plain`."""
     detector = SplitDetector(study, run, "val", {}, model.eval())
     ids = list(detector.index)[: 2 * BATCH]

@@ -226,6 +226,8 @@ def test_the_gallery_counts_shown_images_against_all_objects():
     text = gallery_view.count_text({"counts": counts}, "gains", 5)
     assert text == "5 shown of 31 objects: 4 rare and 27 common"
     assert gallery_view.count_text({"counts": counts}, "random", 3) == "3 shown"
+    nothing = {"r": {"losses": 0}, "c": {"losses": 0}}
+    assert gallery_view.count_text({"counts": nothing}, "losses", 0) == "none"
 
 
 def test_labels_in_an_image_do_not_cover_each_other():

@@ -56,7 +56,8 @@ def count_text(comparison: dict, kind: str, shown: int) -> str:
         return f"{shown} shown"
     counts = {GROUP_NAMES[g]: comparison["counts"][g][kind] for g in "rc"}
     groups = " and ".join(f"{count} {group}" for group, count in counts.items())
-    total = sum(counts.values())
+    if not (total := sum(counts.values())):
+        return "none"
     return f"{shown} shown of {total} object{'s' if total != 1 else ''}: {groups}"
 
 
