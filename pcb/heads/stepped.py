@@ -78,10 +78,6 @@ class SteppedRoIHead(StandardRoIHead):
         """
         raise NotImplementedError
 
-    def roi_features(self, x: tuple[Tensor, ...], rois: Tensor) -> Tensor:
-        """Pool features (N, D, h, w) of RoIs (N, 5: image, x1, y1, x2, y2) from the pyramid `x`."""
-        return pool(self, x, rois)
-
     def step_predictions(self, x: tuple[Tensor, ...], rois: Tensor) -> list[Prediction]:
         """Compute logits and box deltas of every step, in one forward pass.
 
@@ -94,10 +90,10 @@ class SteppedRoIHead(StandardRoIHead):
         Returns:
             As `steps`.
         """
-        return self.steps(self.roi_features(x, rois))
+        return self.steps(pool(self, x, rois))
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict:
-        feats = self.roi_features(x, rois)
+        feats = pool(self, x, rois)
         steps = self.steps(feats)
         cls_step = -1 if self.test_cls_step is None else self.test_cls_step
         reg_step = -1 if self.test_reg_step is None else self.test_reg_step
