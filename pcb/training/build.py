@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import init_default_scope
-from torch import nn
 
 # Imported for what they register with mmdet.
 import pcb.data.lvis.dataset
@@ -98,7 +98,7 @@ def pretraining(study: Study, backbone: str, work_dir: str | Path) -> Config:
     return cfg
 
 
-def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> nn.Module:
+def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> TwoStageDetector:
     """Return a run's detector in eval mode on the scale's device.
 
     Args:
@@ -121,7 +121,7 @@ def detector(study: Study, run: str, checkpoint: str | Path | None = None) -> nn
     return model
 
 
-def check_heads(model: nn.Module, classes: int) -> None:
+def check_heads(model: TwoStageDetector, classes: int) -> None:
     """Assert that every predictor has `classes` outputs; a GPU would not check the labels."""
     box, mask = model.roi_head.bbox_head, model.roi_head.mask_head
     widths = {
@@ -133,7 +133,7 @@ def check_heads(model: nn.Module, classes: int) -> None:
     assert not wrong, f"{classes} classes in the data set, but the heads are built for {wrong}"
 
 
-def load_weights(model: nn.Module, state: dict, source: str | Path) -> None:
+def load_weights(model: TwoStageDetector, state: dict, source: str | Path) -> None:
     """Load the weights of a checkpoint of the same model.
 
     Names must agree, with two exceptions: a trunk may keep statistics of the loss that a branch

@@ -83,6 +83,7 @@ class FiniteLossHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Keep the losses, detached."""
+        assert outputs is not None
         runner.losses = {key: value.detach() for key, value in outputs.items() if "loss" in key}
 
     def between_iterations(self, runner: Runner) -> None:

@@ -13,7 +13,7 @@ docs/scaling.md describes what that means for losses that keep statistics.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import islice
 
@@ -22,8 +22,10 @@ import torch
 from mmdet.registry import LOOPS
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
 
 from pcb.losses import Regulariser
+from pcb.training.sampler import EpochSampler
 
 
 def seed_everything(*key: int) -> None:
@@ -57,7 +59,10 @@ class ResumableLoop(EpochBasedTrainLoop):
         self, runner, dataloader, max_epochs: int = 1, max_iters: int | None = None, seed: int = 0
     ):
         super().__init__(runner, dataloader, max_epochs)
-        self.micro_batches = self.dataloader.sampler.micro_batches
+        assert isinstance(self.dataloader, DataLoader)
+        assert isinstance(self.dataloader.sampler, EpochSampler)
+        self.sampler = self.dataloader.sampler
+        self.micro_batches = self.sampler.micro_batches
         self.epoch_length = len(self.dataloader) // self.micro_batches
         self._max_iters = max_iters or max_epochs * self.epoch_length
         self.seed = seed
@@ -85,7 +90,7 @@ class ResumableLoop(EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         """Train to the end of the epoch, or of the training."""
         start = self._iter - self._epoch * self.epoch_length
-        self.dataloader.sampler.set_position(self._epoch, start)
+        self.sampler.set_position(self._epoch, start)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         loaded = iter(self.dataloader)
@@ -98,22 +103,22 @@ class ResumableLoop(EpochBasedTrainLoop):
             if self._iter >= self._max_iters:
                 break
 
-    def run_iter(self, index: int, micro_batches: Iterator[dict]) -> None:
+    def run_iter(self, idx: int, data_batch: Iterable[dict]) -> None:
         """Train on one batch.
 
         Args:
-            index: Position of the batch in its epoch.
-            micro_batches: The micro-batches of this rank's share of it.
+            idx: Position of the batch in its epoch.
+            data_batch: The micro-batches of this rank's share of it.
         """
         seed_everything(self.seed, self._iter, get_rank())
-        self.runner.call_hook("before_train_iter", batch_idx=index)
+        self.runner.call_hook("before_train_iter", batch_idx=idx)
         losses: dict[str, torch.Tensor] = {}
         with ExitStack() as deferred:
             if self.micro_batches > 1:
                 for module in self.runner.model.modules():
                     if isinstance(module, Regulariser):
                         deferred.enter_context(module.deferred_updates())
-            for i, micro_batch in enumerate(micro_batches):
+            for i, micro_batch in enumerate(data_batch):
                 if i:
                     seed_everything(self.seed, self._iter, i * get_world_size() + get_rank())
                 outputs = self.runner.model.train_step(
@@ -121,5 +126,5 @@ class ResumableLoop(EpochBasedTrainLoop):
                 )
                 for key, value in outputs.items():
                     losses[key] = losses.get(key, 0) + value / self.micro_batches
-        self.runner.call_hook("after_train_iter", batch_idx=index, outputs=losses)
+        self.runner.call_hook("after_train_iter", batch_idx=idx, outputs=losses)
         self._iter += 1

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from torch import Tensor, nn
 
 
-def to_channels_last(model: nn.Module) -> None:
+def to_channels_last(model: TwoStageDetector) -> None:
     """Convolve with channels innermost in memory, as tensor cores prefer."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload] torch's
     model.backbone.register_forward_pre_hook(
         lambda _, images: images[0].contiguous(memory_format=torch.channels_last)
     )
 
 
-def make_outputs_readable(model: nn.Module) -> None:
+def make_outputs_readable(model: TwoStageDetector) -> None:
     """Make the outputs of FPN and RPN contiguous, and float32 instead of bfloat16.
 
     mmcv's RoIAlign ignores strides: it would silently misread a channels-last tensor. Neither it

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 from mmengine.dist import is_main_process
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.runner import Runner as MMRunner
 
 from pcb.files import write_json
@@ -33,6 +37,10 @@ class Runner(MMRunner):
         started: When the training began, ISO 8601.
     """
 
+    # mmengine declares what these are before they are built, too.
+    optim_wrapper: OptimWrapper  # ty: ignore[incompatible-mutable-override]
+    param_schedulers: list[_ParamScheduler]
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.begin: Callable[[Runner], None] = lambda runner: None
@@ -53,9 +61,9 @@ class Runner(MMRunner):
         return Checkpoints(self.work_dir, **self.cfg.checkpoints)
 
     @property
-    def bare_model(self) -> torch.nn.Module:
+    def bare_model(self) -> TwoStageDetector:
         """The detector without its DDP wrapper."""
-        return getattr(self.model, "module", self.model)
+        return cast(TwoStageDetector, getattr(self.model, "module", self.model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Move the model to the scale's device and wrap it for several ranks.
@@ -63,9 +71,10 @@ class Runner(MMRunner):
         mmengine would use a GPU wherever it finds one, and several ranks only with GPUs.
         """
         model = model.to(self.cfg.device)
+        detector = cast(TwoStageDetector, model)
         if self.cfg.channels_last:
-            to_channels_last(model)
-        make_outputs_readable(model)
+            to_channels_last(detector)
+        make_outputs_readable(detector)
         if not self.distributed:
             return model
         devices = [torch.cuda.current_device()] if self.cfg.device == "cuda" else None
@@ -80,7 +89,7 @@ class Runner(MMRunner):
     def _log_env(self, env_cfg: dict) -> None:
         """Skip: versions and hardware are in run.json."""
 
-    def build_visualizer(self, visualizer=None) -> SimpleNamespace:
+    def build_visualizer(self, visualizer=None) -> Any:
         """Return a stand-in: the visualizer would draw nothing, but import pyplot."""
         return SimpleNamespace(add_config=lambda config: None)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from mmengine.config import Config
@@ -79,7 +80,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     first = None
     if len(stages) == 2:
         first = first_stage(study, run, seed, work / "first", begin)
-        begin, epochs = partial(next_stage, state=first), stages[-1].epochs
+        begin, epochs = partial(next_stage, state=first), stages[-1].epochs or epochs
     runner = execute(build.config(study, run, seed, work, until_epoch=epochs), study, begin)
     for key in ("seconds", "cpu_seconds"):
         runner.notes[key] += first["notes"][key] if first else 0.0
@@ -160,7 +161,7 @@ def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runne
         torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     started = provenance.now()
     with StopRequest() as stop:
-        runner = Runner.from_cfg(cfg)
+        runner = cast(Runner, Runner.from_cfg(cfg))  # annotated as mmengine's
         runner.stop, runner.started, runner.begin = stop, started, partial(resume_or, begin)
         runner.train()
     return runner

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmdet.models.detectors import TwoStageDetector
 
 from pcb.data.download import missing_file_fix
 from pcb.errors import UserError
@@ -34,7 +35,7 @@ FRESH = (
 PER_CLASS = {"bbox_head.fc_reg.": 4, "mask_head.conv_logits.": 1}
 
 
-def initialise(model: torch.nn.Module, study: Study, backbone: str) -> None:
+def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
     """Load a backbone's starting weights into a detector.
 
     Raises:
