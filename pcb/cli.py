@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.do(arguments)
     except UserError as error:
-        return report(error)
+        return report(error, options_of(arguments))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `pcb plan | head`
@@ -51,11 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def report(error: UserError) -> int:
-    """Print a user's mistake in two lines; return its exit status."""
-    print(f"error: {error.what}", file=sys.stderr)
-    if error.fix:
-        print(f"fix: {error.fix}", file=sys.stderr)
+def report(error: UserError, options: Sequence[str] = ()) -> int:
+    """Print a user's mistake in two lines.
+
+    Args:
+        error: The mistake.
+        options: Options that select the study. Commands in the error get them too, so that they
+            can be copied.
+
+    Returns:
+        The exit status.
+    """
+    lines = [f"error: {error.what}", *([f"fix: {error.fix}"] if error.fix else [])]
+    selection = f" {shlex.join(options)}" if options else ""
+    for line in lines:
+        text = re.sub(r"`(pcb [a-z][^`]*)`", lambda found: f"`{found[1]}{selection}`", line)
+        print(text, file=sys.stderr)
     return 2
 
 
@@ -92,7 +104,7 @@ def plan(arguments: Namespace) -> None:
 
     study = load(arguments)
     check_targets(study, arguments.targets)
-    options = [part for key, value in selected(arguments).items() for part in (f"--{key}", value)]
+    options = options_of(arguments)
     if arguments.measure:
         run_separately(["pcb", "measure", *options])
     assumed = {}
@@ -371,6 +383,11 @@ def selected(arguments: Namespace, default: str | None = None) -> dict[str, str]
     given = {key: vars(arguments).get(key) for key in STUDY_OPTIONS}
     options = {key: value for key, value in given.items() if value is not None}
     return options if "study" in options or default is None else {"scale": default} | options
+
+
+def options_of(arguments: Namespace) -> list[str]:
+    """The options that select the study, as given on the command line."""
+    return [part for key, value in selected(arguments).items() for part in (f"--{key}", value)]
 
 
 def run_separately(command: list[str]) -> None:

@@ -53,7 +53,7 @@ def missing_file_fix(path: Path) -> str:
     entry = downloads().get(path.name)
     if entry is None:
         return "download or generate it again, or correct its path in the scale's YAML"
-    fix = f"run `pcb download {path.name}` with your --scale, or correct its path in the YAML"
+    fix = f"run `pcb download {path.name}`, or correct its path in the YAML"
     return f"{fix}. {V05_BY_HAND}" if "withdrawn" in entry else fix
 
 

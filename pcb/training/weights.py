@@ -45,7 +45,7 @@ def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
     if not path.exists():
         raise UserError(
             f"{path}: no starting weights; set `weights: random` to train from scratch",
-            f"run `pcb pretrain {backbone} --scale {study.scale['name']}`, as the workflow does",
+            f"run `pcb pretrain {backbone}`, as the workflow does",
         )
     state = checkpoint.load(path)
     kind, weights = state.get("meta", {}).get("kind"), state.get("state_dict", {})

@@ -59,6 +59,14 @@ def test_the_exit_status_tells_mistakes_interrupts_and_bugs_apart(monkeypatch, c
         cli.main(["status"])
 
 
+def test_commands_in_a_fix_select_the_same_study(capsys, tmp_path):
+    run = "v05_r50_rfs_softmax_plain"
+    options = ["--scale", "smoke", "--results", str(tmp_path)]
+    assert cli.main(["score", run, *options]) == 2
+    command = f"`pcb infer {run} --seed 0 --scale smoke --results {tmp_path}`"
+    assert command in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_no_error():
     result = subprocess.run(
         f"{sys.executable} -m pcb plan | head -1",

@@ -149,7 +149,7 @@ def check_images(splits: dict[str, LVISIndex], folder: Path, report: Path) -> li
     """Check that every image file exists; write the list of missing ones beside `report`."""
     if not splits:
         return []
-    command = "run `pcb download train2017 val2017` with your --scale"
+    command = "run `pcb download train2017 val2017`"
     if not folder.is_dir():
         fix = f"{command}, or correct `images` under `datasets` in the scale's YAML"
         return [UserError(f"{folder}: no such image folder", fix)]
