@@ -34,6 +34,10 @@ class Run:
     def end(self, job):
         self.event(LogEvent.JOB_FINISHED, job_id=job)
 
+    def fail(self, job, how, *logs):
+        self.event(LogEvent.ERROR, exception="RuleException", msg=f"Command ... {how}")
+        self.event(LogEvent.JOB_ERROR, jobid=job, log=list(map(str, logs)))
+
     @property
     def lines(self):
         return [line[10:] for line in self.out.getvalue().splitlines()]
@@ -63,9 +67,8 @@ def test_jobs_side_by_side_halve_the_time_left():
     run.start(2, "train")
     run.now = 60
     run.end(1)
-    assert run.lines[-1].endswith(
-        "60 s; 2 min left"
-    )  # four more and none of the running one's 60 s, two at a time
+    # Four more jobs, two at a time; the running one has no time left.
+    assert run.lines[-1].endswith("60 s; 2 min left")
 
 
 def test_a_rule_without_a_finished_job_is_estimated_from_the_others():
@@ -88,10 +91,7 @@ def test_a_short_job_has_a_line_at_its_end_only_and_a_target_none():
 @pytest.mark.parametrize(
     ("log", "tail"),
     [
-        (
-            "epoch 1\nerror: the disk is full\nfix: free some\n",
-            ["error: the disk is full", "fix: free some"],
-        ),
+        ("epoch 1\nerror: disk full\nfix: free some\n", ["error: disk full", "fix: free some"]),
         ("Traceback\nBoom\n", ["Traceback", "Boom"]),
     ],
 )
@@ -108,12 +108,8 @@ def test_a_killed_job_is_reported_as_killed_and_the_next_failure_is_not():
     run = Run(train=2)
     for job in (1, 2):
         run.start(job, "train", f"Train {job}")
-    run.event(
-        LogEvent.ERROR, exception="RuleException", msg="... returned non-zero exit status 137."
-    )
-    run.event(LogEvent.JOB_ERROR, jobid=1, log=[])
-    run.event(LogEvent.ERROR, exception="RuleException", msg="... returned non-zero exit status 2.")
-    run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
+    run.fail(1, "returned non-zero exit status 137.")
+    run.fail(2, "returned non-zero exit status 2.")
     assert "Train 1 (killed" in run.lines[2] and "killed" not in run.lines[3]
 
 
@@ -125,8 +121,7 @@ def test_a_terminated_job_is_reported_as_stopped(tmp_path, how):
     (tmp_path / "x.log").write_text("x  epoch 3/24\n")
     run = Run(train=2)
     run.start(1, "train", "Train x")
-    run.event(LogEvent.ERROR, exception="RuleException", msg=f"... {how}")
-    run.event(LogEvent.JOB_ERROR, jobid=1, log=[str(tmp_path / "x.log")])
+    run.fail(1, how, tmp_path / "x.log")
     assert run.lines[1:] == ["stopped       Train x; the same command resumes it"]
     run.start(2, "train", "Train y")
     run.event(LogEvent.JOB_ERROR, jobid=2, log=[])
@@ -137,11 +132,8 @@ def test_after_ctrl_c_jobs_are_reported_as_stopped():
     run = Run(train=2)
     for job in (1, 2):
         run.start(job, "train", f"Train {job}")
-    run.handler.emit(
-        logging.makeLogRecord(
-            {"msg": "Terminating processes on user request, this might take some time."}
-        )
-    )
+    message = "Terminating processes on user request, this might take some time."
+    run.handler.emit(logging.makeLogRecord({"msg": message}))
     for job in (1, 2):
         run.event(LogEvent.JOB_ERROR, jobid=job, log=[])
     assert [line.split()[0] for line in run.lines] == ["start", "start", "stopped", "stopped"]
@@ -154,47 +146,36 @@ def test_the_overview_is_printed_once_a_minute_at_most():
         run.now = moment
         run.end(job)
     overviews = [line for line in run.lines if line.startswith("so far")]
-    assert len(overviews) == 1 and overviews[0].startswith(
-        "so far        1 of 3 trainings; done at "
-    )
+    assert len(overviews) == 1
+    assert overviews[0].startswith("so far        1 of 3 trainings; done at ")
 
 
 def test_snakemake_still_prints_its_other_messages():
-    assert keeps_snakemake_line(
-        logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "MissingInputException"})
-    )
+    missing = {"event": LogEvent.ERROR, "exception": "MissingInputException"}
+    failed = {"event": LogEvent.ERROR, "exception": "RuleException"}
+    assert keeps_snakemake_line(logging.makeLogRecord(missing))
     assert keeps_snakemake_line(logging.makeLogRecord({"msg": "Nothing to be done"}))
-    assert not keeps_snakemake_line(
-        logging.makeLogRecord({"event": LogEvent.ERROR, "exception": "RuleException"})
-    )
+    assert not keeps_snakemake_line(logging.makeLogRecord(failed))
 
 
 def test_a_dry_run_prints_no_such_lines():
     out = io.StringIO()
-    ProgressHandler(out).emit(
-        logging.makeLogRecord(
-            {"event": LogEvent.JOB_INFO, "jobid": 1, "rule_name": "train", "rule_msg": "Train x"}
-        )
-    )
+    start = {"event": LogEvent.JOB_INFO, "jobid": 1, "rule_name": "train", "rule_msg": "Train x"}
+    ProgressHandler(out).emit(logging.makeLogRecord(start))
     assert out.getvalue() == ""
 
 
 def test_a_job_is_described_by_its_run_and_its_tables():
-    study = load_study("mini")
-    message = describe(study, "Train", "v05_r50_rfs_softmax_plain", "0")
-    assert message == "Train v05_r50_rfs_softmax_plain (tables 1 2 4 8 10)"
-    several = load_study("mini", overrides={"seeds": [0, 1]})
-    assert "v05_r50_rfs_softmax_plain seed 1 (" in describe(
-        several, "Train", "v05_r50_rfs_softmax_plain", "1"
-    )
+    run = "v05_r50_rfs_softmax_plain"
+    one_seed, two_seeds = load_study("mini"), load_study("mini", overrides={"seeds": [0, 1]})
+    assert describe(one_seed, "Train", run, "0") == f"Train {run} (tables 1 2 4 8 10)"
+    assert f"{run} seed 1 (" in describe(two_seeds, "Train", run, "1")
 
 
 def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
-    done, running = (
-        "v05_r50_random_softmax_plain",
-        "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99",
-    )
+    done = "v05_r50_random_softmax_plain"
+    running = "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
     assert status(study).endswith(" trainings, 0 evaluated; next figure1: 1 training")
     records = {
         study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24},
@@ -208,9 +189,21 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
     text = status(study)
-    assert "1 of 43 trainings, 1 evaluated; next table01" in text and text.endswith(
-        f"train  {running}  epoch 3/24"
-    )
+    assert "1 of 43 trainings, 1 evaluated; next table01" in text
+    assert text.endswith(f"train  {running}  epoch 3/24")
     assert re.search(r"^about .* left while one job runs: done ", text, re.MULTILINE)
     os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
     assert running not in status(study)
+
+
+def test_an_error_in_an_overview_does_not_end_the_run(capsys):
+    def overview():
+        raise ZeroDivisionError
+
+    run = Run(overview, train=2)
+    run.start(1, "train")
+    run.now = 70
+    run.end(1)
+    run.start(2, "train")
+    assert [line.split()[0] for line in run.lines] == ["start", "start"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
