@@ -170,6 +170,13 @@ def test_an_edited_plot_retrains_nothing(finished):
     assert dry_run(finished) == ({"notebook": 12, "page": 2, "site": 1}, set())
 
 
+def test_an_edited_table_model_gathers_again(finished):
+    with (finished / "pcb/reporting/tables.py").open("a") as file:
+        file.write("\n# another structure\n")
+    tables = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2, "site": 1}
+    assert dry_run(finished) == (tables, set())
+
+
 def test_a_published_number_renders_only_its_table_and_lost_metrics_are_scored_again(finished):
     row = next(row for row in load_study().tables["table06"].rows if row.id == "a0.8")
     edit(

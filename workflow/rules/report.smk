@@ -2,9 +2,26 @@
 # notebook that reads it; link everything from the index of the site.
 
 
+# The code, style sheets and templates behind the site; those behind a notebook's page; and the
+# code behind a gathered file, so that a newer checkout never reads one of an older structure.
+CODE = sorted(
+    str(path)
+    for path in (ROOT / "pcb" / "reporting").rglob("*")
+    if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
+)
+PAGE_CODE = [path for path in CODE if "/site" not in path]
+GATHER_CODE = [
+    str(ROOT / "pcb" / "reporting" / f"{module}.py")
+    for module in ("captions", "claims", "gather", "results", "tables")
+]
+IMAGE_CODE = [path for path in CODE if "/images/" in path]
+CAPTIONS = "../report"
+
+
 rule gather:
     input:
         lambda w: table_results(w.target),
+        code=GATHER_CODE,
     output:
         paths.gathered("{target}"),
     log:
@@ -26,6 +43,7 @@ rule gather:
 rule gather_page:
     input:
         lambda w: page_results(w.page),
+        code=GATHER_CODE + IMAGE_CODE,
     output:
         paths.gathered("{page}"),
     log:
@@ -42,18 +60,6 @@ rule gather_page:
         "Gather the images of {wildcards.page}"
     shell:
         "pcb gather {wildcards.page:q} &> {log:q}"
-
-
-# The code, style sheets and templates behind the site, and those behind a notebook's page.
-CODE = sorted(
-    str(path)
-    for path in (ROOT / "pcb" / "reporting").rglob("*")
-    if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
-)
-PAGE_CODE = [
-    path for path in CODE if not any(p.startswith("site") for p in Path(path).parts)
-]
-CAPTIONS = "../report"
 
 
 rule notebook:
