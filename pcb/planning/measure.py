@@ -229,8 +229,7 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
             "final": serialise(finished(state)).getbuffer().nbytes,
         }
         if is_main_process():
-            model = cast("TwoStageDetector", runner.bare_model)
-            found |= detections(study, run, model, Path(folder))
+            found |= detections(study, run, runner.bare_model, Path(folder))
         barrier()
     return found
 
