@@ -607,7 +607,7 @@ def scatter_pairs(ax: Axes, points: dict, least: float, title: str) -> None:
     """One panel of `both_ways`; probabilities below `least` are drawn at the edge."""
     kinds, up, down = (np.array(points[key]) for key in ("groups", "up", "down"))
     edge = least / 3
-    for kind, (_, colour, marker) in PAIRS.items():
+    for kind, (_, colour, marker) in reversed(PAIRS.items()):  # rare, frequent on top
         ax.scatter(
             np.maximum(up[kinds == kind], edge),
             np.maximum(down[kinds == kind], edge),

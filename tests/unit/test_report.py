@@ -325,6 +325,16 @@ def drawn_texts(figure, monkeypatch):
     return drawn
 
 
+def assert_no_overlap(figure, monkeypatch):
+    shown = drawn_texts(figure, monkeypatch)
+    assert len(shown) > 10
+    inside = figure.bbox.padded(1)
+    for k, (text, box) in enumerate(shown):
+        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
+        for other, other_box in shown[k + 1 :]:
+            assert not box.padded(-0.5).overlaps(other_box), f"{text!r} covers {other!r}"
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("target", ["table02", "table03", "table06", "table07", "table08"])
 def test_texts_of_a_plot_do_not_overlap(tmp_path, monkeypatch, target, seeds):
@@ -334,14 +344,19 @@ def test_texts_of_a_plot_do_not_overlap(tmp_path, monkeypatch, target, seeds):
             values = dict.fromkeys(study.tables[target].columns, 10.0 + seed)
             fabricate(study, run, seed, **values)
     for section in plots.draw(gathered(study, target)):
-        figure = section.plot.figure
-        shown = drawn_texts(figure, monkeypatch)
-        assert len(shown) > 10
-        for k, (text, box) in enumerate(shown):
-            inside = figure.bbox.padded(1)
-            assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
-            for other, other_box in shown[k + 1 :]:
-                assert not box.padded(-0.5).overlaps(other_box), f"{text!r} covers {other!r}"
+        assert_no_overlap(section.plot.figure, monkeypatch)
+
+
+def test_texts_of_figure_1_and_of_the_pages_of_images_do_not_overlap(tmp_path, monkeypatch):
+    study = study_in(tmp_path)
+    fabricate(study, SOFTMAX)
+    assert_no_overlap(plots.confusion(gathered(study, "figure1")).figure, monkeypatch)
+    points = {"groups": ["rf", "rc", "cf"], "up": [0.1, 0.2, 0.02], "down": [0.01, 0.0, 0.3]}
+    counts = dict.fromkeys("rcf", {"objects": 40, "both": 20, "gains": 9, "losses": 8})
+    entry = {"label": "Softmax", "missing": [], "least": 1e-3, "counts": counts}
+    page = {"compare": [entry | {"both_ways": [points, points]}] * 2}
+    assert_no_overlap(plots.both_ways(page).figure, monkeypatch)
+    assert_no_overlap(plots.recognised(page).figure, monkeypatch)
 
 
 def test_a_table_without_plots_draws_the_groups_of_classes(tmp_path):
