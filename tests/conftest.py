@@ -2,5 +2,5 @@
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: with two workers everything else then runs beside the smoke run of the whole pipeline."""
+    """Start the longest first: with two workers the rest then runs beside the smoke run."""
     items.sort(key=lambda item: "slow" not in item.keywords)
