@@ -1,4 +1,7 @@
-"""A study small enough to train within a test: 24 scenes, 3 iterations an epoch, PCB from epoch 3 of 4, random weights."""
+"""A study small enough to train within a test.
+
+24 scenes, 3 iterations an epoch, PCB from epoch 3 of 4, training from scratch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def scenes(folder):
 
 
 def tiny_study(results, datasets, **train_settings):
-    """The smoke scale on these scenes, results below `results`, weights random as said explicitly."""
+    """The smoke scale on these scenes, trained from scratch, with its results in `results`."""
     study = load_study("smoke", overrides={"results": str(results), "datasets": datasets})
     for backbone in study.scale["backbones"].values():
         backbone["weights"] = "random"
@@ -59,7 +62,7 @@ def assert_same_bits(a, b):
 
 
 class EndAt:
-    """While it holds, a training gets SIGTERM, or an error in the place of kill -9, after so many iterations."""
+    """End a training after so many iterations: by SIGTERM, or by an error in place of kill -9."""
 
     def __init__(self, monkeypatch, iteration, clean):
         from pcb.training.hooks import ProgressHook

@@ -1,6 +1,6 @@
-"""Bad input, as a user meets it: one message that names the file, the reason and the fix, exit status 2, earlier results untouched.
+"""Bad input ends in one message with file, reason and fix, and status 2; earlier results stay.
 
-Every case runs the real command in a process of its own. The units behind it have tests beside their owners.
+Every case runs the real command in a process of its own. The units have their own tests.
 """
 
 import json
@@ -44,12 +44,12 @@ def assert_refused(result, *words):
 
 
 def snapshot(folder):
-    """Content of every file below a folder, except what may come and go: work folders, and the index of annotations."""
-    passing = {"work", "index"}
+    """Content of every file below a folder, except for work folders and the annotation index."""
+    temporary = {"work", "index"}
     return {
         str(path): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not passing & set(path.parts)
+        if path.is_file() and not temporary & set(path.parts)
     }
 
 
@@ -75,7 +75,7 @@ def files(folder):
 
 
 class Project:
-    """A scale of its own in a temporary folder, with its data set, and a result that an earlier run left."""
+    """A scale in a temporary folder, with its own data set and a result of an earlier run."""
 
     def __init__(self, folder, scenes):
         self.folder = folder
@@ -108,7 +108,7 @@ def project(tmp_path, scenes):
     return Project(tmp_path, scenes)
 
 
-# Data ------------------------------------------------------------------------------------------------------------------
+# Data
 
 
 def missing_file(project):
@@ -175,7 +175,7 @@ def test_faulty_data_is_refused_before_anything_trains(project, spoil):
     assert project.earlier.read_text() == "an earlier result"
 
 
-def test_faults_of_all_data_sets_are_told_at_once(project):
+def test_faults_of_all_data_sets_are_reported_together(project):
     project.scale["datasets"]["v1"] = {
         **project.scale["datasets"]["v05"],
         "train": str(project.data / "nowhere.json"),
@@ -187,13 +187,13 @@ def test_faults_of_all_data_sets_are_told_at_once(project):
     )
 
 
-def test_data_in_order_pass(project):
+def test_valid_data_pass(project):
     result = pcb("check-data", "v05", "--scale", project.yaml)
     assert result.returncode == 0, result.stderr
     assert json.loads(project.earlier.read_text())["dataset"] == "v05"
 
 
-# YAML ------------------------------------------------------------------------------------------------------------------
+# YAML
 
 
 @pytest.mark.parametrize(
@@ -225,12 +225,12 @@ def test_a_name_that_does_not_exist_is_refused(arguments, words):
     assert_refused(pcb(*arguments), *words)
 
 
-# Checkpoints and losses ------------------------------------------------------------------------------------------------
+# Checkpoints and losses
 
 
 @pytest.fixture
 def study(tmp_path, scenes):
-    """A study of a few iterations in a temporary folder, with data and starting weights of its own."""
+    """A study of a few iterations in a temporary folder, with its own data and weights."""
     data = files(Path(shutil.copytree(scenes, tmp_path / "data")))
     study = tiny_study(tmp_path / "results", {"v05": data, "v1": data})
     write_json(study.paths.study, study.resolved)

@@ -1,4 +1,4 @@
-"""Killed and continued, each method's training ends with the same bits: all of its state is in the checkpoint."""
+"""Each method resumes bit for bit: all of its state is in the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training import assert_same_bits, final_state, interrupted, tiny_study, wit
 from pcb.training.checkpoint import Checkpoints
 from pcb.training.train import train
 
-RUNS = {  # run -> state of the method that must have moved
+RUNS = {  # run -> state of the method that must have changed
     "v05_r50_random_eqlv2_iterative_pcb-a0.2-g0.99": "pos",
     "v05_r50_rfs_seesaw_iterative_pcb-a0.05-g0.99": "cum_samples",
 }
@@ -29,9 +29,7 @@ def test_resumed_equals_uninterrupted(tmp_path, datasets, monkeypatch, run):
         without_trunk(tiny_study(tmp_path / name, datasets), run) for name in ("whole", "cut")
     )
     train(whole, run, 0)
-    interrupted(
-        monkeypatch, cut, run, 10
-    )  # within the third epoch, in which the regularisation acts
+    interrupted(monkeypatch, cut, run, 10)  # in the third epoch, when PCB is active
     train(cut, run, 0)
     assert_same_bits(final_state(whole, run), final_state(cut, run))
     assert final_state(whole, run)["state_dict"][STATE + RUNS[run]].unique().numel() > 1
@@ -55,10 +53,13 @@ def test_online_label_smoothing_branches_from_its_trunk(tmp_path, datasets):
         ("v05_r50_random_loce_plain", ("roi_head.bbox_head.fc_", "roi_head.mask_head")),
     ],
 )
-def test_a_second_stage_goes_on_and_trains_what_it_should(
+def test_a_second_stage_resumes_and_trains_only_its_heads(
     tmp_path, datasets, monkeypatch, run, trained
 ):
-    """Cut off after 14 iterations: the first stage has 12. LOCE's mean scores and memory of features are in the checkpoint too."""
+    """Interrupted after 14 iterations: the first stage has 12.
+
+    LOCE's mean scores and feature memory are in the checkpoint too.
+    """
     whole, cut = (tiny_study(tmp_path / name, datasets) for name in ("whole", "cut"))
     train(whole, run, 0)
     interrupted(monkeypatch, cut, run, 14)

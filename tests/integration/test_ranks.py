@@ -1,4 +1,7 @@
-"""K ranks are one rank on the concatenated batch, for every loss with statistics; a rank may lack positives, or RoIs at all."""
+"""For every loss with statistics, K ranks equal one rank on the concatenated batch.
+
+A rank may have no positive RoI, or no RoI at all.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def rank_of_all(rank: int, world: int) -> dict:
 
 
 def train(name: str, share) -> dict:
-    """All iterations, three steps each; sums of losses, gradients with respect to the logits, and the state afterwards."""
+    """Sums of losses, gradients of the logits and final state after all iterations and steps."""
     build, channels = CASES[name]
     loss = build().double()
     values, grads = [], []

@@ -1,4 +1,4 @@
-"""What goes wrong in a training ends in one message with a fix, and leaves earlier checkpoints as they were."""
+"""A fault in a training ends in one message with a fix, and leaves earlier checkpoints intact."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory, datasets):
-    """A plain training that was ended after 7 of its 12 iterations: checkpoints after 6 and after 7."""
+    """A plain training stopped after 7 of its 12 iterations, with checkpoints after 6 and 7."""
     study = tiny_study(tmp_path_factory.mktemp("halfway"), datasets)
     with pytest.MonkeyPatch.context() as patch:
         interrupted(patch, study, PLAIN, 7)
@@ -43,7 +43,7 @@ def copy(halfway, datasets, folder):
 
 @pytest.fixture
 def study(tmp_path, datasets, halfway):
-    """A copy of the half-way training that a test may spoil."""
+    """A copy of the half-way training that a test may damage."""
     return copy(halfway, datasets, tmp_path)
 
 
@@ -51,7 +51,7 @@ def work(study):
     return study.paths.work(study.fingerprint(PLAIN, 0))
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(
+def test_a_truncated_checkpoint_is_skipped_with_a_message(
     tmp_path, study, datasets, halfway, capsys
 ):
     older, newest = Checkpoints(work(study)).files()
@@ -71,7 +71,7 @@ def flip_a_bit(content):
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-SPOILED = {
+DAMAGE = {
     "empty": lambda content: b"",
     "zeros": lambda content: bytes(len(content)),
     "cut short": lambda content: content[: random.Random(0).randrange(1, len(content))],
@@ -79,27 +79,29 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILED)
-def test_a_spoiled_checkpoint_is_told_from_a_good_one(tmp_path, how):
-    checkpoints, told = Checkpoints(tmp_path), []
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_detected(tmp_path, how):
+    checkpoints, messages = Checkpoints(tmp_path), []
     for iteration in (3, 6):
         path = checkpoints.save({"iter": iteration, "weight": torch.full((100,), 7.0)}, iteration)
-    path.write_bytes(SPOILED[how](path.read_bytes()))
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
     (tmp_path / ".iter00000009.0-x.pth").write_bytes(b"what a killed process was writing")
-    assert checkpoints.newest(told.append)["iter"] == 3
-    assert told == [f"{path} is damaged (an interrupted write?): using the checkpoint before it"]
+    assert checkpoints.newest(messages.append)["iter"] == 3
+    assert messages == [
+        f"{path} is damaged (an interrupted write?): using the checkpoint before it"
+    ]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_spoiled_final_checkpoint_is_named_and_trained_anew(tmp_path):
-    checkpoints, told = Checkpoints(tmp_path), []
+def test_a_damaged_final_checkpoint_is_named_and_not_used(tmp_path):
+    checkpoints, messages = Checkpoints(tmp_path), []
     path = checkpoints.save_named("final", {"iter": 12})
     path.write_bytes(b"")
-    assert checkpoints.load_named("final", told.append) is None
-    assert told == [f"{path} is damaged: repeating the training that led to it"]
+    assert checkpoints.load_named("final", messages.append) is None
+    assert messages == [f"{path} is damaged: repeating the training that led to it"]
 
 
-def test_ctrl_c_asks_a_training_to_end_and_ends_it_when_insisted_upon():
+def test_ctrl_c_requests_a_stop_and_a_later_one_ends_the_process():
     with StopRequest() as stop:
         assert not stop.agreed()
         os.kill(os.getpid(), signal.SIGINT)
@@ -114,9 +116,7 @@ def test_ctrl_c_asks_a_training_to_end_and_ends_it_when_insisted_upon():
 @pytest.mark.parametrize(
     ("number", "fix"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "results=FOLDER")]
 )
-def test_a_checkpoint_that_cannot_be_written_ends_clearly_and_leaves_nothing(
-    tmp_path, monkeypatch, number, fix
-):
+def test_a_checkpoint_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch, number, fix):
     def fsync(descriptor):
         raise OSError(number, os.strerror(number))
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_clearly_and_leaves_nothing(
     assert fix in error.value.fix and not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_stops_and_leaves_checkpoints_alone(study, monkeypatch):
+def test_a_loss_that_is_not_finite_leaves_checkpoints_intact(study, monkeypatch):
     loss = FrozenBackboneMaskRCNN.loss
 
     def spoiled(self, *args):
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path, study):
         build.detector(study, TRUNK, path)
 
 
-def test_weights_that_are_not_there_are_named_with_the_way_to_get_them(tmp_path):
+def test_missing_weights_are_named_with_a_way_to_get_them(tmp_path):
     lvis = load_study("lvis", overrides={"results": str(tmp_path)})
     lvis.scale["backbones"]["r50"]["weights"] = str(tmp_path / "resnet50-0676ba61.pth")
     with pytest.raises(
@@ -197,7 +197,7 @@ def test_a_training_without_starting_weights_does_not_start(study):
         train(study, PLAIN, 0)
 
 
-def test_random_weights_are_announced(study, capsys):
+def test_training_from_scratch_is_announced(study, capsys):
     shutil.rmtree(work(study))
     train(study, PLAIN, 0)
     assert "training from scratch" in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_repeat_factor_sampling_that_repeats_nothing_is_an_error(study):
         train(study, TRUNK, 0, trunk=True)
 
 
-def test_two_processes_do_not_train_in_one_folder(study):
+def test_two_processes_cannot_train_in_one_folder(study):
     held = f"another process is working on {PLAIN}: process {os.getpid()} on "
     with locked(work(study) / ".lock", PLAIN), pytest.raises(UserError, match=held):
         train(study, PLAIN, 0)

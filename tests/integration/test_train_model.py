@@ -44,10 +44,8 @@ def test_a_new_class_starts_from_the_mean_over_the_pretraining_classes(tmp_path,
     assert torch.equal(ours["backbone.conv1.weight"], theirs["backbone.conv1.weight"])
     assert torch.equal(ours["roi_head.bbox_head.fc_cls.weight"], fresh)
     del theirs["neck.fpn_convs.0.conv.weight"]
-    with pytest.raises(
-        UserError,
-        match=r"theirs\.pth does not fit this detector: neck\.fpn_convs\.0\.conv\.weight is missing",
-    ):
+    missing = r"theirs\.pth does not fit this detector: neck\.fpn_convs\.0\.conv\.weight is missing"
+    with pytest.raises(UserError, match=missing):
         weights.load_pretrained(model, theirs, Path("theirs.pth"), fresh_part)
 
 
@@ -123,7 +121,7 @@ def test_the_papers_model_takes_an_iteration_and_detects_on_real_photographs(
     )
     model.eval()
     with torch.no_grad():
-        # As after training: all but one in a thousand of the 1000 x 1230 scores of an image are below score_thr.
+        # As after training, 999 of 1000 of the 1000 x 1230 scores of an image are below score_thr.
         model.roi_head.bbox_head.fc_cls.bias[[0, -1]] = torch.tensor([5.0, 9.5])
         found = [
             model.test_step(batch)[0].pred_instances
@@ -135,7 +133,7 @@ def test_the_papers_model_takes_an_iteration_and_detects_on_real_photographs(
     )
 
 
-def test_a_scale_that_asks_for_a_gpu_says_so_where_there_is_none(lvis, monkeypatch):
+def test_a_missing_gpu_is_an_error(lvis, monkeypatch):
     monkeypatch.setitem(lvis.scale["hardware"], "device", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):

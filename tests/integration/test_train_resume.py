@@ -1,4 +1,4 @@
-"""A training is a pure function of its seed: however it is interrupted or branched, the same weights come out, bit for bit."""
+"""However a training is interrupted or branched, it ends with the same weights, bit for bit."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def unbroken(tmp_path_factory, datasets):
     return study
 
 
-def test_pcb_acts_in_the_last_epochs_and_the_record_says_so(unbroken):
+def test_the_record_has_the_iteration_from_which_pcb_is_active(unbroken):
     record = read_json(unbroken.paths.train(BRANCH, 0))
     assert record["gate_opened_at_iteration"] >= 2 * iterations_per_epoch(unbroken)
     assert record["repeat_factors"]["samples"] > record["repeat_factors"]["images"]
@@ -45,7 +45,7 @@ def test_pcb_acts_in_the_last_epochs_and_the_record_says_so(unbroken):
 def test_interrupted_training_equals_an_unbroken_one(
     tmp_path, datasets, unbroken, monkeypatch, capsys, epochs, more, clean
 ):
-    """By SIGTERM, which saves where it strikes, within an epoch; and by a kill, after which the last epoch's checkpoint counts."""
+    """By SIGTERM, which saves at once, or by a kill, after which the last epoch's save counts."""
     study = without_trunk(tiny_study(tmp_path, datasets), BRANCH)
     whole = epochs * iterations_per_epoch(unbroken)
     error = interrupted(monkeypatch, study, BRANCH, whole + more, clean)
@@ -74,7 +74,7 @@ def test_branch_of_a_trunk_equals_an_unbroken_training(tmp_path, datasets, unbro
 def test_interrupted_pretraining_equals_an_unbroken_one_and_trainings_start_from_it(
     tmp_path, datasets, monkeypatch
 ):
-    """Here all layers learn, and batch norm keeps statistics."""
+    """Here all layers are trained, and batch norm keeps statistics."""
     found = []
     for name in ("whole", "cut"):
         study = tiny_study(tmp_path / name, datasets)

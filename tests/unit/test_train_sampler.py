@@ -1,4 +1,4 @@
-"""Batches follow from (seed, epoch) alone, and are the same for any number of processes."""
+"""Batches depend on (seed, epoch) only, and are the same for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -36,25 +36,25 @@ def test_an_epoch_shows_every_image_in_full_batches(group):
 
 def test_batches_are_a_function_of_seed_and_epoch():
     a, b = (EpochSampler(Scenes(50), batch_size=8, seed=3) for _ in range(2))
-    batches(b, epoch=0)  # what was drawn before plays no part
+    batches(b, epoch=0)  # earlier epochs have no influence
     assert (batches(a, 5) == batches(b, 5)).all()
     assert (batches(a, 5) % 50 != batches(a, 6) % 50).any()
     assert (batches(a, 5) != batches(EpochSampler(Scenes(50), batch_size=8, seed=4), 5)).any()
 
 
-def test_starting_within_an_epoch_skips_batches_and_changes_none():
+def test_starting_within_an_epoch_skips_batches_and_keeps_the_others():
     sampler = EpochSampler(Scenes(50), batch_size=8, seed=3, group_by_aspect=True)
     assert (batches(sampler, 1, start=4) == batches(sampler, 1)[4:]).all()
 
 
-def test_aspect_ratios_are_mixed_in_the_leftovers_only():
+def test_only_the_remaining_images_mix_aspect_ratios():
     shown = batches(EpochSampler(Scenes(50), batch_size=8, seed=3, group_by_aspect=True), epoch=0)
     mixed = [len({i % 3 == 0 for i in batch}) == 2 for batch in shown]
     assert sum(mixed) <= 1
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_the_batches_of_one(monkeypatch, world):
+def test_ranks_share_the_batches_of_one(monkeypatch, world):
     whole = batches(EpochSampler(Scenes(50), batch_size=8, seed=3), epoch=1)
     shares = []
     for rank in range(world):
