@@ -213,7 +213,7 @@ def test_a_mistake_in_a_scale_s_yaml_is_refused(project, change, words):
     ("arguments", "words"),
     [
         (["plan", "--scale", "huge"], ["huge", "mini"]),
-        (["train", "v05_r50"], ["'v05_r50'", "paper.yaml"]),
+        (["train", "v05_r50"], ["'v05_r50'", "pcb plan"]),
         (["train", PLAIN, "--seed", "7"], ["seed 7", "seeds=0,7"]),
         (["gather", "table99"], ["table99", "table11"]),
         (["plan", "table99"], ["table99", "table11"]),

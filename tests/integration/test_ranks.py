@@ -9,7 +9,7 @@ import method_oracle as oracle
 import pytest
 import ranks
 import torch
-from test_losses_base import CASES, C
+from loss_cases import CASES, C
 
 WORLD, N = 3, 18
 LOSSES = [name for name in CASES if name not in ("ls", "bags")]  # these two keep none

@@ -6,6 +6,7 @@ import method_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_cases import ACTIVE, CASES, C
 
 from pcb.losses import (
     BAGSLoss,
@@ -19,8 +20,7 @@ from pcb.losses import (
 from pcb.losses.eqlv2 import EQLv2Loss
 from pcb.losses.seesaw import SeesawLoss
 
-C, N, R = 5, 20, 3
-ACTIVE = {"start_epoch": 1, "absent": range(C), "momentum": 0.9}
+N, R = 20, 3
 
 
 def check(ours, truth, channels, alpha, after=lambda: None, iterations=3, **of_truth):
@@ -243,18 +243,6 @@ def test_equilibrium_loss_follows_its_equation():
         weighted = s * z.exp()
         p = torch.stack([row[y] / row.sum() for row, y in zip(weighted, label, strict=True)])
         torch.testing.assert_close(loss(z, label), -p.log().mean())
-
-
-CASES = {
-    "softmax": (lambda **k: PCBCrossEntropyLoss(C, 0.4, **ACTIVE | k), C + 1),
-    "softmax-fg": (lambda **k: PCBCrossEntropyLoss(C, 0.4, space="fg", **ACTIVE | k), C + 1),
-    "eqlv2": (lambda **k: PCBEQLv2Loss(C, 0.2, **ACTIVE | k), C + 1),
-    "seesaw": (lambda **k: PCBSeesawLoss(C, 0.05, **ACTIVE | k), C + 2),
-    "ls": (lambda **k: LabelSmoothingLoss(C, start_epoch=1), C + 1),
-    "ols": (lambda **k: OnlineLabelSmoothingLoss(C, start_epoch=1), C + 1),
-    "bags": (lambda **k: BAGSLoss(C, [1, 20, 300, 5, 6]), C + 5),
-    "loce": (lambda **k: EquilibriumLoss(C), C + 1),
-}
 
 
 @pytest.fixture(params=CASES)
