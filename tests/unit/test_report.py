@@ -350,7 +350,7 @@ def test_texts_of_figure_1_and_of_the_pages_of_images_do_not_overlap(tmp_path, m
     fabricate(study, SOFTMAX)
     assert_no_overlap(plots.confusion(gathered(study, "figure1")).figure, monkeypatch)
     points = {"groups": ["rf", "rc", "cf"], "up": [0.1, 0.2, 0.02], "down": [0.01, 0.0, 0.3]}
-    counts = dict.fromkeys("rcf", {"objects": 40, "both": 20, "gains": 9, "losses": 8})
+    counts = {group: {"objects": 40, "both": 20, "gains": 9, "losses": 8} for group in "rcf"}
     entry = {"label": "Softmax", "missing": [], "least": 1e-3, "counts": counts}
     page = {"compare": [entry | {"both_ways": [points, points]}] * 2}
     assert_no_overlap(plots.both_ways(page).figure, monkeypatch)
