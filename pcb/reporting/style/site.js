@@ -9,7 +9,7 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/* Sorting: first the better end, then the other, then the paper's own order. Rows without a value stay last. ---------------------- */
+/* Sorting: first the better end, then the other, then the paper's own order. Rows without a value stay last. */
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], original = [...body.rows];
@@ -35,7 +35,7 @@ function sorted(rows, head, sign) {
   }).map(([, row]) => row);
 }
 
-/* One stop of the Tab key per table; arrows go from number to number. ------------------------------------------------------------ */
+/* One stop of the Tab key per table; arrows go from number to number. */
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const numbers = [...table.querySelectorAll("tbody button")];
@@ -57,7 +57,7 @@ function neighbour(button, key) {
   return {ArrowLeft: along[at - 1], ArrowRight: along[at + 1], Home: along[0], End: along.at(-1)}[key];
 }
 
-/* The run behind a number. ------------------------------------------------------------------------------------------------------- */
+/* The run behind a number. */
 
 const dialog = document.getElementById("provenance");
 
@@ -128,7 +128,7 @@ function ofSeed(run, seed, variant, metric, common = []) {
   return h("section", {class: "seed"}, metric ? h("h3", {}, `Seed ${seed} `, h("output", {}, shown)) : h("h3", {}, state), list(own));
 }
 
-/* Claims by verdict. ------------------------------------------------------------------------------------------------------------- */
+/* Claims by verdict. */
 
 const filter = document.getElementById("filter");
 
