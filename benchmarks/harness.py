@@ -1,19 +1,20 @@
-"""What every benchmark here shares: a `Figure` is ours beside a reference of the same run, `main` prints the figures as one table.
+"""Shared by all benchmarks: `Figure`, ours beside a reference of the same run, and `main`.
 
     from harness import Figure, by_turns, main
 
     def measure(quick: bool) -> list[Figure]:
         seconds = by_turns(9 if quick else 99, ours=..., reference=...)
-        return [Figure("what was timed", seconds["ours"] * 1e3, seconds["reference"] * 1e3, "ms", target=2.5)]
+        return [Figure("what was timed", seconds["ours"], seconds["reference"], "s", target=2.5)]
 
     if __name__ == "__main__":
         main("name", measure)
 
-    python benchmarks/NAME.py            # the table
-    python benchmarks/NAME.py --quick    # the same, rougher and sooner
-    python benchmarks/NAME.py --write    # and results/benchmarks/NAME.json, with machine, versions, commit and date
+    python benchmarks/NAME.py            # print the table
+    python benchmarks/NAME.py --quick    # fewer repeats
+    python benchmarks/NAME.py --write    # and write results/benchmarks/NAME.json
 
-A machine is never quite idle: a comparison takes both sides by turns and the least time of each, and only the ratio is worth quoting.
+No machine is ever quite idle: a comparison alternates between both sides and takes the least time
+of each. Only the ratio is worth quoting.
 """
 
 from __future__ import annotations
@@ -34,9 +35,15 @@ WIDEST = 46  # first column; the table then fits 100 columns
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: less is better.
+    """One line of the table; less is better.
 
-    `target` is the most that ours / reference may be or, without a reference, that ours may be in `unit`; None: there is no target.
+    Attributes:
+        what: What was measured.
+        ours: Our value.
+        reference: The value of the reference, if there is one.
+        unit: Unit of both.
+        target: Largest acceptable ours / reference or, without a reference, ours; None for no
+            target.
     """
 
     what: str
@@ -47,32 +54,34 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
+        """Ours divided by the reference."""
         return self.ours / self.reference if self.reference else None
 
     @property
     def met(self) -> bool | None:
+        """Whether the target is met; None without a target."""
         if self.target is None:
             return None
         return (self.ours if self.reference is None else self.ratio) <= self.target
 
     @property
     def judged(self) -> tuple[str, str, str]:
-        """Ratio, target, and whether it is met, in words; empty where there is none."""
+        """Ratio, target, and whether it is met, as text; empty where there is none."""
         ratio = "" if self.ratio is None else f"{number(self.ratio)}x"
-        target = (
-            ""
-            if self.target is None
-            else number(self.target) + ("x" if self.reference is not None else f" {self.unit}")
-        )
+        unit = f" {self.unit}" if self.reference is None else "x"
+        target = "" if self.target is None else f"{number(self.target)}{unit}"
         return ratio, target, {None: "", True: "met", False: "missed"}[self.met]
 
 
 def by_turns(
     repeats: int, clock: Callable[[], float] = time.perf_counter, **sides: Callable[[], object]
 ) -> dict[str, float]:
-    """Least seconds of each side over `repeats` rounds in which each takes its turn; one round before to warm up.
+    """Return the least seconds of each side over alternating rounds, after one to warm up.
 
-    With `clock=time.process_time` they are the CPU seconds of this process, which suffer less from a busy machine.
+    Args:
+        repeats: Number of rounds.
+        clock: `time.process_time` measures CPU seconds, which suffer less from a busy machine.
+        **sides: Name to call.
     """
     least = dict.fromkeys(sides, float("inf"))
     for turn in range(repeats + 1):
@@ -85,21 +94,25 @@ def by_turns(
 
 
 class Stopwatch:
-    """CPU seconds of the parts of a program, each without those of parts called from within it: where a whole goes.
+    """CPU seconds of sections of a program, each without the sections that it calls.
 
-    `parts`: what a part is called, and (module, class or "", name) of each function that is it. They are timed from now on.
+    Args:
+        sections: Name of a section, and (module, class or "", name) of each of its functions,
+            which are timed from now on.
     """
 
-    def __init__(self, parts: dict[str, list[tuple[str, str, str]]]):
-        self.spent: dict[str, float] = dict.fromkeys(parts, 0.0)
-        self.stack: list[float] = []  # seconds that parts within the running ones have taken
-        for part, functions in parts.items():
+    def __init__(self, sections: dict[str, list[tuple[str, str, str]]]):
+        self.spent: dict[str, float] = dict.fromkeys(sections, 0.0)
+        self.stack: list[float] = []  # seconds of the sections called from each running one
+        for section, functions in sections.items():
             for module, owner, name in functions:
-                place = importlib.import_module(module)
-                place = getattr(place, owner) if owner else place
-                setattr(place, name, self.wrap(part, getattr(place, name)))
+                holder = importlib.import_module(module)
+                holder = getattr(holder, owner) if owner else holder
+                setattr(holder, name, self.wrap(section, getattr(holder, name)))
 
-    def wrap(self, part: str, function: Callable) -> Callable:
+    def wrap(self, section: str, function: Callable) -> Callable:
+        """Return the function, timed."""
+
         @functools.wraps(function)
         def timed(*args, **kwargs):
             start = time.process_time()
@@ -108,32 +121,38 @@ class Stopwatch:
                 return function(*args, **kwargs)
             finally:
                 whole = time.process_time() - start
-                self.spent[part] += whole - self.stack.pop()
+                self.spent[section] += whole - self.stack.pop()
                 if self.stack:
                     self.stack[-1] += whole
 
         return timed
 
     def reset(self) -> None:
+        """Start again from zero."""
         self.spent = dict.fromkeys(self.spent, 0.0)
 
     def figures(self, whole: float, times: int, name: str) -> list[Figure]:
-        """Milliseconds of each part, the largest first, and of the whole, which took `whole` seconds in `times` repeats."""
-        parts = [*self.spent.items(), ("everything else", whole - sum(self.spent.values()))]
-        return [
-            Figure(part, 1e3 * seconds / times, unit="ms")
-            for part, seconds in sorted(parts, key=lambda p: -p[1])
-        ] + [Figure(name, 1e3 * whole / times, unit="ms")]
+        """Return the milliseconds of each section, the largest first, and of the whole.
+
+        Args:
+            whole: Seconds of all repeats.
+            times: Number of repeats.
+            name: Name of the whole.
+        """
+        rest = ("everything else", whole - sum(self.spent.values()))
+        seconds = [*sorted([*self.spent.items(), rest], key=lambda s: -s[1]), (name, whole)]
+        return [Figure(what, 1e3 * value / times, unit="ms") for what, value in seconds]
 
 
 def number(value: float | None) -> str:
+    """Return three significant digits; empty for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def table(figures: list[Figure]) -> str:
-    """The figures, one a line (a long name takes more), at most 100 columns wide."""
+    """Return the figures, one a line (more for a long name), at most 100 columns wide."""
     width = min(max([len("what"), *(len(f.what) for f in figures)]), WIDEST)
     lines = [
         f"{'what':{width}}  {'ours':>8}  {'reference':>9}  {'':6}  {'ratio':>6}  {'target':>7}"
@@ -141,14 +160,14 @@ def table(figures: list[Figure]) -> str:
     for f in figures:
         ratio, target, met = f.judged
         first, *rest = textwrap.wrap(f.what, width)
-        lines.append(
-            f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}  {ratio:>6}  {target:>7}  {met}".rstrip()
-        )
+        line = f"{first:{width}}  {number(f.ours):>8}  {number(f.reference):>9}  {f.unit:6}"
+        lines.append(f"{line}  {ratio:>6}  {target:>7}  {met}".rstrip())
         lines += [f"  {line}" for line in rest]
     return "\n".join(lines)
 
 
 def save(path: Path, name: str, figures: list[Figure], quick: bool) -> None:
+    """Write figures with machine, versions, commit and date."""
     import torch
 
     from pcb.cluster import provenance
@@ -171,7 +190,7 @@ def save(path: Path, name: str, figures: list[Figure], quick: bool) -> None:
 
 
 def main(name: str, measure: Callable[[bool], list[Figure]]) -> None:
-    """Run the benchmark `name` as the command line says. `measure(quick)` returns its figures."""
+    """Run a benchmark from the command line. `measure(quick)` returns its figures."""
     module = inspect.getmodule(measure)
     parser = argparse.ArgumentParser(description=(module.__doc__ or name).split("\n")[0])
     parser.add_argument(

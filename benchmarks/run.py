@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other, and one table at the end: `make bench`, or `make bench QUICK=1` for a look.
+"""All benchmarks in turn, and one table of them: `make bench`, or `make bench QUICK=1`.
 
     python benchmarks/run.py [--quick] [--write] [NAME ...]
 
-Each runs in a process of its own; one that fails is named at the end and does not hide the others. `--write` saves every one that
-succeeds as results/benchmarks/NAME.json, and all that are saved there as one page, README.md.
+Each runs in a process of its own; one that fails is named at the end and does not hide the others.
+`--write` saves each as results/benchmarks/NAME.json, and a page of all that are saved, README.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def names() -> list[str]:
-    """Files that call the harness's main."""
+    """Return the names of the files that call the harness's main."""
     return sorted(
         path.stem
         for path in HERE.glob("*.py")
@@ -31,6 +31,7 @@ def names() -> list[str]:
 
 
 def read(path: Path) -> list[Figure]:
+    """Read saved figures."""
     rows = json.loads(path.read_text())["figures"]
     return [
         Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows
@@ -38,12 +39,12 @@ def read(path: Path) -> list[Figure]:
 
 
 def page(folder: Path) -> str:
-    """Everything that is saved in a folder, as Markdown: a table for each benchmark, with the first line of what it says of itself."""
+    """Return a folder's saved figures as Markdown: a heading and a table for each benchmark."""
     lines = [
         "# How fast",
         "",
-        "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. Less is better "
-        "everywhere. What a figure is exactly, its benchmark says in its first lines.",
+        "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. "
+        "Less is better. The first lines of a benchmark describe what it measures.",
         "",
     ]
     for path in sorted(folder.glob("*.json")):
@@ -51,14 +52,16 @@ def page(folder: Path) -> str:
         if "figures" not in saved:
             continue
         about, hardware = docstring(HERE / f"{path.stem}.py"), saved["hardware"]
+        changes = " and changes" if saved["git"]["changed"] else ""
         quick = ", with fewer repeats (`--quick`)" if saved["quick"] else ""
         lines += [
             f"## [{path.stem}](../../benchmarks/{path.stem}.py)",
             "",
             about,
             "",
-            f"{saved['date'][:10]}, commit {saved['git']['commit'][:7]}{' and changes' if saved['git']['changed'] else ''}, "
-            f"{', '.join(hardware.get('gpus', [hardware['cpu']]))}, {hardware['cores']} cores{quick}.",
+            f"{saved['date'][:10]}, commit {saved['git']['commit'][:7]}{changes}, "
+            f"{', '.join(hardware.get('gpus', [hardware['cpu']]))}, "
+            f"{hardware['cores']} cores{quick}.",
             "",
             "| what | ours | reference | ratio | target | |",
             "|---|---:|---:|---:|---:|---|",
@@ -68,6 +71,7 @@ def page(folder: Path) -> str:
 
 
 def cells(f: Figure) -> list[str]:
+    """Return the cells of a row of the page."""
     ours, reference = (
         " ".join(filter(None, (number(value), f.unit))) if value is not None else ""
         for value in (f.ours, f.reference)
@@ -76,11 +80,12 @@ def cells(f: Figure) -> list[str]:
 
 
 def docstring(path: Path) -> str:
-    """The first line of a program's docstring, without importing it."""
+    """Return the first line of a program's docstring, without importing it."""
     return ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
 
 
 def main() -> int:
+    """Run the benchmarks from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"which; all without any: {', '.join(names())}"

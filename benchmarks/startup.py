@@ -1,6 +1,7 @@
-"""How long one waits before anything happens: `pcb --help`, a dry run of the whole workflow, a training process up to its first step.
+"""Start-up: `pcb --help`, a dry run of the whole workflow, a training up to its first step.
 
-Seconds by the clock, the least of a few starts. The training is one of the mini scale's detector on a few scenes made for it.
+Wall-clock seconds, the least of a few starts. The training is one of the mini scale on a few
+generated scenes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from harness import Figure, by_turns, main
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "v05_r50_rfs_softmax_iterative"
-# The verb `train` itself, ended where the first iteration would begin.
+# The command itself, ended where the first iteration would begin.
 UP_TO_THE_FIRST_STEP = """
 import os, sys
 from pcb.cli import main
@@ -28,17 +29,16 @@ main(sys.argv[1:])
 
 
 def run(command: list[str], code: int = 0) -> None:
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    """Run a command. Raises `RuntimeError` if its exit status is not `code`."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     if done.returncode != code:
-        raise RuntimeError(
-            f"{' '.join(command[:4])}: exit status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+        output = done.stdout[-2000:] + done.stderr[-2000:]
+        raise RuntimeError(f"{' '.join(command[:4])}: exit status {done.returncode}\n{output}")
 
 
 def prepare(folder: Path, scenes: int = 24) -> Path:
-    """Scenes, starting weights and a study.json for one training of the mini scale."""
+    """Write scenes, starting weights and study.json of a mini training; return study.json."""
     from pcb.files import write_json
     from pcb.study import load_study
     from pcb.synthetic.generate import Recipe, write_dataset
@@ -65,6 +65,7 @@ def prepare(folder: Path, scenes: int = 24) -> Path:
 
 
 def measure(quick: bool) -> list[Figure]:
+    """Time the three starts."""
     starts = 2 if quick else 5
     with tempfile.TemporaryDirectory() as folder:
         study = prepare(Path(folder))

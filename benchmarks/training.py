@@ -1,8 +1,9 @@
-"""Where an iteration of a mini training goes, part by part: the table that says what is worth making faster.
+"""The sections of an iteration of a mini training: what is worth making faster.
 
-CPU milliseconds an iteration on one thread, of RFS with the iterative paradigm on emoji-LVIS, after the first epochs, in which images
-are packed and pass the frozen backbone. A part counts without the parts within it; "everything else" is what no line names. With `--quick`
-few iterations of few scenes are measured, and the first epochs still show. There is no reference: the lines share one whole.
+CPU milliseconds an iteration on one thread, of RFS with the iterative paradigm on emoji-LVIS, after
+the first epochs, which fill the feature cache. A section counts without the sections within it;
+"everything else" is in no line. `--quick` measures few iterations on few scenes, in which the first
+epochs still show.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from harness import Figure, Stopwatch, main
 
 RUN = "v05_r50_rfs_softmax_iterative"
-PARTS = {  # what it is called: (module, class, method) of each function that is it
+SECTIONS = {  # name: (module, class, method) of each of its functions
     "data: sampler, augmentation, collation": [
         ("torch.utils.data.dataloader", "_SingleProcessDataLoaderIter", "_next_data")
     ],
@@ -43,6 +44,7 @@ PARTS = {  # what it is called: (module, class, method) of each function that is
 
 
 def measure(quick: bool) -> list[Figure]:
+    """Train and time the sections."""
     import torch
     from startup import prepare
 
@@ -52,7 +54,7 @@ def measure(quick: bool) -> list[Figure]:
 
     torch.set_num_threads(1)
     skipped, iterations = (6, 6) if quick else (100, 100)
-    watch, at = Stopwatch(PARTS), {}
+    watch, at = Stopwatch(SECTIONS), {}
     run_iter = loop.ResumableLoop.run_iter
 
     def first(self, index, batch):

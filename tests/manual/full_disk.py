@@ -1,9 +1,10 @@
-"""Every stage on a full disk and in a read-only folder, for real: each must end in one message with the reason and a fix.
+"""Every job on a full disk and in a read-only folder: one message with the reason and a fix.
 
-    sudo python tests/manual/full_disk.py      # mounts a small tmpfs and a read-only bind of it; some minutes on one core
+    sudo python tests/manual/full_disk.py      # some minutes on one core
 
-Run by hand, for it needs to mount. The stages run in order on a disk with room; before each the disk is filled to the last
-block or, for a training, but for a little, so that it ends within; then made read-only. Afterwards the stage runs to its end.
+Not part of `make test`, since it mounts a small tmpfs and a read-only bind of it. The jobs run in
+order. Before each, the disk is filled to the last block (for a training almost, so that it fails
+during the training) and then made read-only; afterwards the job runs to its end.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pcb.files import write_json
-from pcb.study import load_study
+from pcb.files import write_json  # noqa: E402
+from pcb.study import load_study  # noqa: E402
 
 RUN = "v05_r50_random_softmax_plain"
 STAGES = [
@@ -60,14 +61,16 @@ def fill(disk: Path, left: int) -> Path:
 
 
 def verdict(done: subprocess.CompletedProcess) -> str:
-    said = done.stderr.strip()
+    message = done.stderr.strip()
     clear = (
         done.returncode == 2
-        and said.count("error: ") == 1
-        and "\nfix: " in said
-        and "Traceback" not in said + done.stdout
+        and message.count("error: ") == 1
+        and "\nfix: " in message
+        and "Traceback" not in message + done.stdout
     )
-    return f"{'ok' if clear else 'NOT CLEAR'}  {said[said.find('error: ') :] if clear else done.stdout[-1000:] + said[-3000:]}"
+    if clear:
+        return f"ok  {message[message.find('error: ') :]}"
+    return f"NOT CLEAR  {done.stdout[-1000:]}{message[-3000:]}"
 
 
 def main() -> int:

@@ -1,15 +1,18 @@
-"""kill -9 for real: trainings, inferences and scorings are killed at random moments, continued, and compared with unbroken ones.
+"""Kill trainings, inferences and scorings at random moments, resume and compare them.
 
     python tests/manual/kills.py                       # 20 trials; about half an hour on one core
     python tests/manual/kills.py --trials 3 --seed 7   # fewer, at other moments
     python tests/manual/kills.py --write               # and results/benchmarks/kills.json
 
-Run by hand: `make test` has the cheap version (test_train_resume.py, test_method_resume.py). A trial is one experiment through the
-command `pcb` at the smoke scale: its training is killed once, then its inference, then its scoring, each at a moment drawn
-from the whole life of its processes, imports included; every other kill waits from there for a file that is being written. The
-same commands continue. Equal means: the final checkpoint's tensors bit for bit (those of a trunk with optimiser, schedules and
-all state of the loss), detections, confusion matrix and metrics to the last digit. Lost means: it did not go on from the last
-checkpoint, or made a shard again that was there.
+`make test` contains a cheap version (test_train_resume.py, test_method_resume.py). A trial is one
+experiment through the command `pcb` at the smoke scale. Its training, its inference and its scoring
+are killed once each (kill -9), at a random moment in the life of its processes, imports included;
+every other kill then waits for a file that is being written. The same commands resume. Do not
+change the code meanwhile.
+
+Equal: the tensors of the final checkpoint bit for bit (of a trunk with optimiser, schedules and the
+state of the loss), and detections, confusion matrix and metrics to the last digit.
+Lost: it did not resume from the last checkpoint, or repeated a shard that was complete.
 """
 
 from __future__ import annotations
@@ -35,21 +38,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pcb.cluster import provenance
-from pcb.files import write_json
-from pcb.study import Study, load_study
-from pcb.training.checkpoint import Checkpoints
+from pcb.cluster import provenance  # noqa: E402
+from pcb.files import write_json  # noqa: E402
+from pcb.study import Study, load_study  # noqa: E402
+from pcb.training.checkpoint import Checkpoints  # noqa: E402
 
 TRUNK = "v05_r50_rfs_softmax_iterative"
 PCB = f"{TRUNK}_pcb-a0.4-g0.99"
 BAGS, LOCE = "v05_r50_random_bags_plain", "v05_r50_random_loce_plain"
-TURNS = [
-    PCB,
-    PCB,
-    BAGS,
-    PCB,
-    LOCE,
-]  # an iterative training with PCB from a trunk, and the two methods in two stages
+# An iterative training with PCB that branches from a trunk, and the two methods with two stages.
+TURNS = [PCB, PCB, BAGS, PCB, LOCE]
 IMAGES = 300  # to detect on: two shards
 STAGES = ("training", "inference", "scoring")
 CLOCKS = {"seconds", "cpu_seconds"}
@@ -66,15 +64,15 @@ def commands(run: str, stage: str) -> list[list[str]]:
 
 @dataclass
 class Kill:
-    """One line of the table. `moment`: seconds since the stage began, of `life` that it takes unbroken."""
+    """One line of the table; `moment` of the `life` seconds of an uninterrupted stage."""
 
     trial: int
     run: str
     stage: str
     moment: float
     life: float
-    torn: str  # the file that was being written, as far as there was one
-    said: str  # by the command that continued, and what it found done
+    torn: str  # the file that was being written, if any
+    said: str  # what the command that resumed found done
     lost: bool
     equal: bool
 
@@ -118,7 +116,8 @@ class Project:
     ) -> tuple[int, float] | None:
         """Run commands and kill the one that runs at `moment`, or at the first write after it.
 
-        Its place among them and the time, or None where all had ended before. What it said goes the way of a terminal that is gone.
+        Returns:
+            Its index among the commands and the time; None if all had ended before.
         """
         began = time.monotonic()
         for place, command in enumerate(todo):
@@ -162,7 +161,7 @@ class Project:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def saved(self, run: str) -> int | None:
-        """Iteration of the newest checkpoint to go on from: of the second stage if there is one, else of the first."""
+        """Iteration of the newest checkpoint to resume from, of the second stage if it has one."""
         work = self.paths.work(self.study.fingerprint(run, 0))
         files = Checkpoints(work).files() or (
             [] if Checkpoints(work).load_named("trunk") else Checkpoints(work / "first").files()
@@ -177,7 +176,7 @@ class Project:
         }
 
     def result(self, run: str, stage: str) -> dict:
-        """All that the stage leaves, but for clocks, and the digest of the checkpoint file, which holds clocks."""
+        """All that the stage leaves, except for times and digests of files with times in them."""
         if stage == "training":
             records = [
                 self.paths.train(run, 0),
@@ -257,9 +256,7 @@ def one(
     went_on = [int(n) for n in re.findall(r"resumes from iteration (\d+)", said)]
     if stage == "training":
         lost = saved is not None and went_on[:1] != [saved]
-        words = (
-            f"resumes from iteration {went_on[0]}" if went_on else "begins, for nothing was saved"
-        )
+        words = f"resumes from iteration {went_on[0]}" if went_on else "starts: nothing was saved"
     else:
         again = [
             name for name, written in shards.items() if project.shards(run).get(name) != written
@@ -300,8 +297,8 @@ def main() -> int:
         for stage in STAGES:
             lives[run, stage] = whole.finish(commands(run, stage))[1]
     print(
-        f"seed {given.seed}\ntry  what           killed in    after                 of which was left           "
-        f"the same command then           lost  equal"
+        f"seed {given.seed}\ntry  what           killed in    after                 "
+        "half written                the same command then           lost  equal"
     )
     kills = []
     for trial, run in enumerate(turns, 1):
@@ -323,9 +320,8 @@ def main() -> int:
         shutil.rmtree(project.paths.root)
     good = [kill for kill in kills if kill.equal and not kill.lost]
     for stage in STAGES:
-        print(
-            f"{stage}: {sum(k.stage == stage for k in good)} of {given.trials} killed, continued, nothing lost, equal"
-        )
+        count = sum(kill.stage == stage for kill in good)
+        print(f"{stage}: {count} of {given.trials} killed, resumed, nothing lost, equal")
     if given.write:
         write_json(
             ROOT / "results/benchmarks/kills.json",

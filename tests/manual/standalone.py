@@ -1,10 +1,11 @@
-"""By hand: the package as a user installs it, from a wheel, used outside of the repository. Prints what was proved.
+"""The package as a user installs it, from a wheel, outside of the repository. Run by hand.
 
-    .venv/bin/python tests/manual/standalone.py [FOLDER]        # FOLDER: another mmdet 3.x to put before the installed one
+    .venv/bin/python tests/manual/standalone.py [FOLDER]    # FOLDER: another mmdet 3.x to use
 
-Builds the wheel from the tracked files, installs it alone (--no-deps) into an empty folder, and runs there, with a Python path that knows
-nothing of the repository: the wheel's list of files, `pcb bias`, the three configs of docs/plugin/ on a data set of squares, one of
-them on two processes (DDP, gloo), and that no package of the pipeline was imported.
+Builds the wheel from the tracked files, installs it alone (--no-deps) into an empty folder and
+checks there, without the repository in Python's path: the list of files of the wheel, `pcb bias`,
+the three configs of docs/plugin/ on a data set of squares, one of them on two processes (DDP,
+gloo), and that no package of the pipeline is imported.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ cfg = Config.fromfile(sys.argv[1])
 shrink(cfg)
 cfg.work_dir, cfg.launcher = sys.argv[2], os.environ.get("LAUNCHER", "none")
 if cfg.launcher != "none":
-    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)  # the default names a GPU
+    # The default names a GPU.
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+    )
 runner = Runner.from_cfg(cfg)
 model = runner.train()
 import mmdet, mmdet.version, pcb
 from pcb.losses import Regulariser
 gates = [m for m in model.modules() if isinstance(m, Regulariser)]
 assert pcb.__file__.startswith(os.environ["SITE"]), pcb.__file__
-assert gates and all(g.is_active and torch.allclose(g.confusion.matrix.sum(1), torch.ones(3)) for g in gates)
+assert gates and all(g.is_active for g in gates)
+assert all(torch.allclose(g.confusion.matrix.sum(1), torch.ones(3)) for g in gates)
 banks = torch.stack([g.confusion.bank for g in gates])
 if torch.distributed.is_initialized():
     both = [torch.empty_like(banks) for _ in range(torch.distributed.get_world_size())]
@@ -54,9 +59,14 @@ if torch.distributed.is_initialized():
     assert torch.equal(both[0], both[1]), "ranks disagree on the matrix"
 pipeline = sorted(set(os.environ["PIPELINE"].split()) & set(sys.modules))
 assert not pipeline, pipeline
-if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-    print(f"{os.path.basename(sys.argv[1])}: {type(model).__name__}, {len(gates)} matrices, PCB open, mmdet {mmdet.__version__}, "
-          f"{torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1} process(es), no pipeline package imported")
+ranks, rank = 1, 0
+if torch.distributed.is_initialized():
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+if rank == 0:
+    print(
+        f"{os.path.basename(sys.argv[1])}: {type(model).__name__}, {len(gates)} matrices, PCB active, "
+        f"mmdet {mmdet.__version__}, {ranks} process(es), no package of the pipeline imported"
+    )
 """
 
 
@@ -140,16 +150,15 @@ def main() -> None:
 
 
 def check_contents(wheel: Path, source: Path) -> None:
-    """Every tracked file of the package is in the wheel, with licence and notice, and nothing else."""
+    """Assert that the wheel holds the tracked files of the package, licence and notice only."""
     inside = set(zipfile.ZipFile(wheel).namelist())
     package = {str(p.relative_to(source)) for p in (source / "pcb").rglob("*") if p.is_file()}
     rest = {n for n in inside - package if ".dist-info/" not in n}
     assert package <= inside, sorted(package - inside)
     assert not rest, sorted(rest)
     assert {"LICENSE", "NOTICE"} <= {Path(n).name for n in inside}
-    print(
-        f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB, the {len(package)} files of the package, LICENSE and NOTICE, no tests"
-    )
+    size = wheel.stat().st_size / 2**20
+    print(f"{wheel.name}: {size:.1f} MiB, {len(package)} files of the package, LICENSE and NOTICE")
 
 
 def run(command: list, folder: Path, env: dict, status: int = 0) -> None:
