@@ -189,6 +189,7 @@ class Project:
             out = {
                 key: (value.dtype.str, value.shape, value.tobytes())
                 for key, value in matrix.items()
+                if key != "checkpoint"
             }
         shards = sorted(self.paths.run(run, 0).glob("detections/*.parquet"))
         return out | {

@@ -64,7 +64,7 @@ if torch.distributed.is_initialized():
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
 if rank == 0:
     print(
-        f"{os.path.basename(sys.argv[1])}: {type(model).__name__}, {len(gates)} matrices, PCB active, "
+        f"{os.path.basename(sys.argv[1])}: {type(model).__name__}, {len(gates)} matrices, active, "
         f"mmdet {mmdet.__version__}, {ranks} process(es), no package of the pipeline imported"
     )
 """
