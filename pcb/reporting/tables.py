@@ -44,7 +44,7 @@ class ResultRow:
         run: The training behind it.
         variant: The evaluation variant behind it.
         paper: Published numbers by metric, without those that the paper does not print.
-        copied: Where the paper copied the numbers from, if it did not train the row itself.
+        copied_from: Where the paper copied the numbers from, if it did not train the row itself.
         ours: Measured values by seed (as text, for JSON) and metric.
     """
 
@@ -53,7 +53,7 @@ class ResultRow:
     run: str
     variant: str
     paper: dict[str, float]
-    copied: str | None
+    copied_from: str | None
     ours: dict[str, dict[str, float | None]]
 
     def values(self, metric: str) -> list[float]:
@@ -114,7 +114,7 @@ class ResultTable:
     @property
     def sources(self) -> dict[str, str]:
         """Source of copied rows -> its footnote mark."""
-        copied = dict.fromkeys(row.copied for row in self.rows if row.copied)
+        copied = dict.fromkeys(row.copied_from for row in self.rows if row.copied_from)
         return dict(zip(copied, MARKS, strict=False))
 
     @property
@@ -142,7 +142,7 @@ def rows(results: Results, table: Table) -> list[ResultRow]:
             run=row.run,
             variant=row.variant,
             paper=row.paper,
-            copied=row.copied,
+            copied_from=row.copied_from,
             ours={
                 str(seed): {metric: values.get(metric) for metric in table.columns}
                 for seed in results.study.seeds
@@ -251,7 +251,7 @@ def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
     if block == OURS and not row.ours:
         return Cell(block, metric, NOT_RUN)
     first_of_paper = block == PAPER and metric == table.metrics[0]
-    mark = table.sources.get(row.copied or "", "") if first_of_paper else ""
+    mark = table.sources.get(row.copied_from or "", "") if first_of_paper else ""
     value = row.number(block, metric)
     if value is None:
         return Cell(block, metric, NO_VALUE, mark=mark)
@@ -445,13 +445,18 @@ def latex(table: ResultTable) -> str:
 def numbers(table: ResultTable) -> pd.DataFrame:
     """The numbers of a table, unrounded, one line per row.
 
-    Columns are the labels, `id`, `run`, `variant`, `copied`, `seeds` (how many were run), and for
+    Columns are the labels, `id`, `run`, `variant`, `copied_from`, `seeds` (how many were run), and for
     each metric `ours`, `std`, `paper` and `Δ`, as in `ours AP`. A missing number is NaN.
     """
     lines = []
     for row in table.rows:
         line: dict = dict(zip(table.labels, row.labels, strict=True))
-        line |= {"id": row.id, "run": row.run, "variant": row.variant, "copied": row.copied or ""}
+        line |= {
+            "id": row.id,
+            "run": row.run,
+            "variant": row.variant,
+            "copied_from": row.copied_from or "",
+        }
         line[SEEDS] = len(row.ours)
         for metric in table.metrics:
             line[f"{OURS} {metric}"] = row.number(OURS, metric)

@@ -39,7 +39,7 @@ class Row:
         run: Experiment behind the row.
         variant: Evaluation variant of the run.
         paper: Metric -> published number; a metric that the paper does not print is absent.
-        copied: Source of the published numbers where the paper did not train the row itself.
+        copied_from: Source of the published numbers where the paper did not train the row itself.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Row:
     run: str
     variant: str = "plain"
     paper: dict[str, float] = field(default_factory=dict)
-    copied: str | None = None
+    copied_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Table:
                     row["run"],
                     row.get("variant", "plain"),
                     printed,
-                    row.get("copied"),
+                    row.get("copied_from"),
                 )
             )
         return cls(

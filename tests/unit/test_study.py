@@ -62,7 +62,7 @@ def test_every_row_resolves_and_every_experiment_is_used(study):
 
 
 def test_the_33_trainings_of_the_paper_and_the_10_behind_copied_rows(study):
-    own = {row.run for table, row in rows(study) if not row.copied}
+    own = {row.run for table, row in rows(study) if not row.copied_from}
     assert len(own) == 33 and len(set(study.experiments) - own) == 10
 
 

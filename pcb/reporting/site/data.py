@@ -120,7 +120,7 @@ def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) 
                     "run": row.run,
                     "variant": row.variant,
                     "paper": row.paper,
-                    "copied": row.copied,
+                    "copied_from": row.copied_from,
                 }
                 for row in table.rows
             },

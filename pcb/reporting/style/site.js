@@ -78,7 +78,7 @@ function show(content) {
 /* A cell of a table: the three numbers, then every seed's value and where it comes from. */
 function ofCell(cell) {
   const row = cell.parentElement, target = data.targets[row.closest("[data-target]").dataset.target];
-  const {name, run, variant, paper, copied} = target.rows[row.dataset.row];
+  const {name, run, variant, paper, copied_from: copied} = target.rows[row.dataset.row];
   const {metric, html} = target.columns[cell.dataset.c];
   const shown = block => {
     const index = target.columns.findIndex(c => c.block === block && c.metric === metric);
