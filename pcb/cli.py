@@ -478,32 +478,33 @@ def parser() -> argparse.ArgumentParser:
         dest="verb", required=True, metavar="VERB", prog="pcb", help=argparse.SUPPRESS
     )
 
+    of_scale = argparse.ArgumentParser(add_help=False)
+    of_scale.add_argument(
+        "--scale",
+        metavar="NAME",
+        help="a name under configs/scale/ or a YAML file (default: mini)",
+    )
+    of_scale.add_argument(
+        "--paper",
+        metavar="FILE",
+        help="a study of one's own, laid over configs/paper.yaml; see docs/adding-a-row.md",
+    )
+    of_scale.add_argument(
+        "--results",
+        metavar="FOLDER",
+        help="the folder in which results/SCALE/ lies (default: results)",
+    )
+    of_study = argparse.ArgumentParser(add_help=False)
+    of_study.add_argument(
+        "--study",
+        metavar="FILE",
+        help="the study.json of a results folder, instead of the three options above",
+    )
+
     def verb(do: FunctionType) -> argparse.ArgumentParser:
-        command = verbs.add_parser(name_of(do), description=inspect.getdoc(do))
+        shared = {bias: [], reproduce: [of_scale]}.get(do, [of_scale, of_study])
+        command = verbs.add_parser(name_of(do), description=inspect.getdoc(do), parents=shared)
         command.set_defaults(do=do)
-        if do is bias:
-            return command
-        command.add_argument(
-            "--scale",
-            metavar="NAME",
-            help="a name under configs/scale/ or a YAML file (default: mini)",
-        )
-        command.add_argument(
-            "--paper",
-            metavar="FILE",
-            help="a study of one's own, laid over configs/paper.yaml; see docs/adding-a-row.md",
-        )
-        command.add_argument(
-            "--results",
-            metavar="FOLDER",
-            help="the folder in which results/SCALE/ lies (default: results)",
-        )
-        if do is not reproduce:
-            command.add_argument(
-                "--study",
-                metavar="FILE",
-                help="the study.json of a results folder, instead of the three options above",
-            )
         return command
 
     command = verb(reproduce)

@@ -119,7 +119,8 @@ def format_of_results(path: Path) -> int | None:
 def valid_losses(resolved: dict, source: str) -> dict:
     """The `losses` of an overlay, checked before anything is made of them."""
     losses = resolved.get("losses", {})
-    validate({"losses": losses}, "losses", source)
+    if losses:
+        validate({"losses": losses}, "losses", source)
     return losses
 
 
