@@ -445,8 +445,8 @@ def latex(table: ResultTable) -> str:
 def numbers(table: ResultTable) -> pd.DataFrame:
     """The numbers of a table, unrounded, one line per row.
 
-    Columns are the labels, `id`, `run`, `variant`, `copied_from`, `seeds` (how many were run), and for
-    each metric `ours`, `std`, `paper` and `Δ`, as in `ours AP`. A missing number is NaN.
+    Columns are the labels, `id`, `run`, `variant`, `copied_from`, `seeds` (how many were run), and
+    for each metric `ours`, `std`, `paper` and `Δ`, as in `ours AP`. A missing number is NaN.
     """
     lines = []
     for row in table.rows:
