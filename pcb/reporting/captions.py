@@ -20,7 +20,7 @@ def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
         "data": data_title(scale),
         "generated": "synthetic" in scale,
         "detectors": detectors(scale, backbones),
-        "departures": departures(scale),
+        "departures": departures(scale, backbones),
         "notes": scale.get("notes", []),
     }
 

@@ -80,33 +80,35 @@ class Departure:
     keys: tuple[str, ...]
 
 
-def departures(scale: dict) -> list[str]:
+def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]:
     """The departures of a scale from the LVIS scale, one line for each group of settings.
 
     Args:
         scale: A scale as `Study.scale` holds it.
+        backbones: Backbones whose detectors count; None: all of the scale.
 
     Returns:
         Lines such as `Training: batch size 8 (LVIS: 16); warm-up ...`, in the order of `GROUPS`.
         Empty for the LVIS scale, and for one that differs from it in hardware or paths alone.
     """
-    found = compare(scale)
+    found = compare(scale, backbones)
     groups = {g: [d.sentence for d in found if d.group == g and d.sentence] for g in GROUPS}
     return [f"{group}: {'; '.join(lines)}" for group, lines in groups.items() if lines]
 
 
-def compare(scale: dict) -> list[Departure]:
+def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departure]:
     """Every departure of a scale with the settings that it accounts for, in the order of rules."""
     reference = read_yaml(LVIS)
+    compared = list(dict.fromkeys(scale["backbones"] if backbones is None else backbones))
     found = explain(flatten(scale), flatten(reference), SCALE_RULES)
     of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
-    for name in scale["backbones"]:
+    for name in compared:
         ours, lvis = (read_settings(s["backbones"][name]["config"]) for s in (scale, reference))
         for d in explain(ours, lvis, DETECTOR_RULES):
             same = of_backbones.setdefault((d.group, d.label, d.sentence), {})
             same[name] = tuple(f"{name}.{key}" for key in d.keys)
     for (group, label, sentence), keys in of_backbones.items():
-        if sentence and len(keys) < len(scale["backbones"]):
+        if sentence and len(keys) < len(compared):
             sentence = f"{' and '.join(keys)}: {sentence}"
         found.append(Departure(group, label, sentence, sum(keys.values(), ())))
     order = {rule.label: index for index, rule in enumerate((*SCALE_RULES, *DETECTOR_RULES))}

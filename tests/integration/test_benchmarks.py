@@ -1,16 +1,14 @@
-"""What all benchmarks share: ratios against a reference, tables that fit a terminal, and one page that says what is saved."""
+"""What all benchmarks share: ratios against a reference, tables, and the page of results."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
 from harness import Figure, by_turns, table
 from run import names, page
+
+from pcb.files import ROOT
 
 
 @pytest.mark.parametrize(

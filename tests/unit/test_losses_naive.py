@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import method_oracle as oracle
+import naive
 import pytest
 import torch
 
 from pcb.losses import PCBCrossEntropyLoss, PCBEQLv2Loss, PCBSeesawLoss
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import naive
 
 C, N = 97, 64
 ACTIVE = {"start_epoch": 1, "absent": range(C)}
