@@ -85,7 +85,7 @@ def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]
 
     Args:
         scale: A scale as `Study.scale` holds it.
-        backbones: Backbones whose detectors count; None: all of the scale.
+        backbones: Backbones whose detectors and weights count; None: all of the scale.
 
     Returns:
         Lines such as `Training: batch size 8 (LVIS: 16); warm-up ...`, in the order of `GROUPS`.
@@ -98,8 +98,9 @@ def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]
 
 def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departure]:
     """Every departure of a scale with the settings that it accounts for, in the order of rules."""
-    reference = read_yaml(LVIS)
-    compared = list(dict.fromkeys(scale["backbones"] if backbones is None else backbones))
+    # The order must not be that of the mapping: study.json, which jobs read, holds it sorted.
+    compared = sorted(scale["backbones"] if backbones is None else set(backbones), key=natural)
+    scale, reference = (with_backbones(s, compared) for s in (scale, read_yaml(LVIS)))
     found = explain(flatten(scale), flatten(reference), SCALE_RULES)
     of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
     for name in compared:
@@ -115,9 +116,19 @@ def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departu
     return sorted(found, key=lambda d: (GROUPS.index(d.group), order.get(d.label, len(order))))
 
 
+def natural(name: str) -> tuple[int, str]:
+    """A key that sorts r50 before r101."""
+    return len(name), name
+
+
+def with_backbones(scale: dict, names: Iterable[str]) -> dict:
+    """A scale with some of its backbones, in the given order."""
+    return {**scale, "backbones": {name: scale["backbones"][name] for name in names}}
+
+
 def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Departure]:
     """Put each difference of two sets of settings into words, by the first rule that covers it."""
-    left = [key for key in {**lvis, **ours} if not matches(key, NO_DEPARTURE)]
+    left = sorted(key for key in {**lvis, **ours} if not matches(key, NO_DEPARTURE))
     left = [key for key in left if ours.get(key, UNSET) != lvis.get(key, UNSET)]
     found = []
     for rule in rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -100,6 +101,19 @@ def test_every_difference_of_a_shipped_scale_is_put_into_words(name):
     lines = departures(load_study(name).scale)
     assert not [line for line in lines if line.startswith("Other")]
     assert all("LVIS: " in part for line in lines for part in line.split("; "))
+
+
+@pytest.mark.parametrize("name", ["mini", "smoke", "midi"])
+def test_departures_do_not_depend_on_the_order_of_keys(name):
+    scale = load_study(name).scale
+    by_key = json.loads(json.dumps(scale, sort_keys=True))  # as in study.json, which jobs read
+    assert departures(by_key) == departures(scale)
+
+
+def test_a_page_lists_the_weights_of_its_own_detectors_only():
+    scale = load_study("mini").scale
+    (training,) = (x for x in departures(scale, ["r50", "r50"]) if x.startswith("Training"))
+    assert "mini_r18" in training and "mini_r34" not in training and "resnet101" not in training
 
 
 def test_the_lvis_scale_has_no_departure(lvis):
