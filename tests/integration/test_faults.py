@@ -14,10 +14,9 @@ import pytest
 import yaml
 from training import PLAIN, tiny_study
 
-from pcb.files import write_json
+from pcb.files import ROOT, write_json
 from pcb.training.checkpoint import save_hashed, sha256
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"train_images": 24, "val_images": 2, "dev_images": 2, "head": 10}
 
 

@@ -7,7 +7,6 @@ import copy
 import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,9 +22,9 @@ from tiny import C, D, roi_head
 
 import pcb.mmdet
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
 
-ROOT = Path(__file__).resolve().parents[2]
 # With the number of confusion matrices of each.
 CONFIGS = {"mask_rcnn_lvis": 1, "cascade_mask_rcnn_coco": 3, "faster_rcnn_coco": 1}
 YOURS = {

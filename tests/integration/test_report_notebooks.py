@@ -3,7 +3,6 @@
 import ast
 import html
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,6 +10,7 @@ import yaml
 from fabricate import SOFTMAX, fabricate, study_in
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.reporting import plots
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
@@ -18,7 +18,6 @@ from pcb.reporting.notebook import template
 from pcb.reporting.notebook.render import render
 from pcb.study import load_study
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

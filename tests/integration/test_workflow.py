@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pcb.files import locked
+from pcb.files import ROOT, locked
 from pcb.study import load_study
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS, TARGETS = load_study().runs(), load_study().targets
 # Jobs of all trainings and evaluations at one seed, and of all tables and pages.
 ONE_SEED = {
