@@ -6,6 +6,8 @@ the index of the site.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pcb.reporting.results import Results
 from pcb.study import METRICS, Study
 from pcb.study.claims import (
@@ -27,7 +29,7 @@ def verdicts(results: Results, target: str | None = None) -> list[dict]:
     """Judge all claims, or those that the runs of one table or figure decide alone."""
     study = results.study
     claims = [c for c in study.claims if target is None or decides(study, target, c)]
-    paper, ours = published(study.tables), measured(results)
+    paper, ours = published(study.tables), measured(results, claims)
     return [entry(claim, paper, ours) for claim in claims]
 
 
@@ -39,8 +41,8 @@ def decides(study: Study, target: str, claim: Claim) -> bool:
     return target in claim.tables and needed <= here
 
 
-def measured(results: Results) -> Measured:
-    """Our numbers, in the form that `pcb.study.claims.evaluate` takes."""
+def measured(results: Results, claims: Sequence[Claim]) -> Measured:
+    """Our numbers for some claims, in the form that `pcb.study.claims.evaluate` takes."""
     study = results.study
     rows = {(table.id, row.id): row for table in study.tables.values() for row in table.rows}
     out: Measured = {}
@@ -48,7 +50,7 @@ def measured(results: Results) -> Measured:
         of_seed = [results.values(row.run, seed, row.variant) or {} for seed in study.seeds]
         for metric in METRICS:
             out[*key, metric] = [values.get(metric) for values in of_seed]
-    for claim in study.claims:
+    for claim in claims:
         for cell in (cell for check in claim.checks for cell in check.cells):
             table, row_id, metric = cell
             if metric.startswith("M["):

@@ -107,5 +107,16 @@ def test_progress_is_logged_in_single_lines(folder):
     assert " left\n" in log and "index.html" in log and "jobid" not in log
 
 
+def test_every_result_is_a_declared_output(folder, study):
+    lines = snakemake(folder, "--summary").stdout.splitlines()
+    declared = {line.split("\t")[0] for line in lines if line.startswith("results/")}
+    # What a manifest or a record stands for, and what no job reads.
+    undeclared = r"study\.json|\.lock|work/|logs/|benchmarks/|data/(\w+/|index/)|runs/.*/images-"
+    root = study.paths.root
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    unknown = {file for file in files if not re.match(undeclared, file)}
+    assert {f"{root}/{file}" for file in unknown} <= declared
+
+
 def test_nothing_is_left_to_do(folder):
     assert "Nothing to be done" in snakemake(folder, "-n").stdout

@@ -174,18 +174,41 @@ def data_checks(*targets):
 
 
 def table_results(*targets):
-    """What the numbers of tables and figures come from.
+    """What the pages of tables and figures are made from.
 
-    Metrics, the checks of their data sets and, of a figure, confusion matrices.
+    Metrics and records of their runs, the checks of their data sets and some confusion matrices.
     """
-    figures = [target for target in targets if target.startswith("figure")]
-    runs, seeds = study.runs(*targets), study.seeds
-    drawn = study.runs(*figures) if figures else []
     return [
         *data_checks(*targets),
-        *(paths.metrics(run, seed) for run in runs for seed in seeds),
-        *(paths.confusion(run, seed) for run in drawn for seed in seeds),
+        *(
+            get(run, seed)
+            for run in study.runs(*targets)
+            for seed in study.seeds
+            for get in (paths.train, paths.metrics)
+        ),
+        *(
+            paths.confusion(run, seed)
+            for run in confusions_shown(*targets)
+            for seed in study.seeds
+        ),
     ]
+
+
+def confusions_shown(*targets):
+    """The runs of figures, and of rows about which a claim compares two classes."""
+    compared = {
+        row
+        for claim in study.claims
+        for check in claim.checks
+        for row in check.rows
+        if check.form == "taken"
+    }
+    rows = ((target, row) for target in targets for row in study.tables[target].rows)
+    return dict.fromkeys(
+        row.run
+        for target, row in rows
+        if target.startswith("figure") or (target, row.id) in compared
+    )
 
 
 def page_results(page):
@@ -194,7 +217,7 @@ def page_results(page):
     return data_checks(page) + [
         get(run, seed)
         for run in study.pages[page].runs
-        for get in (paths.metrics, paths.detections, paths.confusion)
+        for get in (paths.train, paths.metrics, paths.detections, paths.confusion)
     ]
 
 

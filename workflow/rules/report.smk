@@ -4,17 +4,18 @@
 
 # The code, style sheets and templates behind the site; those behind a notebook's page; and the
 # code behind a gathered file, so that a newer checkout never reads one of an older structure.
+REPORTING = ROOT / "pcb" / "reporting"
 CODE = sorted(
     str(path)
-    for path in (ROOT / "pcb" / "reporting").rglob("*")
+    for path in REPORTING.rglob("*")
     if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
 )
-PAGE_CODE = [path for path in CODE if "/site" not in path]
+PAGE_CODE = [path for path in CODE if "site" not in os.path.relpath(path, REPORTING)]
 GATHER_CODE = [
-    str(ROOT / "pcb" / "reporting" / f"{module}.py")
+    str(REPORTING / f"{module}.py")
     for module in ("captions", "claims", "gather", "results", "tables")
 ]
-IMAGE_CODE = [path for path in CODE if "/images/" in path]
+IMAGE_CODE = [path for path in CODE if Path(path).parent == REPORTING / "images"]
 CAPTIONS = "../report"
 
 
@@ -109,6 +110,7 @@ rule page:
         code=PAGE_CODE,
     output:
         paths.notebook("{page}"),
+        paths.figure("{page}"),
         html=report(
             paths.html("{page}"),
             caption=f"{CAPTIONS}/pictures.rst",
