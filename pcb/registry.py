@@ -285,7 +285,11 @@ def load_class(spec: str) -> type:
 
 
 def load_file(path: Path, fix: str) -> ModuleType:
-    """Import a Python file that is in no package. Raises `UserError` where it does not exist."""
+    """Import a Python file that is in no package.
+
+    Raises:
+        UserError: It does not exist, or it cannot be imported: a slip in it, a missing module.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist", fix)
     name = f"pcb_study_{path.stem}"
@@ -293,7 +297,12 @@ def load_file(path: Path, fix: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(
+            f"{path} cannot be imported: {error}", "install what it imports, or correct the file"
+        ) from error
     return module
 
 

@@ -37,8 +37,9 @@ def check_factors(experiment: Experiment, registry: Registry, source: str) -> No
             known = f"choose one of: {', '.join(loss.options)}" if loss.options else "leave it out"
             raise UserError(f"{where}: {experiment.loss!r} has no option {name!r}", known)
         default, *others = loss.options[name].values
-        if value not in others:
-            is_default = "is the default" if value == default else "is not allowed"
+        same_type = isinstance(value, bool) == isinstance(default, bool)  # Python: 1 == True
+        if not same_type or value not in others:
+            is_default = "is the default" if same_type and value == default else "is not allowed"
             raise UserError(
                 f"{where}: option {name}: {value!r} {is_default}",
                 f"leave it out for {default!r}, or choose one of: {', '.join(map(repr, others))}",

@@ -5,6 +5,7 @@ It adds losses, experiments, rows, tables and claims. docs/adding-a-row.md shows
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from pathlib import Path
 
@@ -12,6 +13,24 @@ from pcb.errors import UserError
 from pcb.registry import SHIPPED, Loss, Option, Registry
 
 KEYS = ("losses", "experiments", "tables", "claims")
+
+
+def check_names(overlay: dict, source: Path) -> None:
+    """An overlay has the keys of `KEYS`, and its losses have names of their own.
+
+    Raises:
+        UserError: Naming the first that is not so.
+    """
+    for key in overlay:
+        if key not in KEYS:
+            raise UserError(
+                f"{source}: {key}: an overlay cannot change this", f"use {', '.join(KEYS)}"
+            )
+    for name in overlay.get("losses", {}):
+        if name in SHIPPED.losses:
+            raise UserError(
+                f"{source}: losses: {name!r} is one of the shipped losses", "choose another name"
+            )
 
 
 def extend(paper: dict, overlay: dict, source: Path) -> dict:
@@ -22,17 +41,13 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
         paths and carry the digest of their file, so that an edit of the code trains again.
 
     Raises:
-        UserError: A key that an overlay cannot have, a name that is taken, a file that is missing.
+        UserError: An experiment that is shipped, a row without a place, a file of a loss that is
+            missing or cannot hold its class.
     """
-    for key in overlay:
-        if key not in KEYS:
-            raise UserError(
-                f"{source}: {key}: an overlay cannot change this", f"use {', '.join(KEYS)}"
-            )
     out = dict(paper)
-    out["losses"] = {k: resolve(v, k, source) for k, v in (overlay.get("losses") or {}).items()}
+    out["losses"] = {k: resolve(v, k, source) for k, v in overlay.get("losses", {}).items()}
     out["experiments"] = dict(paper["experiments"])
-    for key, spec in (overlay.get("experiments") or {}).items():
+    for key, spec in overlay.get("experiments", {}).items():
         if key in paper["experiments"]:
             raise UserError(
                 f"{source}: experiments.{key}: this experiment is shipped",
@@ -40,16 +55,16 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
             )
         out["experiments"][key] = spec
     out["tables"] = dict(paper["tables"])
-    for key, spec in (overlay.get("tables") or {}).items():
+    for key, spec in overlay.get("tables", {}).items():
         shipped = paper["tables"].get(key)
         out["tables"][key] = add_rows(shipped, spec, f"{source}: tables.{key}") if shipped else spec
-    out["claims"] = [*paper.get("claims", []), *(overlay.get("claims") or [])]
+    out["claims"] = [*paper.get("claims", []), *overlay.get("claims", [])]
     return out
 
 
-def add_rows(table: dict, changes: object, where: str) -> dict:
+def add_rows(table: dict, changes: dict, where: str) -> dict:
     """Add the rows of `changes` to a shipped table, each at the end or `after` the row it names."""
-    if not isinstance(changes, dict) or set(changes) != {"rows"}:
+    if set(changes) != {"rows"}:
         raise UserError(f"{where}: of a shipped table only `rows` can be added to", "give `rows`")
     rows = list(table["rows"])
     for row in changes["rows"]:
@@ -62,21 +77,41 @@ def add_rows(table: dict, changes: object, where: str) -> dict:
     return {**table, "rows": rows}
 
 
-def resolve(spec: object, name: str, source: Path) -> object:
-    """Make the file of a loss's class absolute, and add its digest."""
-    if not isinstance(spec, dict) or not isinstance(spec.get("class"), str):
-        return spec  # for the schema to refuse
+def resolve(spec: dict, name: str, source: Path) -> dict:
+    """Make the file of a loss's class absolute, and add its digest.
+
+    The file is parsed, not imported, so that a slip in it is found before anything runs.
+    """
     file, _, cls = spec["class"].rpartition(":")
     if not file.endswith(".py"):
         return spec
     path = (source.parent / file).resolve()
+    where = f"{source}: losses.{name}.class:"
+    fix = "write it as file.py:Class, with the path of the file from this YAML file"
     if not path.is_file():
-        raise UserError(
-            f"{source}: losses.{name}.class: {path} does not exist",
-            "write it as file.py:Class, with the path of the file from this YAML file",
-        )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        raise UserError(f"{where} {path} does not exist", fix)
+    code = path.read_bytes()
+    try:
+        tree = ast.parse(code, str(path))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{where} {path} is not valid Python: {error}", "correct it") from error
+    if cls not in top_level_names(tree):
+        raise UserError(f"{where} {path} has no class {cls!r}", fix)
+    digest = hashlib.sha256(code).hexdigest()
     return {**spec, "class": f"{path}:{cls}", "sha256": digest}
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Names that a module defines, imports or assigns, also within `if` and `try`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def registry_of(losses: dict) -> Registry:

@@ -7,6 +7,7 @@ not spelled in the schema files: they are added to their `$defs` here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
@@ -44,10 +45,21 @@ def definitions(losses: tuple[str, ...]) -> dict:
     }
 
 
+def read_schema(name: str) -> dict:
+    """`workflow/schemas/<name>.schema.json`; that of an overlay shares definitions of the paper."""
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    if name == "overlay":
+        shared = read_schema("paper")["$defs"]
+        after = {"after": shared["slug"]}
+        row = {**shared["row"], "properties": {**shared["row"]["properties"], **after}}
+        schema["$defs"] = {**shared, "row": row}
+    return schema
+
+
 @lru_cache
 def validator(name: str, losses: tuple[str, ...] = tuple(SHIPPED.losses)) -> Validator:
     """Validator of `workflow/schemas/<name>.schema.json`, for the losses that a study knows."""
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    schema = read_schema(name)
     schema["$defs"] = {**schema.get("$defs", {}), **definitions(losses)}
     return Draft202012Validator(schema)
 
@@ -74,13 +86,18 @@ def explain(fault: ValidationError) -> Iterator[str]:
     if fault.validator == "additionalProperties" and isinstance(fault.instance, dict):
         schema = fault.schema if isinstance(fault.schema, dict) else {}
         known = list(schema.get("properties", {}))
+        patterns = list(schema.get("patternProperties", {}))
         for key in (k for k in map(str, fault.instance) if k not in known):
+            if any(re.search(pattern, key) for pattern in patterns):
+                continue
             near = get_close_matches(key, known, n=1)
             hint = fault.message
             if near:
                 hint = f"did you mean {near[0]!r}?"
             elif known:
                 hint = f"known keys: {', '.join(known)}"
+            elif patterns:
+                hint = f"keys have the form {' or '.join(patterns)}"
             yield f"{where}.{key}: unknown key; {hint}".lstrip(".")
         return
     if fault.validator in ("oneOf", "anyOf") and fault.context:

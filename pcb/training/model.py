@@ -106,7 +106,7 @@ def loss_class_of(name: str, registry: Registry) -> type[ClassifierLoss]:
     """Load a loss and register it with MMDetection. Raises `UserError` where it is no loss."""
     spec = registry.losses[name].cls
     cls = registry.losses[name].load()
-    if not issubclass(cls, ClassifierLoss):
+    if not (isinstance(cls, type) and issubclass(cls, ClassifierLoss)):
         raise UserError(f"{spec} is no ClassifierLoss", "subclass pcb.losses.base.ClassifierLoss")
     register(cls)
     return cls

@@ -133,7 +133,7 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             r"metric: PwB, higher: table01/random-ms",
             "table01/random-ms, PwB, which is in no table",
         ),
-        (r"^  table01:", "  tabel01:", "tables.tabel01: unknown key"),
+        (r"^  table01:", "  tabel01:", "tables.tabel01: unknown key; keys have the form ^(table"),
         (
             r"(v05_r50_random_softmax_plain): {(.*)}",
             r"\1_space-full: {\2, options: {space: full}}",
@@ -143,6 +143,11 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             r"(v05_r50_random_softmax_plain): {(.*)}",
             r"\1_space-fore: {\2, options: {space: fore}}",
             "option space: 'fore' is not allowed",
+        ),
+        (
+            r"(v05_r50_random_eqlv2_plain): {(.*)}",
+            r"\1_literal-1: {\2, options: {literal: 1}}",
+            "option literal: 1 is not allowed",
         ),
         (
             r"(v05_r50_random_eqlv2_plain): {(.*)}",
