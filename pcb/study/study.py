@@ -260,7 +260,7 @@ class Study:
             "start": self.pretrain_job(experiment.backbone),
         }
         if own := self.resolved.get("losses", {}).get(experiment.loss):
-            job["loss"] = {key: value for key, value in own.items() if key != "class"}
+            job["loss"] = own_loss(own)
         if experiment.trunk == run:
             job["momenta"] = self.momenta(run)
             if self.keeps_soft_labels(run):
@@ -288,6 +288,16 @@ class Study:
         files = {key: entry[key].replace(root, "{results}/", 1) for key in keys}
         generated = any(value.startswith("{results}") for value in files.values())
         return {**files, **(self.data_job(dataset) if generated else {})}
+
+
+def own_loss(spec: dict) -> dict:
+    """What of a loss of one's own determines a training: its class and code, and what it takes.
+
+    Neither its title nor the values that its options may have, nor the place of its file.
+    """
+    file, _, name = spec["class"].rpartition(":")
+    code = {"code": spec["sha256"]} if "sha256" in spec else {"module": file}
+    return {"class": name, **code, "takes": spec.get("takes", [])}
 
 
 def canonical(job: dict) -> str:
