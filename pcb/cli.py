@@ -57,16 +57,20 @@ def report(error: UserError, options: Sequence[str] = ()) -> int:
 
     Args:
         error: The mistake.
-        options: Options that select the study. Commands in the error get them too, so that they
-            can be copied.
+        options: Options that select the study. Commands in the error get them too, `snakemake`
+            as `--config`, so that they can be copied.
 
     Returns:
         The exit status.
     """
     lines = [f"error: {error.what}", *([f"fix: {error.fix}"] if error.fix else [])]
     selection = f" {shlex.join(options)}" if options else ""
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    pairs = [f"{key[2:]}={value}" for key, value in given.items() if key != "--study"]
+    config = f" --config {shlex.join(pairs)}" if pairs else ""
     for line in lines:
         text = re.sub(r"`(pcb [a-z][^`]*)`", lambda found: f"`{found[1]}{selection}`", line)
+        text = re.sub(r"`(snakemake --cores [^`]*)`", lambda found: f"`{found[1]}{config}`", text)
         print(text, file=sys.stderr)
     return 2
 
@@ -367,6 +371,7 @@ def load(arguments: Namespace) -> Study:
             "`pcb bias` and `import pcb.mmdet` need no checkout",
         )
     from pcb.study import load_study
+    from pcb.study.load import notice_of_old_results
 
     options = selected(arguments, default="mini")
     if "study" in options and len(options) > 1:
@@ -375,7 +380,12 @@ def load(arguments: Namespace) -> Study:
             "leave out --study, or the others",
         )
     overrides = {"results": options["results"]} if "results" in options else None
-    return load_study(options.get("study") or options["scale"], options.get("paper"), overrides)
+    if "study" in options:
+        return load_study(options["study"])
+    study = load_study(options["scale"], options.get("paper"), overrides)
+    if notice := notice_of_old_results(study):
+        print(f"note: {notice}", file=sys.stderr)
+    return study
 
 
 def selected(arguments: Namespace, default: str | None = None) -> dict[str, str]:
@@ -397,6 +407,14 @@ def run_separately(command: list[str]) -> None:
     status = subprocess.run([sys.executable, "-m", *command], check=False).returncode
     if status:
         raise SystemExit(status)
+
+
+def natural(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value
 
 
 def positive(text: str) -> float:
@@ -424,7 +442,7 @@ def check_run(study: Study, arguments: Namespace) -> None:
         raise UserError(
             f"seed {arguments.seed} is not among the study's seeds {list(study.seeds)}",
             f"add it to `seeds` in the scale's YAML file, or run the workflow with it: "
-            f"snakemake --config scale={study.scale['name']} seeds={seeds}",
+            f"snakemake --cores all --config scale={study.scale['name']} seeds={seeds}",
         )
 
 
@@ -524,7 +542,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--gpus",
-        type=int,
+        type=natural,
         metavar="N",
         help="number of devices that share the work (default: those of one training)",
     )
@@ -554,7 +572,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     verb(measure).add_argument(
         "--iterations",
-        type=int,
+        type=natural,
         default=10,
         metavar="N",
         help="number of timed iterations of each kind of training (default: 10)",

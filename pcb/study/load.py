@@ -12,7 +12,7 @@ from yaml.constructor import ConstructorError
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study.checks import check_paper, check_scale
-from pcb.study.overlay import extend, registry_of
+from pcb.study.overlay import check_names, extend, registry_of
 from pcb.study.schema import validate
 from pcb.study.study import FORMAT, Study, fingerprint
 
@@ -62,7 +62,7 @@ def load_study(
         paper_source = str(paper)
         resolved = read_yaml(Path(paper))
         if overlay:
-            resolved = extend(resolved, read_yaml(Path(overlay)), Path(overlay))
+            resolved = extend(resolved, read_overlay(Path(overlay)), Path(overlay))
             paper_source = f"{overlay}, laid over {paper}"
         resolved["scale"] = merge(read_yaml(path), overrides or {})
         scale_source = f"{path} with {', '.join(overrides)} overridden" if overrides else str(path)
@@ -90,7 +90,7 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
     Raises:
         UserError: The file is missing, broken, or of another version of the pipeline.
     """
-    rewrite = "run `snakemake --dry-run`, then `snakemake`: it writes this file"
+    rewrite = "run `snakemake --cores all` with this study's `--config`: it writes this file"
     try:
         resolved = json.loads(path.read_text())
     except OSError as error:
@@ -103,17 +103,26 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
     if (found := resolved.pop("format", 1)) != FORMAT and written_by_pipeline:
         raise UserError(
             f"{path} was written by another version of the pipeline (format {found}, not {FORMAT})",
-            "its results count as not run; run `snakemake` to make them anew in this folder",
+            "its results count as not run; `snakemake --cores all` with this study's `--config` "
+            "makes them anew in this folder",
         )
     return resolved, resolved.pop("checked", None) == fingerprint(resolved)
 
 
-def format_of_results(path: Path) -> int | None:
-    """Format of the study.json at `path`; None where there is none or it cannot be read."""
+def notice_of_old_results(study: Study) -> str | None:
+    """A line that says so where the results folder is of another version of the pipeline."""
     try:
-        return json.loads(path.read_text()).get("format", 1)
-    except (OSError, ValueError, AttributeError):
+        content = json.loads(study.paths.study.read_text())
+    except (OSError, ValueError):
         return None
+    if not isinstance(content, dict) or "checked" not in content:  # no study that a run wrote
+        return None
+    if (found := content.get("format", 1)) == FORMAT:
+        return None
+    return (
+        f"{study.paths.root} holds results of another version of the pipeline "
+        f"(format {found}, not {FORMAT}): they count as not run"
+    )
 
 
 def valid_losses(resolved: dict, source: str) -> dict:
@@ -122,6 +131,19 @@ def valid_losses(resolved: dict, source: str) -> dict:
     if losses:
         validate({"losses": losses}, "losses", source)
     return losses
+
+
+def read_overlay(path: Path) -> dict:
+    """Read a study of one's own and check its form, before it is laid over the paper.
+
+    Raises:
+        UserError: Naming file, key and reason, by the positions in this file.
+    """
+    overlay = {key: value for key, value in read_yaml(path).items() if value is not None}
+    check_names(overlay, path)
+    registry = registry_of(valid_losses(overlay, str(path)))
+    validate(overlay, "overlay", path, registry)
+    return overlay
 
 
 def merge(base: dict, changes: dict) -> dict:

@@ -67,6 +67,28 @@ def test_commands_in_a_fix_select_the_same_study(capsys, tmp_path):
     assert command in capsys.readouterr().err
 
 
+def test_a_snakemake_command_in_a_fix_does_too(capsys, tmp_path):
+    options = ["--scale", "smoke", "--results", str(tmp_path)]
+    assert cli.main(["render", "table05", *options]) == 2
+    command = f"`snakemake --cores all table05 --config scale=smoke results={tmp_path}`"
+    assert command in capsys.readouterr().err
+
+
+def test_results_of_another_version_are_named_as_such(capsys, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/study.json").write_text('{"checked": "0123456789ab", "format": 1}')
+    assert cli.main(["status", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/smoke holds results of another version of the pipeline" in line
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--gpus", "0"], ["measure", "--iterations", "0"]])
+def test_a_count_is_at_least_one(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "0 is not a whole number from 1 on" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_no_error():
     result = subprocess.run(
         f"{sys.executable} -m pcb plan | head -1",

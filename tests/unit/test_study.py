@@ -17,7 +17,7 @@ from pcb.files import ROOT
 from pcb.planning.jobs import jobs
 from pcb.planning.status import status
 from pcb.study import METRICS, Study, canonical, load_study
-from pcb.study.load import format_of_results, study_json
+from pcb.study.load import notice_of_old_results, study_json
 from pcb.study.study import FORMAT
 
 SPLITS = ("APr", "APc", "APf")
@@ -383,9 +383,20 @@ def test_a_study_json_of_an_earlier_version_is_recognised(study, tmp_path):
     path = tmp_path / "study.json"
     before = {k: v for k, v in study_json(study).items() if k != "format"}
     path.write_text(json.dumps(before))
-    assert format_of_results(path) == 1
     with pytest.raises(UserError, match=r"another version of the pipeline \(format 1"):
         load_study(path)
+
+
+def test_a_results_folder_of_an_earlier_version_is_named_as_such(tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    assert notice_of_old_results(study) is None
+    study.paths.study.parent.mkdir()
+    content = study_json(study)
+    study.paths.study.write_text(json.dumps(content))
+    assert notice_of_old_results(study) is None
+    study.paths.study.write_text(json.dumps(content | {"format": FORMAT - 1}))
+    notice = notice_of_old_results(study)
+    assert notice and str(study.paths.root) in notice and "they count as not run" in notice
 
 
 def test_records_of_an_earlier_version_count_as_not_run(study):

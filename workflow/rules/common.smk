@@ -16,8 +16,7 @@ from pcb.planning.status import overview
 from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
 from pcb.study.departures import departures
-from pcb.study.load import format_of_results, study_json
-from pcb.study.study import FORMAT
+from pcb.study.load import notice_of_old_results, study_json
 from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
@@ -65,6 +64,8 @@ def exit_with(error):
 
 study, DEPARTURES = load(config)
 paths = study.paths
+if notice := notice_of_old_results(study):  # of a dry run too
+    logger.warning(notice)
 HARDWARE = study.scale["hardware"]
 SYNTHETIC = bool(study.scale.get("synthetic"))
 ROOT = Path(os.path.relpath(workflow.basedir))
@@ -108,11 +109,6 @@ def begin():
         running.enter_context(locked(paths.lock, "these results"))
     except UserError as error:
         exit_with(error)
-    if format_of_results(paths.study) not in (None, FORMAT):
-        logger.info(
-            f"{paths.root} holds results of an earlier version of the pipeline: "
-            "they count as not run"
-        )
     content = study_json(study)
     if not paths.study.exists() or json.loads(paths.study.read_text()) != content:
         write_json(paths.study, content)
