@@ -32,6 +32,7 @@ NOT_RUN, NO_VALUE = "not run", "–"
 KINDS = {"": "label", OURS: "ours", PAPER: "paper", DELTA: "delta"}  # CSS classes
 LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup"}  # measures of bias
 MARKS = "†‡§¶"  # sources of copied rows, in order of appearance
+NAMED_BY_PAPER = {"Dataset", "Backbone", "Model"}  # label columns; ours may be others
 
 
 @dataclass(frozen=True)
@@ -300,11 +301,16 @@ def ruled(cells: list[list[Cell]]) -> list[bool]:
 
 
 def footnotes(table: ResultTable) -> list[str]:
-    """Sentences below a table: sources of copied rows, and what ± means."""
+    """Sentences below a table: sources of copied rows, whose names labels are, what ± means."""
     notes = [
         f"{mark} Not trained by the paper: it copied this row's numbers from {source}."
         for source, mark in table.sources.items()
     ]
+    if table.about["scale"]["departures"] and NAMED_BY_PAPER.intersection(table.labels):
+        notes.append(
+            "Row labels name the paper's data and backbones; those of our numbers are named above "
+            "their columns."
+        )
     if table.planned > 1:
         notes.append(
             "Ours: mean ± sample standard deviation over the seeds that were run, "

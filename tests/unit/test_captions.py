@@ -88,8 +88,8 @@ def test_the_caption_names_detector_seeds_and_departures():
 
 def test_notes_of_a_scale_are_printed():
     page = about("smoke")
-    assert "Numbers without meaning: " in captions.warning(page)
-    assert "Numbers without meaning: " in dict(captions.caption(page))["Notes"]
+    assert "The numbers mean nothing: " in captions.warning(page)
+    assert "The numbers mean nothing: " in dict(captions.caption(page))["Notes"]
 
 
 def test_the_caption_counts_trainings_and_names_their_dates_and_code():

@@ -170,9 +170,10 @@ def test_copied_rows_carry_a_mark_and_its_source(tmp_path):
         ("LVIS v1.0", "EQL v2", "25.5†"),
         ("LVIS v1.0", "Seesaw", "26.8‡"),
     ]
-    first, second = tables.footnotes(table)
+    first, second, third = tables.footnotes(table)
     assert first.startswith("†") and "LOCE" in first
     assert second.startswith("‡") and "MMDetection" in second
+    assert third.startswith("Row labels name the paper's data and backbones")
 
 
 @pytest.mark.parametrize("target", ["table02", "table03", "table06", "figure1"])
