@@ -17,7 +17,7 @@ def check_paper(resolved: dict, registry: Registry, source: str) -> None:
     for experiment in experiments.values():
         check_factors(experiment, registry, source)
         check_trunk(experiment, experiments, registry, source)
-    check_tables(resolved, source)
+    check_tables(resolved, registry, source)
     check_claims(resolved, source)
     check_pages(resolved, source)
 
@@ -72,8 +72,11 @@ def check_trunk(
         )
 
 
-def check_tables(resolved: dict, source: str) -> None:
-    """Rows have an id, an experiment, one label per label column, one number (or none) a metric."""
+def check_tables(resolved: dict, registry: Registry, source: str) -> None:
+    """Rows have an id, an experiment, one label per label column, one number (or none) a metric.
+
+    A row of an earlier step needs an experiment with steps.
+    """
     for table, spec in resolved["tables"].items():
         seen = set()
         for row in spec["rows"]:
@@ -82,6 +85,13 @@ def check_tables(resolved: dict, source: str) -> None:
                 raise UserError(
                     f"{where} names the run {row['run']!r}, which is no experiment",
                     "name an experiment of this study",
+                )
+            paradigm = resolved["experiments"][row["run"]].get("paradigm", "plain")
+            earlier = row.get("variant", "").startswith("step")
+            if earlier and registry.paradigms[paradigm].steps == 1:
+                raise UserError(
+                    f"{where} shows {row['variant']!r} of {row['run']!r}, which has one step",
+                    "leave out `variant`, or name a run with steps, such as an iterative one",
                 )
             if row["id"] in seen:
                 raise UserError(f"{where} appears twice", "give one of them another id")

@@ -124,6 +124,11 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             "tables.table01.rows.1.variant: 'ms-vall' is not one of",
         ),
         (
+            r"variant: ms-val",
+            "variant: step1",
+            "shows 'step1' of 'v05_r50_random_softmax_plain', which has one step",
+        ),
+        (
             r"higher: table01/random-ms",
             "higher: table01/nowhere",
             "claim 'calibration-lifts' names table01/nowhere, AP, which is in no table",
