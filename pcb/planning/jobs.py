@@ -17,9 +17,9 @@ class Job:
     Attributes:
         run: Id of the experiment.
         seed: Its seed.
-        state: `DONE` (trained and scored; a trunk: trained), `TRAINED` (not scored), `PARTIAL` (it
-            would resume from a checkpoint) or `TO_RUN`. A record of another configuration than the
-            study's counts as none.
+        state: `DONE` (trained, and scored in all variants that a table shows; a trunk: trained),
+            `TRAINED` (not so scored), `PARTIAL` (it would resume from a checkpoint) or `TO_RUN`. A
+            record of another configuration than the study's counts as none.
         epochs: Epochs that this job trains itself.
         trunk: Whether it is a trunk.
         tables: Tables and figures with a row of this run; () for a trunk.
@@ -70,7 +70,9 @@ def run_state(study: Study, run: str, seed: int) -> str:
     """How far a training is, by its records and its work folder."""
     paths, fingerprint = study.paths, study.fingerprint(run, seed)
     if current_record(paths.train(run, seed), fingerprint):
-        return DONE if current_record(paths.metrics(run, seed), fingerprint) else TRAINED
+        metrics = current_record(paths.metrics(run, seed), fingerprint)
+        scored = metrics and set(study.variants(run)) <= set(metrics.get("variants", ()))
+        return DONE if scored else TRAINED
     if study.experiments[run].trunk == run and trunk_state(study, run, seed) != DONE:
         return TO_RUN  # it shares the work folder with the trunk, whose checkpoints those are
     return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN

@@ -192,9 +192,9 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
     def states():
         return {("trunk " * job.trunk) + job.run: job.state for job in jobs(study, "table06")}
 
-    def record(path, fingerprint):
+    def record(path, fingerprint, **content):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"fingerprint": fingerprint}))
+        path.write_text(json.dumps({"fingerprint": fingerprint, **content}))
 
     assert set(states().values()) == {"to run"}
     work = study.paths.work(study.fingerprint(trunk, 0))
@@ -207,7 +207,11 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
     assert states()[BEST] == "to run"
     record(study.paths.train(BEST, 0), study.fingerprint(BEST, 0))
     assert states()[BEST] == "trained"
-    record(study.paths.metrics(BEST, 0), study.fingerprint(BEST, 0))
+    variants = {key: {} for key in study.variants(BEST)}
+    some = {"plain": variants.pop("plain")}
+    record(study.paths.metrics(BEST, 0), study.fingerprint(BEST, 0), variants=some)
+    assert states()[BEST] == "trained"
+    record(study.paths.metrics(BEST, 0), study.fingerprint(BEST, 0), variants=some | variants)
     assert states()[BEST] == "done"
     line = next(line for line in status(study).splitlines() if line.startswith("table06"))
     assert line.split() == ["table06", "6", "1", "0", "1", "4"]

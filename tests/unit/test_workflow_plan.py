@@ -53,7 +53,8 @@ def record(study, run, seed=0, **values):
             }
         )
     )
-    study.paths.metrics(run, seed).write_text(json.dumps(fingerprint))
+    scored = {"variants": {key: {} for key in study.variants(run)}}
+    study.paths.metrics(run, seed).write_text(json.dumps(fingerprint | scored))
     study.paths.detections(run, seed).write_text(
         json.dumps({"images": 240, "seconds": 12.0, "folder": "d", **fingerprint})
     )

@@ -179,7 +179,7 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     assert status(study).endswith(" trainings, 0 evaluated; next figure1: 1 training")
     records = {
         study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24},
-        study.paths.metrics(done, 0): {},
+        study.paths.metrics(done, 0): {"variants": {key: {} for key in study.variants(done)}},
         study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"},
     }
     for path, record in records.items():
