@@ -1,4 +1,4 @@
-"""What a run of the workflow prints: a line when a training starts, a line when any job ends.
+"""The output of a run of the workflow: a line when a training starts and when any job ends.
 
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
@@ -10,8 +10,8 @@
     14:03:31  stopped       Train v05_r50_rfs_ls_plain (table 4); the same command resumes it
 
 workflow/rules/common.smk attaches a `ProgressHandler` to Snakemake's logger. Dry runs and the log
-file below .snakemake/log stay as Snakemake writes them. (A logger plugin of Snakemake's would have
-to be an installed package of its own, and to reprint all other messages.)
+file below .snakemake/log stay as Snakemake writes them. (A logger plugin of Snakemake would have to
+be a separately installed package and to print all other messages again.)
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pcb.planning.jobs import tables_of
 from pcb.planning.status import done_at
 from pcb.study import Study
 
-# Seconds of a job relative to a training's, until jobs of its rule have been timed: every rule
-# that runs something.
+# Seconds of a job relative to a training's, until jobs of its rule have been timed; for every rule
+# with a command.
 COSTS = {
     "download": 1.0,
     "data": 0.3,
@@ -52,9 +52,9 @@ COSTS = {
     "site": 0.02,
 }
 ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long jobs get a line at their start too
-OVERVIEW_AFTER = {"train", "score", "notebook"}  # jobs that change how far a table is
-OVERVIEW_INTERVAL = 60.0  # least seconds between two overviews
-LOG_LINES = 25  # shown of a failed job whose log has no line `error:`
+OVERVIEW_AFTER = {"train", "score", "notebook"}  # jobs that change the progress of a table
+OVERVIEW_INTERVAL = 60.0  # minimum seconds between two overviews
+LOG_LINES = 25  # last lines shown of a failed job's log without a line `error:`
 JOB_EVENTS = {
     LogEvent.JOB_INFO,
     LogEvent.JOB_STARTED,
@@ -78,15 +78,15 @@ def describe(study: Study, verb: str, run: str, seed: str | int) -> str:
 class ProgressHandler(logging.StreamHandler):
     """Prints single lines for Snakemake's job events, beside its own handler.
 
-    Attach it while the Snakefile is read, so that it learns how many jobs there are; call `begin`
-    when the run starts, which a dry run never does. The time left is that of the remaining jobs, at
-    the mean duration of their rule, over the mean number of jobs that ran at once.
+    Attach it while the Snakefile is read, so that it gets the number of jobs; call `begin` when the
+    run starts, which never happens in a dry run. The time left is that of the remaining jobs, at
+    the mean duration of their rule, divided by the mean number of jobs that ran at once.
 
     Args:
         stream: Where to print; None: stderr.
-        clock: Returns the present, in seconds since the epoch.
-        overview: Returns how far the study is, in one line. It is called after a training or an
-            evaluation, once a minute at most.
+        clock: Returns the current time, in seconds since the epoch.
+        overview: Returns the progress of the study in one line. It is called after a training or an
+            evaluation, at most once a minute.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ProgressHandler(logging.StreamHandler):
         silence_job_events(logger)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count a record's event, and print a line where it deserves one."""
+        """Count a record's event, and print its line if it has one."""
         try:
             line = self.line(record)
             if line and self.active:
@@ -169,7 +169,7 @@ class ProgressHandler(logging.StreamHandler):
         return f"{line}\n{moment}  so far        {summary}; {done_at(now + left, now)}"
 
     def failure(self, job: int, logs: list[str]) -> str:
-        """Note that a job failed; return its line and what its log says of the error."""
+        """Note that a job failed; return its line and the error in its log."""
         rule, message, _ = self.running.pop(job)
         self.remaining[rule] = self.remaining.get(rule, 1) - 1
         error, self.shell_error = self.shell_error, ""
@@ -206,7 +206,7 @@ def silence_job_events(logger: logging.Logger) -> None:
     """Keep Snakemake's handler on the terminal from printing what a `ProgressHandler` prints.
 
     `quiet: [progress, rules]` in the profile would do so in dry runs too, whose list of jobs is
-    wanted. The handler's name is no documented interface; it was tried with Snakemake 9.27.1.
+    wanted. The handler's name is not a documented interface; tested with Snakemake 9.27.1.
     Under another name, nothing is silenced and both handlers print.
     """
     for handler in logger.handlers:

@@ -31,7 +31,7 @@ SETTINGS = {"scale", "paper", "seeds", "results"}
 def load(config):
     """Load the study that `--config` selects, and its departures from LVIS.
 
-    A mistake in it, or in a YAML file, ends the run with two lines.
+    An error in it, or in a YAML file, ends the run with two lines.
     """
     try:
         unknown = ", ".join(sorted(set(config) - SETTINGS))
@@ -51,13 +51,13 @@ def load(config):
 
 
 def integers(value):
-    """`0,1,2`, `[0,1,2]` or `0` as a list; what is no integer is left to the schema to refuse."""
+    """`0,1,2`, `[0,1,2]` or `0` as a list; the schema rejects items that are not integers."""
     items = value if isinstance(value, list) else str(value).split(",")
     return [int(item) if str(item).strip().isdigit() else item for item in items]
 
 
 def exit_with(error):
-    """End the run with the two lines of a user's mistake."""
+    """End the run with the two lines of a `UserError`."""
     logger.error(f"error: {error.what}\nfix: {error.fix}")
     sys.exit(2)
 
@@ -74,7 +74,7 @@ ROOT = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
 
 
-# Every job is `pcb VERB …` of this checkout, on the study as it was when this run started.
+# Every job is `pcb VERB …` of this checkout, on the study.json that this run wrote at its start.
 shell.prefix(
     "set -euo pipefail; "
     f"export PYTHONPATH={shlex.quote(workflow.basedir)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
@@ -153,9 +153,9 @@ def gamma_detections_of(run, seed):
 
 
 def data_files(dataset):
-    """What the check of a data set depends on: its manifest, or its annotation files.
+    """The inputs of the check of a data set: its manifest, or its annotation files.
 
-    Those that do not exist are left out, for the check lists everything that is missing.
+    Missing files are omitted: the check lists all of them.
     """
     if SYNTHETIC:
         return paths.data_manifest(dataset)
@@ -170,9 +170,10 @@ def data_checks(*targets):
 
 
 def table_results(*targets):
-    """What the pages of tables and figures are made from.
+    """The results behind tables and figures.
 
-    Metrics and records of their runs, the checks of their data sets and some confusion matrices.
+    These are metrics and records of their runs, the checks of their data sets and some confusion
+    matrices.
     """
     return [
         *data_checks(*targets),
@@ -191,7 +192,7 @@ def table_results(*targets):
 
 
 def confusions_shown(*targets):
-    """The runs of figures, and of rows about which a claim compares two classes."""
+    """The runs of figures, and of rows of which a claim compares two classes."""
     compared = {
         row
         for claim in study.claims
@@ -208,7 +209,7 @@ def confusions_shown(*targets):
 
 
 def page_results(page):
-    """What a page of images shows: results of the first seed."""
+    """The results behind a page of images, of the first seed."""
     seed = study.seeds[0]
     return data_checks(page) + [
         get(run, seed)
@@ -228,41 +229,41 @@ def rendered(*targets):
 def job(determines):
     """A params function: what determines a job's result, as one canonical string.
 
-    A change of it runs the job again.
+    If it changes, the job runs again.
     """
     return lambda wildcards: canonical(determines(wildcards))
 
 
 def check_job(dataset):
-    """What determines the check of a data set, beside its files."""
+    """What determines the check of a data set, besides its files."""
     scale = study.scale
-    about = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
+    data = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
     settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
     # Format 2: with `matches_release`.
-    return {"data": about, "settings": settings, "format": 2}
+    return {"data": data, "settings": settings, "format": 2}
 
 
 def scale_job():
-    """What pages show of the scale."""
+    """The facts about the scale that pages show."""
     keys = ("title", "notes", "datasets", "backbones", "seeds")
     return {key: study.scale.get(key) for key in keys} | {"departures": DEPARTURES}
 
 
 def gather_job(target):
-    """What a table's page shows apart from the measured numbers."""
-    every = study.resolved.get("claims", [])
-    claims = [claim for claim in every if target in canonical(claim)]
+    """The content of a table's page besides the measured numbers."""
+    all_claims = study.resolved.get("claims", [])
+    claims = [claim for claim in all_claims if target in canonical(claim)]
     table = study.resolved["tables"][target]
     return {"table": table, "scale": scale_job(), "claims": claims}
 
 
 def gather_page_job(page):
-    """What a page of images shows, and of which data."""
+    """The settings of a page of images, and the scale."""
     return {"page": study.resolved["pages"][page], "scale": scale_job()}
 
 
 def site_job():
-    """What the index of the site shows apart from what was measured and rendered."""
+    """The content of the site's index besides measured numbers and rendered pages."""
     shown = ("tables", "claims", "pages")
     return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
 

@@ -1,5 +1,5 @@
-# Inference and scoring. One pass over val serves every variant that some table asks for; scoring it
-# needs no GPU. Two variants need more: NorCal the detections on the split where its hyper-parameter
+# Inference and scoring. One pass over val serves every variant that a table needs; scoring needs no
+# GPU. Two variants need more: NorCal the detections on the split where its hyper-parameter
 # is chosen, and cm-train the confusion matrix of the training images.
 
 

@@ -1,5 +1,5 @@
 # Trainings. Runs that differ only in PCB share their first epochs: they branch from one trunk.
-# Checkpoints lie in an undeclared work folder, which neither a failure nor a rerun deletes, so that
+# Checkpoints are in an undeclared work folder, which neither a failure nor a rerun deletes, so that
 # a killed training resumes.
 
 
