@@ -62,7 +62,7 @@ def _accepts_arrays(calibrate: Callable[..., Tensor]) -> Callable[..., Array]:
 
 
 def as_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """Return a tensor as it is, and a copy of an array."""
+    """Return a tensor unchanged, and an array of any shape as a tensor that is a copy."""
     # A copy, since torch cannot share an array that is mapped read-only or has negative strides.
     return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
@@ -72,8 +72,8 @@ def mean_predictions(scores: Array, labels: Array) -> Array:
 
     Args:
         scores: (N, C+1), background last. p̂ (Eq. 1) are the foreground scores divided by their sum.
-        labels: (N,) true classes. Samples of another label than 0 .. C-1, such as background, are
-            left out.
+        labels: (N,) true classes. Samples with a label outside 0 .. C-1, such as background, are
+            ignored.
 
     Returns:
         (C, C) of the type and dtype of `scores`: row i is the mean of p̂ over the samples of class

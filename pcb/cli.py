@@ -69,8 +69,8 @@ def report(error: UserError, options: Sequence[str] = ()) -> int:
     pairs = [f"{key[2:]}={value}" for key, value in given.items() if key != "--study"]
     config = f" --config {shlex.join(pairs)}" if pairs else ""
     for line in lines:
-        text = re.sub(r"`(pcb [a-z][^`]*)`", lambda found: f"`{found[1]}{selection}`", line)
-        text = re.sub(r"`(snakemake --cores [^`]*)`", lambda found: f"`{found[1]}{config}`", text)
+        text = re.sub(r"`(pcb [a-z][^`]*)`", lambda match: f"`{match[1]}{selection}`", line)
+        text = re.sub(r"`(snakemake --cores [^`]*)`", lambda match: f"`{match[1]}{config}`", text)
         print(text, file=sys.stderr)
     return 2
 
@@ -81,8 +81,8 @@ def report(error: UserError, options: Sequence[str] = ()) -> int:
 def reproduce(arguments: Namespace) -> None:
     """Run the whole pipeline, or what the named targets need.
 
-    Becomes `snakemake`, with its exit status and its Ctrl-C; prints one line per job. Work that is
-    done is not done again.
+    Replaces this process by `snakemake` and keeps its exit status; prints one line per job.
+    Finished work is not repeated.
     """
     study = load(arguments)
     check_targets(study, [t for t in arguments.targets if t not in OTHER_TARGETS])
@@ -136,7 +136,7 @@ def measure(arguments: Namespace) -> None:
 
     study = load(arguments)
     hardware = study.scale["hardware"]
-    gpus = hardware["gpus_per_job"] if installed() else 0  # sizes are measured without
+    gpus = hardware["gpus_per_job"] if installed() else 0  # without a GPU only sizes are measured
     with ranks(gpus, hardware["device"], arguments.given):
         from pcb.planning.measure import measure as run
 
@@ -144,7 +144,7 @@ def measure(arguments: Namespace) -> None:
 
 
 def status(arguments: Namespace) -> None:
-    """Print how far each table is, what runs now and when it will be done.
+    """Print the progress of each table, what runs now and when it will be done.
 
     Reads the results folder only, so it can be used while a run is under way.
     """
@@ -313,8 +313,8 @@ def gather(arguments: Namespace) -> None:
 def render(arguments: Namespace) -> None:
     """Render a table, figure or page.
 
-    Reads what was gathered, runs its notebook, writes notebook, HTML and, of a table or figure,
-    CSV, Markdown, LaTeX and PNG.
+    Reads the gathered file and runs the page's notebook; writes the notebook, HTML and, for a table
+    or figure, CSV, Markdown, LaTeX and PNG.
     """
     from pcb.reporting.notebook.render import render as run
 
@@ -353,10 +353,10 @@ def bias(arguments: Namespace) -> None:
     """
     from pcb.evaluation import bias as bias_of
 
-    found = bias_of.measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
-    print(bias_of.report(found, arguments.pairs, arguments.least))
+    measured = bias_of.measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
+    print(bias_of.report(measured, arguments.pairs, arguments.least))
     if arguments.out:
-        bias_of.write(found, arguments.out, arguments.least)
+        bias_of.write(measured, arguments.out, arguments.least)
 
 
 # Shared by the verbs --------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def selected(arguments: Namespace, default: str | None = None) -> dict[str, str]
 
 def options_of(arguments: Namespace) -> list[str]:
     """The options that select the study, as given on the command line."""
-    return [part for key, value in selected(arguments).items() for part in (f"--{key}", value)]
+    return [word for key, value in selected(arguments).items() for word in (f"--{key}", value)]
 
 
 def run_separately(command: list[str]) -> None:
@@ -435,7 +435,8 @@ def check_run(study: Study, arguments: Namespace) -> None:
     """Check that the study has the experiment and the seed."""
     if arguments.run not in study.experiments:
         raise UserError(
-            f"no experiment is called {arguments.run!r}", "`pcb plan` lists the names of all"
+            f"no experiment is called {arguments.run!r}",
+            "choose one of those that `pcb plan` lists",
         )
     if arguments.seed not in study.seeds:
         seeds = ",".join(map(str, [*study.seeds, arguments.seed]))
@@ -505,12 +506,13 @@ def parser() -> argparse.ArgumentParser:
     of_scale.add_argument(
         "--paper",
         metavar="FILE",
-        help="a study of one's own, laid over configs/paper.yaml; see docs/adding-a-row.md",
+        help="a YAML file with your own study, laid over configs/paper.yaml; "
+        "see docs/adding-a-row.md",
     )
     of_scale.add_argument(
         "--results",
         metavar="FOLDER",
-        help="the folder in which results/SCALE/ lies (default: results)",
+        help="the folder of all results, with a subfolder SCALE (default: results)",
     )
     of_study = argparse.ArgumentParser(add_help=False)
     of_study.add_argument(

@@ -6,7 +6,7 @@ ground truth, column = prediction, C foreground classes, no background. Needs to
 
 An update costs time in proportion to the classes present in the batch, not to C². Several ranks
 share one dense all-reduce of (C+1, C+1) float32 (6 MB at C = 1230). Every sum has a fixed order, so
-equal input gives equal bits. On a GPU nothing here synchronises: see `needs_static_shapes`.
+equal input gives identical results. On a GPU nothing here synchronises: see `needs_static_shapes`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ def needs_static_shapes(labels: Tensor) -> bool:
 
     On a GPU, counting the classes present would force a host-device synchronisation. There, this
     module and pcb/losses compute on all RoIs, and label C marks those that are not positive.
+
+    Args:
+        labels: (n,) int64; only its device is read.
     """
     return labels.device.type not in SYNC_FREE_DEVICES
 
@@ -92,7 +95,7 @@ def class_sums(
 
     Args:
         rows: (n, D) float.
-        labels: (n,) int64 of 0 .. C-1; C marks a row to leave out.
+        labels: (n,) int64 of 0 .. C-1; C marks a row to ignore.
         num_classes: C.
         extra: A tensor that is summed over all ranks in place, in the same all-reduce.
 
@@ -103,7 +106,7 @@ def class_sums(
     classes, index, counts = distinct(labels, num_classes)
     sums = sum_by_index(rows, index, len(classes))
     if world_size() > 1:
-        # One row more than there are classes: it takes the rows that are left out.
+        # The extra row C collects the ignored rows.
         dense = sums.new_zeros(num_classes + 1, sums.shape[1] + 1)
         dense[classes] = torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)
         all_sum(dense, *([] if extra is None else [extra]))
@@ -115,7 +118,7 @@ def class_sums(
         used = torch.where(counts > 0, entries, 0)
         classes = classes[used].clamp(max=num_classes - 1)
         counts = counts[used]
-        # Where all rows are left out, the first entry is theirs.
+        # If every row is ignored, the first entry holds their sum instead of a class's.
         sums = torch.where(counts[:, None] > 0, sums.index_select(0, used), 0)
     return classes, sums, counts
 
@@ -198,7 +201,7 @@ class ConfusionMatrix(nn.Module):
 
         Args:
             probs: (n, C) foreground probabilities of the positives (Eq. 1, or sigmoids).
-            labels: (n,) int64 of 0 .. C-1; C marks a row to leave out.
+            labels: (n,) int64 of 0 .. C-1; C marks a row to ignore.
             extra: A tensor that is summed over all ranks in place, in the same all-reduce.
         """
         probs = probs.detach().to(self.bank.dtype)
@@ -217,7 +220,7 @@ class ConfusionMatrix(nn.Module):
         """Return column y of the active matrix for each label y.
 
         Args:
-            labels: (n,) int64 of 0 .. C-1; the label C, for "none", gets some column.
+            labels: (n,) int64 of 0 .. C-1; the label C, for "none", gets an arbitrary one.
             posterior: Take the columns of M̂ (Eq. 5) instead of M. They sum to one; an empty column,
                 of a class that is never predicted, becomes one-hot.
 
@@ -242,13 +245,13 @@ class ConfusionMatrix(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         bank, saved = state_dict.get(prefix + "bank"), state_dict.get(prefix + "momenta")
         if bank is not None and saved is not None:
-            saved, own = saved.cpu(), self.momenta.cpu()
-            if not torch.equal(saved, own):
-                close = (saved[None] - own[:, None]).abs() < 1e-9
+            saved, wanted = saved.cpu(), self.momenta.cpu()
+            if not torch.equal(saved, wanted):
+                close = (saved[None] - wanted[:, None]).abs() < 1e-9
                 if not close.any(dim=1).all():
                     raise UserError(
                         f"the checkpoint keeps confusion matrices for momenta {saved.tolist()}, "
-                        f"not for {own.tolist()}",
+                        f"not for {wanted.tolist()}",
                         "start from a checkpoint trained with these momenta, or change the momenta "
                         "of this run",
                     )

@@ -81,11 +81,11 @@ def locked(
 
     Args:
         path: The lock file. It and its folder are created where they are missing.
-        what: What is locked, for messages.
+        what: Name of what is locked, for messages.
         wait: Wait for the holder, after one line on stderr, instead of raising.
-        fix: What the user can do about a lock that is taken.
-        record_holder: Write the holder's process and host into the file, for those who meet the
-            lock. False if the file has content of its own.
+        fix: What the user can do if another process holds the lock.
+        record_holder: Write this process and host into the file, for the messages of others. False
+            if the file itself holds data.
 
     Raises:
         UserError: Another process holds the lock, or the file cannot be created.
@@ -93,7 +93,7 @@ def locked(
     with _open_lock(path) as file:
         if not try_lock(file.fileno()):
             file.seek(0)
-            holder = (file.read() if record_holder else "") or "it left no name"
+            holder = (file.read() if record_holder else "") or "unknown process"
             busy = f"{path.parent}: another process is working on {what}: {holder}"
             if not wait:
                 raise UserError(busy, fix)

@@ -45,18 +45,18 @@ def commit(git: dict) -> str:
 
 def number(target: str) -> str:
     """The name of a table, figure or page: `Table 6`, `Figure 1`, `Gallery`."""
-    kind, digits = _split(target)
-    return f"{kind.capitalize()} {digits}".strip()
+    name, digits = _split(target)
+    return f"{name.capitalize()} {digits}".strip()
 
 
 def short(target: str) -> str:
     """The shortest name of a table, figure or page: `6`, `F1`, `gallery`."""
-    kind, digits = _split(target)
-    return {"table": digits, "figure": f"F{digits}"}.get(kind, target)
+    name, digits = _split(target)
+    return {"table": digits, "figure": f"F{digits}"}.get(name, target)
 
 
 def _split(target: str) -> tuple[str, str]:
     """`table06` -> (`table`, `6`)."""
-    found = re.fullmatch(r"(.*?)0*(\d*)", target)
-    assert found
-    return found[1], found[2]
+    match = re.fullmatch(r"(.*?)0*(\d*)", target)
+    assert match
+    return match[1], match[2]

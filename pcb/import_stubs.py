@@ -1,7 +1,7 @@
 """Block or replace modules that cost start-up time and are not used.
 
-Both contexts leave a module alone that is already imported, and afterwards imports find the real
-modules again.
+Neither context touches a module that is already imported. Afterwards imports find the real modules
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def blocked(*names: str) -> Generator[None]:
 
 @contextmanager
 def replaced(modules: Mapping[str, ModuleType]) -> Generator[None]:
-    """Put these modules in the place of the real ones within this context."""
+    """Replace the real modules of these names within this context."""
     placed = {name: module for name, module in modules.items() if name not in sys.modules}
     sys.modules.update(placed)
     try:

@@ -37,8 +37,8 @@ def register(cls: type) -> None:
     registered = MODELS.module_dict.get(cls.__name__, cls)
     if registered is not cls:
         raise UserError(
-            f"MMDetection already has a class {cls.__name__}, of {registered.__module__}, "
-            f"which is not that of {cls.__module__}",
+            f"MMDetection already has a class {cls.__name__}, from {registered.__module__}, "
+            f"which differs from the one in {cls.__module__}",
             "rename the class",
         )
     MODELS.register_module(module=cls, force=True)
@@ -64,10 +64,10 @@ class PCBEpochHook(Hook):
     PCB waits for classes, the hook warns at the end of each epoch.
 
     Args:
-        iterations: Iterations of an epoch, for MMEngine's `IterBasedTrainLoop`, which counts none.
+        iterations: Iterations of an epoch, for `IterBasedTrainLoop`, which has no epochs.
 
     Raises:
-        UserError: The loop counts no epochs and `iterations` is missing.
+        UserError: The loop has no epochs and `iterations` is missing.
     """
 
     KEY = "pcb_gate_opened_at_iteration"
@@ -83,7 +83,7 @@ class PCBEpochHook(Hook):
         counts_epochs = not isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop)
         if self.regularisers and not self.iterations and not counts_epochs:
             raise UserError(
-                "IterBasedTrainLoop counts no epochs, by which PCB would start",
+                "PCB starts after a number of epochs, which IterBasedTrainLoop does not count",
                 "give the iterations of an epoch: dict(type='PCBEpochHook', iterations=...); "
                 "or train with EpochBasedTrainLoop",
             )

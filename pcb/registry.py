@@ -48,7 +48,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training of its own within an experiment; it starts from the final weights of the last one.
+    """A part of an experiment's training; it starts from the final weights of the stage before.
 
     Attributes:
         loss: Name of its classification loss.
@@ -56,7 +56,7 @@ class Stage:
         lr: Factor on the scale's learning rate.
         trained: Prefixes of the parameters that learn; () means all.
         hooks: MMEngine hooks that it needs.
-        roi_head: `module:Class` of its RoI head; "" where the paradigm's serves.
+        roi_head: `module:Class` of its RoI head; "": the paradigm's.
     """
 
     loss: str
@@ -309,7 +309,7 @@ def load_file(path: Path, fix: str) -> ModuleType:
 def markdown() -> str:
     """The registry as the Markdown table that docs/methods.md shows."""
     lines = ["| name in YAML | class | what it is | options |", "|---|---|---|---|"]
-    for kind, entries in (
+    for key, entries in (
         ("loss", LOSSES),
         ("paradigm", PARADIGMS),
         ("variant", CALIBRATIONS),
@@ -318,10 +318,10 @@ def markdown() -> str:
             module, _, cls = entry.cls.partition(":")
             shown = f"`{cls}` (`{module.replace('.', '/')}.py`)" if cls else "–"
             options = "; ".join(
-                f"`{key}`: {', '.join(f'`{str(value).lower()}`' for value in option.values)}"
-                for key, option in entry.options.items()
+                f"`{option}`: {', '.join(f'`{str(value).lower()}`' for value in choices.values)}"
+                for option, choices in entry.options.items()
             )
-            lines.append(f"| `{kind}: {name}` | {shown} | {entry.title} | {options or '–'} |")
+            lines.append(f"| `{key}: {name}` | {shown} | {entry.title} | {options or '–'} |")
     return "\n".join(lines) + "\n"
 
 

@@ -91,9 +91,9 @@ class Icons:
     """The emoji sets: all names of an emoji, and its drawing in each style.
 
     Attributes:
-        sets: content of each style's icons.json.
-        find: for each style, normalised name (`key`) -> icon.
-        names: code point -> normalised names in all sets.
+        sets: Content of each style's icons.json.
+        find: For each style, normalised name (`key`) -> icon.
+        names: Code point -> normalised names in all sets.
     """
 
     def __init__(self, folder: Path):

@@ -4,8 +4,8 @@
     fetch(url, path, sha256="0676ba61")  # one file: resumed, checked, written whole or not at all
 
 URLs are in configs/downloads.yaml. An incomplete download stays beside the file as
-`.NAME-….part`, so that a killed download resumes. Its name holds the server's own mark of the
-version, so that two versions never mix.
+`.NAME-….part`, so that a killed download resumes. Its name contains a digest of the version that
+the server offers, so that two versions never mix.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def unpack(archive: Path, path: Path) -> None:
     except (zipfile.BadZipFile, EOFError) as error:
         archive.unlink()
         raise UserError(
-            f"{archive} is damaged: {error}", "run the command again: it downloads the file anew"
+            f"{archive} is damaged: {error}", "run the command again: it repeats the download"
         ) from error
 
 

@@ -6,7 +6,7 @@
 Detections have one score each, no distribution over classes, so a row of M is built from objects
 instead of proposals:
 
-1. A detection belongs to the object (of any class, crowds left out) that it overlaps most, if their
+1. A detection belongs to the object (of any class, except crowds) that it overlaps most, if their
    IoU is at least 0.5; where two objects tie, to that of its own class.
 2. s_g(j) is the highest score among the detections of class j that belong to object g, else 0.
 3. p̂_g = s_g / Σ_j s_g(j), in place of Eq. 1; M_i is the mean of p̂_g over the objects of class i
@@ -62,9 +62,9 @@ class Bias:
         matched: (C,) objects with a detection.
         missed: (C,) objects without one.
         ids: Category ids.
-        names: Of the classes.
+        names: Class names.
         groups: `r`, `c` or `f` of each class, as one string.
-        grouped_by: What the groups follow from, for a reader.
+        grouped_by: The source of the groups, as text.
     """
 
     matrix: np.ndarray
@@ -166,7 +166,7 @@ def measure(
         )
     if not isinstance(detections, list):
         raise UserError(
-            f"{dt} is no list of detections",
+            f"{dt} is not a list of detections",
             "give what COCO's or LVIS's evaluation reads: "
             "[{image_id, category_id, bbox, score}, …]",
         )
@@ -182,17 +182,17 @@ def measure(
     classes = len(categories)
     sums = np.zeros((classes, classes))
     matched, missed = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    for image, own in objects.items():
-        labels = np.array([label[a["category_id"]] for a in own])
-        found = detected.get(image, [])
-        found_labels = np.array([label[d["category_id"]] for d in found], np.int64)
+    for image, truths in objects.items():
+        labels = np.array([label[a["category_id"]] for a in truths])
+        candidates = detected.get(image, [])
+        detection_labels = np.array([label[d["category_id"]] for d in candidates], np.int64)
         overlaps = (
-            box_iou(boxes(found), boxes(own))
+            box_iou(boxes(candidates), boxes(truths))
             if iou == "bbox"
-            else mask_iou(found, own, images[image])
+            else mask_iou(candidates, truths, images[image])
         )
-        found_scores = np.array([d["score"] for d in found], float)
-        scores = best_scores(overlaps, found_labels, found_scores, labels, classes)
+        detection_scores = np.array([d["score"] for d in candidates], float)
+        scores = best_scores(overlaps, detection_labels, detection_scores, labels, classes)
         total = scores.sum(axis=1)
         seen = total > 0
         np.add.at(sums, labels[seen], scores[seen] / total[seen, None])
@@ -219,8 +219,8 @@ def boxes(entries: Sequence[dict]) -> np.ndarray:
 
 def best_scores(
     overlaps: np.ndarray,
-    found_labels: np.ndarray,
-    found_scores: np.ndarray,
+    detection_labels: np.ndarray,
+    detection_scores: np.ndarray,
     labels: np.ndarray,
     classes: int,
 ) -> np.ndarray:
@@ -228,8 +228,8 @@ def best_scores(
 
     Args:
         overlaps: (D, G) IoU of detections and objects.
-        found_labels: (D,) class of each detection.
-        found_scores: (D,) score of each detection.
+        detection_labels: (D,) class of each detection.
+        detection_scores: (D,) score of each detection.
         labels: (G,) class of each object.
         classes: C.
 
@@ -238,9 +238,9 @@ def best_scores(
     """
     out = np.zeros((len(labels), classes))
     if overlaps.size:
-        which = (overlaps + 1e-9 * (found_labels[:, None] == labels)).argmax(axis=1)
-        near = overlaps[np.arange(len(found_labels)), which] >= IOU_THRESHOLD
-        np.maximum.at(out, (which[near], found_labels[near]), found_scores[near])
+        which = (overlaps + 1e-9 * (detection_labels[:, None] == labels)).argmax(axis=1)
+        near = overlaps[np.arange(len(detection_labels)), which] >= IOU_THRESHOLD
+        np.maximum.at(out, (which[near], detection_labels[near]), detection_scores[near])
     return out
 
 
@@ -289,9 +289,9 @@ def check(
 
     Args:
         detection: The detection.
-        which: What the message calls it.
-        images: By id, those of the ground truth.
-        label: By id, the categories of the ground truth.
+        which: Its name in the message.
+        images: Images of the ground truth by id.
+        label: Label of each category id of the ground truth.
         gt: Path of the ground truth.
         shape: `bbox` or `segmentation`, which it must have.
     """
@@ -359,7 +359,7 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
     seen = int((bias.matched > 0).sum())
     lines = [
         f"PwB {bias.pwb:.2f}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, "
-        f"{bias.missed.sum()} more without any",
+        f"{bias.missed.sum()} more without a detection",
         "   ".join(shares),
         f"groups from {bias.grouped_by}",
         "",
@@ -370,7 +370,7 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
         )
         return "\n".join(lines)
     lines.append(
-        f"{'class i':<28}{'taken for class j':<28}{'objects':>11}"
+        f"{'class i':<28}{'predicted as class j':<28}{'objects':>11}"
         f"{'M_ij':>9}{'M_ji':>9}{'difference':>13}"
     )
     for p in pairs:

@@ -39,9 +39,9 @@ class Confusion:
     Attributes:
         matrix: (C, C) float64, row = true class, rows sum to 1 or are zero.
         seen: (C,) matched proposals of each class in the split.
-        names: Of each class.
-        frequency: Group of each class, `r`, `c` or `f`.
-        train_images: Training images of each class.
+        names: (C,) class names.
+        frequency: (C,) group of each class, `r`, `c` or `f`.
+        train_images: (C,) training images of each class.
     """
 
     matrix: np.ndarray
@@ -84,7 +84,7 @@ def most_one_sided(
     Args:
         matrix: (C, C) M.
         shown: (C,) bool, classes that count.
-        count: At most so many pairs; None means all.
+        count: Largest number of pairs; None means all.
 
     Returns:
         (i, j), the largest difference first; i is the class that loses.

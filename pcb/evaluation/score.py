@@ -102,7 +102,7 @@ class GroundTruth:
         ]
         if missing:
             raise UserError(
-                f"{path} is no LVIS annotation file: images without {' and '.join(missing)}",
+                f"{path} is not an LVIS annotation file: images without {' and '.join(missing)}",
                 "use LVIS's annotation file, not COCO's",
             )
         self.by_image: dict[int, list[dict]] = defaultdict(list)
@@ -220,7 +220,7 @@ def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
 
 
 def points(values: np.ndarray) -> float | None:
-    """Mean of the entries that exist (> -1), in points; None where there are none."""
+    """Mean of the entries > -1 of an array of any shape, in points; None where there are none."""
     values = values[values > -1]
     return float(values.mean() * 100) if values.size else None
 
@@ -229,14 +229,14 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     """Score every variant that inference detected with.
 
     NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have
-    chosen it (it does not say). On val there is also NorCal with the γ that is best on another
-    split: `norcal-dev` where the data set has a split `dev`, else `norcal-train`, with γ chosen on
-    a sample of the training images, which are not scored but were trained on.
+    chosen it (it does not state how). On val there is also NorCal with the γ that is best on
+    another split: `norcal-dev` where the data set has a split `dev`, else `norcal-train`, with γ
+    chosen on a sample of the training images, which are not scored but were trained on.
 
     Args:
         study: The study.
         run: Experiment.
-        seed: Of the training.
+        seed: Seed of the training.
         split: `val`, `dev` or `train-subset`.
 
     Returns:

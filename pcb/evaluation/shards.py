@@ -104,8 +104,8 @@ class ShardWriter:
     """Writes shards into a folder; finds those of an interrupted pass with the same fingerprint.
 
     Attributes:
-        folder: Of the shards.
-        fingerprint: Of what determines the detections.
+        folder: Folder of the shards.
+        fingerprint: Fingerprint of all that determines the detections.
         columns: Columns of scores (`pcb.study.variants.score_columns`).
     """
 
@@ -119,27 +119,28 @@ class ShardWriter:
     def has(self, image_ids: Sequence[int]) -> bool:
         """Whether a whole shard of exactly these images, columns and fingerprint is on disk."""
         try:
-            found = pq.read_schema(self.path(image_ids))
+            stored = pq.read_schema(self.path(image_ids))
         except (OSError, pa.ArrowInvalid):
             return False
         metadata = {k.encode(): v.encode() for k, v in self._metadata(image_ids).items()}
-        return found.equals(schema(self.columns)) and found.metadata == metadata
+        return stored.equals(schema(self.columns)) and stored.metadata == metadata
 
     def write(self, image_ids: Sequence[int], rows: Mapping[str, np.ndarray | list]) -> Path:
         """Write the shard of these images.
 
         Args:
-            image_ids: Of all images covered.
+            image_ids: Ids of all images covered.
             rows: Column -> n values. NaN as a score means that the variant does not keep the row.
 
         Returns:
             The path of the shard.
         """
-        known = schema(self.columns, self._metadata(image_ids))
+        fields = schema(self.columns, self._metadata(image_ids))
         arrays = [
-            pa.array(rows[f.name], type=f.type, from_pandas=f.name.startswith(SCORE)) for f in known
+            pa.array(rows[f.name], type=f.type, from_pandas=f.name.startswith(SCORE))
+            for f in fields
         ]
-        table = pa.Table.from_arrays(arrays, schema=known)
+        table = pa.Table.from_arrays(arrays, schema=fields)
         with atomic(self.path(image_ids)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         return self.path(image_ids)

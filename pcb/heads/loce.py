@@ -119,8 +119,8 @@ class LOCERoIHead(StandardRoIHead):
         """Store features of boxes jittered around the ground truth.
 
         Args:
-            x: Feature pyramid of a batch of images.
-            samples: Their DetDataSamples.
+            x: Feature pyramid of a batch of N images, (N, D, h, w) for each level.
+            samples: Their N DetDataSamples.
         """
         boxes = [sample.gt_instances.bboxes for sample in samples]
         labels = [sample.gt_instances.labels for sample in samples]
@@ -134,13 +134,30 @@ class LOCERoIHead(StandardRoIHead):
     def loss(
         self, x: tuple[Tensor, ...], rpn_results_list: list, batch_data_samples: list
     ) -> dict[str, Tensor]:
-        """Store features, then compute the losses; overrides StandardRoIHead."""
+        """Store features, then compute the losses; overrides StandardRoIHead.
+
+        Args:
+            x: Feature pyramid of a batch of N images, (N, D, h, w) for each level.
+            rpn_results_list: N InstanceData with proposals.
+            batch_data_samples: N DetDataSamples with ground truth.
+
+        Returns:
+            The losses to log, scalars.
+        """
         self.store_features(x, batch_data_samples)
         # MMDetection annotates a feature pyramid as a tuple of one tensor.
         return super().loss(x, rpn_results_list, batch_data_samples)  # ty: ignore[invalid-argument-type]
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list) -> dict:
-        """Compute the losses of sampled RoIs and drawn features; overrides StandardRoIHead."""
+        """Compute the losses of sampled RoIs and drawn features; overrides StandardRoIHead.
+
+        Args:
+            x: Feature pyramid of a batch of N images, (N, D, h, w) for each level.
+            sampling_results: N results of MMDetection's sampler.
+
+        Returns:
+            `loss_bbox`, the losses to log; logits, box deltas and features.
+        """
         head, rois = self.bbox_head, bbox2roi([res.priors for res in sampling_results])
         targets = head.get_targets(sampling_results, self.train_cfg)
         labels, weights, box_targets, box_weights = targets
@@ -224,12 +241,12 @@ def prefill(
 ) -> None:
     """Fill the memory and the mean scores of a detector before its training.
 
-    A collective: every rank must call it; each takes images of its own.
+    A collective: every rank must call it; each processes other images.
 
     Args:
-        model: A detector with a `LOCERoIHead`; runs as in evaluation.
+        model: A detector with a `LOCERoIHead`; it runs in evaluation mode.
         dataset: An MMDetection training set.
-        images_per_class: Images of every class, as far as there are so many.
+        images_per_class: Images of every class, fewer where the data set has fewer.
         rank: This rank.
         ranks: Number of ranks.
     """

@@ -105,7 +105,16 @@ class SteppedRoIHead(StandardRoIHead):
         }
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list) -> dict:
-        """Compute the losses of the sampled RoIs; overrides StandardRoIHead."""
+        """Compute the losses of the sampled RoIs; overrides StandardRoIHead.
+
+        Args:
+            x: Feature pyramid of a batch of N images, (N, D, h, w) for each level.
+            sampling_results: N results of MMDetection's sampler.
+
+        Returns:
+            `loss_bbox`, the losses to log; logits and box deltas of the test steps, features and
+            the predictions of all `steps`.
+        """
         rois = bbox2roi([res.priors for res in sampling_results])
         results = self._bbox_forward(x, rois)
         targets = self.bbox_head.get_targets(sampling_results, self.train_cfg)

@@ -42,16 +42,25 @@ def score_functions(
         matrices: (C, C) confusion matrices of the splits `val` and `train`, if columns need them.
         image_counts: (C,) training images of each class, for NorCal.
     """
-    kind = getattr(model.roi_head.bbox_head.loss_cls, "score_kind", "softmax")
+    classifier = getattr(model.roi_head.bbox_head.loss_cls, "score_kind", "softmax")
     return {
-        column: score_function(column, kind, matrices or {}, image_counts) for column in columns
+        column: score_function(column, classifier, matrices or {}, image_counts)
+        for column in columns
     }
 
 
 def score_function(
-    column: str, kind: str, matrices: Mapping[str, Tensor], image_counts: Sequence[int]
+    column: str, classifier: str, matrices: Mapping[str, Tensor], image_counts: Sequence[int]
 ) -> ScoreFunction:
-    """The score function of one column; `kind` is how the loss makes scores (`Statistics`)."""
+    """The score function of one column.
+
+    Args:
+        column: A name by `pcb.study.variants.score_columns`.
+        classifier: As in `Statistics`.
+        matrices: (C, C) confusion matrices of the splits `val` and `train`, if the column needs
+            one.
+        image_counts: (C,) training images of each class, for NorCal.
+    """
     if column == "plain":
         return lambda steps: steps[-1]
     if column.startswith("step"):
@@ -60,7 +69,7 @@ def score_function(
     gamma = gamma_of(column)
     entry = CALIBRATIONS[column if gamma is None else NORCAL]
     matrix = matrices[entry.statistics_of] if entry.statistics_of else None
-    statistics = Statistics(matrix, torch.tensor(image_counts), kind)
+    statistics = Statistics(matrix, torch.tensor(image_counts), classifier)
     calibration: Any = entry.load()
     calibrate = calibration.from_statistics(statistics, gamma)
     return lambda steps: calibrate(steps[-1])

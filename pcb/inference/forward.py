@@ -55,7 +55,7 @@ class Image:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes, its share of the batch's features included."""
+        """Bytes of memory, including its share of the batch's features."""
         shared = sum(level[0].nbytes for level in self.features)
         return shared + self.boxes.nbytes + sum(step.nbytes for step in self.logits)
 
@@ -91,7 +91,7 @@ def forward(model: TwoStageDetector, items: list[dict], split: str = "val") -> l
 
     Args:
         model: The detector, in evaluation mode.
-        items: Of mmdet's test pipeline (`inputs`, `data_samples`), all of one shape.
+        items: Output of mmdet's test pipeline (`inputs`, `data_samples`), all of one shape.
         split: The split of the images, for a detector with a feature cache.
 
     Raises:
@@ -113,7 +113,7 @@ def forward(model: TwoStageDetector, items: list[dict], split: str = "val") -> l
     if not out["cls_score"].isfinite().all():
         raise UserError(
             "the detector's class scores are not finite",
-            "its checkpoint is of a diverged training: train it again",
+            "its training diverged: train it again",
         )
     steps = [*(logits for logits, _ in out.get("steps", [])[:-1]), out["cls_score"]]
     sizes = [len(p) for p in proposals]
@@ -139,9 +139,15 @@ def forward(model: TwoStageDetector, items: list[dict], split: str = "val") -> l
 def extract_and_propose(
     model: TwoStageDetector, images: Tensor, samples: list, split: str
 ) -> tuple[Sequence[Tensor], list[InstanceData]]:
-    """Feature maps, finest first, and the proposals of each image.
+    """Feature maps (N, D, h, w), finest first, and the proposals of each of N images.
 
     They come from the frozen-backbone feature cache if the detector has one.
+
+    Args:
+        model: The detector.
+        images: (N, 3, H, W) preprocessed images.
+        samples: Their N DetDataSamples.
+        split: The split of the images, by which the cache is kept.
     """
     cached = getattr(model, "extract_and_propose", None)
     if cached is not None:
@@ -154,7 +160,13 @@ def extract_and_propose(
 def detect(
     model: TwoStageDetector, image: Image, functions: Mapping[str, ScoreFunction]
 ) -> Selection:
-    """Score, threshold and suppress by each score function, and take the union."""
+    """Score, threshold and suppress by each score function, and take the union.
+
+    Args:
+        model: The detector.
+        image: The network's outputs for one image.
+        functions: Variant -> its score function.
+    """
     proposals, boxes_each = image.boxes.shape[:2]
     if not proposals:
         empty = image.boxes.new_zeros(0)
@@ -191,10 +203,10 @@ def segment(
     for batch, classes in zip(rois.split(MASK_BATCH), labels.split(MASK_BATCH), strict=True):
         if len(batch):
             logits = head._mask_forward(images[0].features, batch)["mask_preds"]
-            own = 0 if head.mask_head.class_agnostic else classes
-            masks.append(logits[torch.arange(len(batch), device=batch.device), own].sigmoid())
+            channel = 0 if head.mask_head.class_agnostic else classes
+            masks.append(logits[torch.arange(len(batch), device=batch.device), channel].sigmoid())
     boxes = boxes / per_box([tuple(image.meta["scale_factor"]) * 2 for image in images])
     sizes = per_box([image.meta["ori_shape"][:2] for image in images])
     probabilities = torch.cat(masks[1:] or masks)
     rles = iter(encode_masks(probabilities, boxes, sizes, head.test_cfg.mask_thr_binary))
-    return [(own, list(islice(rles, len(own)))) for own in boxes.split(counts)]
+    return [(of_image, list(islice(rles, len(of_image)))) for of_image in boxes.split(counts)]

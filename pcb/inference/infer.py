@@ -70,11 +70,11 @@ def infer(
     Args:
         study: The study.
         run: Experiment.
-        seed: Of the training.
+        seed: Seed of the training.
         split: `val`, `dev` or `train-subset`.
         images_per_shard: Images of one file of detections.
-        variants: By default all that some table asks of this run; on the split on which NorCal's γ
-            is chosen beside val, `plain` and `norcal`.
+        variants: Default: all that the tables need of this run; on the second split on which
+            NorCal's γ is chosen, `plain` and `norcal`.
 
     Returns:
         The manifest, which it also writes to `study.paths.detections(run, seed, split)`.
@@ -188,7 +188,7 @@ class SplitDetector:
         record: dict,
         model: TwoStageDetector | None = None,
     ):
-        """`record` is that of the training; `model` its detector, if that exists already."""
+        """`record` is the training's run.json; `model` its detector, if that exists already."""
         self.study, self.run, self.split, self.record = study, run, split, record
         self.dataset = test_set(study, run, split)
         ids = (self.dataset.get_data_info(i)["img_id"] for i in range(len(self.dataset)))
@@ -222,13 +222,13 @@ class SplitDetector:
         """Run the network over the images of a shard, in order.
 
         Args:
-            image_ids: Of one shard.
+            image_ids: Ids of the shard's images.
             keep: Keep the outputs in memory, if they fit, for the next call with this shard.
         """
         if image_ids[0] in self._cache:
             yield from self._cache.pop(image_ids[0])
             return
-        kept: list[list[Image]] = []
+        cached: list[list[Image]] = []
         items = DataLoader(
             Subset(self.dataset, [self.index[i] for i in image_ids]),
             batch_size=None,
@@ -240,10 +240,10 @@ class SplitDetector:
             if keep:
                 self._cached_bytes += sum(image.nbytes for image in images)
                 if self._cached_bytes <= CACHE_BYTES:
-                    kept.append(images)
+                    cached.append(images)
             yield images
-        if sum(map(len, kept)) == len(image_ids):
-            self._cache[image_ids[0]] = kept
+        if sum(map(len, cached)) == len(image_ids):
+            self._cache[image_ids[0]] = cached
 
     def save_cache(self) -> None:
         """Save the frozen-backbone feature cache for later runs, if the detector has one."""
@@ -254,11 +254,11 @@ class SplitDetector:
     def confusion_shards(self, folder: Path) -> ConfusionShards:
         """The sums in `folder`, which depend on weights and images, not on test settings."""
         dataset = self.study.experiments[self.run].dataset
-        made_by = {
+        source = {
             "checkpoint": self.record["sha256"],
             "data": build.dataset_files(self.study, dataset, annotation_split(self.split)),
         }
-        return ConfusionShards(folder, fingerprint(made_by), self.classes)
+        return ConfusionShards(folder, fingerprint(source), self.classes)
 
     def count_split(
         self, confusions: ConfusionShards, shards: Sequence[Sequence[int]], keep: bool = False
@@ -341,9 +341,9 @@ def detect_shard(
 
     Args:
         detector: The detector.
-        batches: What the network made of the images.
+        batches: The network's outputs for the images.
         functions: The score function of each column.
-        sums: Where the images are counted for the confusion matrix too, if at all.
+        sums: Sums to which the images are added for the confusion matrix, if any.
 
     Returns:
         The columns of the shard (`pcb.evaluation.shards`), one row for each detection.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SIZE_STEPS = 6  # window sizes that are told apart along each side of an image
+SIZE_STEPS = 6  # number of window sizes distinguished along each side of an image
 PIXELS_AT_ONCE = 2**20
 
 
@@ -117,7 +117,7 @@ def find_runs(pixels: Tensor, owner: Tensor, corner: Tensor, height: Tensor) -> 
         pixels: (k, H, W) bool.
         owner: (k,) index of the mask of each window.
         corner: (k, 2) x and y of the first pixel of each window.
-        height: (k,) of the image, in pixels.
+        height: (k,) height of the image, in pixels.
 
     Returns:
         (3, m) int64: owner, start and end of each run, as pixels of the image counted column by

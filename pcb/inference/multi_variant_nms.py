@@ -26,8 +26,8 @@ def multi_variant_nms(
 ) -> tuple[Tensor, Tensor]:
     """Select (proposal, class) pairs for several variants.
 
-    Each variant's selection is that of mmdet's `multiclass_nms`, but for equal scores: there mmdet
-    leaves the choice to an unstable sort, and here the first is taken.
+    Each variant's selection is that of mmdet's `multiclass_nms`, except for equal scores: there
+    mmdet's unstable sort decides, and here the first is taken.
 
     Args:
         boxes: (n, C, 4), or (n, 1, 4) for all classes alike; x1, y1, x2, y2.
@@ -58,8 +58,10 @@ def multi_variant_nms(
         )
         pairs = candidates.any(dim=0).nonzero().squeeze(1)
         labels, values = pairs % classes, tables[:, pairs]
-        own = boxes[pairs // classes, labels if boxes.shape[1] > 1 else 0]
-        kept = greedy_nms(own, labels, shift, values, candidates[:, pairs], cfg.nms.iou_threshold)
+        pair_boxes = boxes[pairs // classes, labels if boxes.shape[1] > 1 else 0]
+        kept = greedy_nms(
+            pair_boxes, labels, shift, values, candidates[:, pairs], cfg.nms.iou_threshold
+        )
         enough = kept.sum(dim=1) >= cfg.max_per_img
         complete = candidates.sum(dim=1) == above.sum(dim=1)
         if all_pairs or (enough | complete).all():
@@ -88,7 +90,8 @@ def greedy_nms(
     Args:
         boxes: (m, 4) x1, y1, x2, y2.
         labels: (m,) classes.
-        shift: (V,) by which mmdet moves the boxes of one class away from those of the last.
+        shift: (V,) distance by which mmdet moves the boxes of each class from those of the one
+            before.
         scores: (V, m).
         candidates: (V, m) bool.
         iou_threshold: Largest IoU of two kept boxes of one class.

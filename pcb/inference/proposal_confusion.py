@@ -144,7 +144,7 @@ def write_confusion(
         path: The file.
         total: Sums over the split.
         checkpoint: SHA-256 of the checkpoint that was measured.
-        dtype: Of `matrix`.
+        dtype: dtype of the stored `matrix`.
     """
     matrix, seen = torch.from_numpy(total.matrix), torch.from_numpy(total.counts > 0)
     rows = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)

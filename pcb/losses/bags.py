@@ -15,7 +15,7 @@ from pcb.losses.base import ClassifierLoss, Reduce
 class BAGSLoss(ClassifierLoss):
     """One softmax for each group of classes of similar frequency, each with an "others" class.
 
-    A further softmax tells objects from background. Logits: C classes, one "others" for each of
+    A further softmax separates objects from background. Logits: C classes, one "others" for each of
     the G groups, object, background; C+6 on LVIS. The loss is the sum of the softmaxes' mean cross
     entropies. Test-time scores: softmax of the group, "others" included, times P(object).
 
@@ -25,7 +25,7 @@ class BAGSLoss(ClassifierLoss):
         edges: Smallest count of the second and later groups. A group without a class does not
             exist.
         others_ratio: A group's mean is over its own positives and this many times as many other
-            RoIs, drawn anew each time by torch's generator; without own positives it is 0.
+            RoIs, drawn for each call by torch's generator; without own positives it is 0.
         loss_weight: See `ClassifierLoss`.
         reduction: See `ClassifierLoss`.
     """
@@ -78,7 +78,7 @@ class BAGSLoss(ClassifierLoss):
         return scores / scores.sum(dim=-1, keepdim=True)
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the percentage of RoIs whose highest score is that of their label."""
+        """Compute the accuracy in percent, from logits (N, channels) and labels (N,)."""
         correct = self.get_activation(cls_score).argmax(dim=1) == labels
         return {"acc": 100 * correct.float().mean() if len(labels) else cls_score.new_zeros(())}
 
@@ -100,16 +100,16 @@ class BAGSLoss(ClassifierLoss):
             losses[f"loss_cls_group{g}"] = self.loss_weight * loss / max(len(rows), 1)
         return losses
 
-    def draw(self, own: Tensor) -> Tensor:
+    def draw(self, in_group: Tensor) -> Tensor:
         """Choose the rows that a group learns from.
 
         Args:
-            own: (N,) bool, RoIs of the group's classes.
+            in_group: (N,) bool, RoIs of the group's classes.
 
         Returns:
-            (n,) int64: all own RoIs, and `others_ratio` times as many random others.
+            (n,) int64: all RoIs of the group, and `others_ratio` times as many random others.
         """
-        own_rows, other_rows = own.nonzero().squeeze(1), (~own).nonzero().squeeze(1)
-        count = min(len(other_rows), int(self.others_ratio * len(own_rows)))
-        drawn = torch.randperm(len(other_rows), device=own.device)[:count]
-        return torch.cat([own_rows, other_rows[drawn]])
+        rows, other_rows = in_group.nonzero().squeeze(1), (~in_group).nonzero().squeeze(1)
+        count = min(len(other_rows), int(self.others_ratio * len(rows)))
+        drawn = torch.randperm(len(other_rows), device=in_group.device)[:count]
+        return torch.cat([rows, other_rows[drawn]])

@@ -157,7 +157,7 @@ class ClassifierLoss(nn.Module):
 class Positives(NamedTuple):
     """The foreground RoIs of a batch.
 
-    Where `needs_static_shapes` these are all N RoIs, and `is_positive` tells which of them count.
+    Where `needs_static_shapes` these are all N RoIs, and `is_positive` marks those that count.
 
     Attributes:
         rows: (n,) their rows in the batch.

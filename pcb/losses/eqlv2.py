@@ -124,7 +124,12 @@ class EQLv2Loss(ClassifierLoss):
     ) -> None:
         """Add |σ - t| w to `pos` and `neg`, split by `positive`. A collective.
 
-        Args are those of `equalised_loss`, and the (N, C+1) `weight` of each summand.
+        Args:
+            logits: (N, C+1), without gradient.
+            target: As in `equalised_loss`.
+            positive: As in `equalised_loss`.
+            weight: (N, C+1) weight of each summand of the loss.
+            rows: As in `equalised_loss`.
         """
         classes = slice(self.num_classes)
         gradient = logits.sigmoid().sub_(target).abs_().mul_(weight)[:, classes]
@@ -151,8 +156,8 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
         literal: False (released code): mix targets, t = α_r M[:, y] + (1 - α_r) onehot, from which
             weights and collected gradients follow. True (Eq. 15 as printed): mix losses, both with
             the weights of the one-hot label. BCE is linear in t, so this differs only in the
-            weights. The paper does not say which gradients it collects; our guess is |σ - t| w,
-            positive where the label is.
+            weights. The paper does not state which gradients it collects; our guess is
+            |σ - t| w, positive where the label is.
         gamma: See `EQLv2Loss`.
         mu: See `EQLv2Loss`.
         weight_of_positives: See `EQLv2Loss`.

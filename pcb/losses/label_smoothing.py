@@ -1,6 +1,6 @@
 """Label smoothing and online label smoothing, with which the paper compares PCB (Table 4).
 
-The paper does not say to which RoIs, over which classes and from which epoch on it applied them.
+The paper does not state to which RoIs, over which classes and from which epoch it applied them.
 Our guess treats them like PCB: positives only, the C foreground classes, from epoch 17 on. The
 other reading is `scope='all', start_epoch=1`.
 """
@@ -84,7 +84,7 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
         self.soft_labels.set_epoch(epoch)
 
     def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
-        """Collect the soft labels of the next epoch. A collective."""
+        """Collect the soft labels of the next epoch; see `SoftLabels.update`. A collective."""
         self.soft_labels.update(probs, classes)
 
     def alpha_at(self, step: int | None) -> float:

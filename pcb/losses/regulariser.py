@@ -78,8 +78,8 @@ class Regulariser(nn.Module):
         self.iteration = MessageHub.get_current_instance().get_info("iter", default=None)
         if before is not None and self.iteration != before:
             raise UserError(
-                f"PCB is to start in epoch {self.start_epoch}, but nothing sets the epoch of its "
-                "loss",
+                f"PCB should start in epoch {self.start_epoch}, but nothing sets the epoch of "
+                "its loss",
                 "add dict(type='PCBEpochHook') to custom_hooks in the config",
             )
 
@@ -116,7 +116,7 @@ class Regulariser(nn.Module):
 
         Args:
             probs: (n, C) foreground probabilities of the positives.
-            labels: (n,) int64, their classes; C marks a row to leave out.
+            labels: (n,) int64, their classes; C marks a row to ignore.
             step: 0-based step, None: the last.
             extra: A tensor that is summed over all ranks in place, in the same all-reduce.
         """

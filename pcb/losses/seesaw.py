@@ -33,7 +33,7 @@ class SeesawLoss(ClassifierLoss):
         num_classes: C.
         p: Exponent of the mitigation factor.
         q: Exponent of the compensation factor.
-        eps: Least σ_y.
+        eps: Lower bound of σ_y.
         counts: RoIs are counted over 'all' ranks, so that ranks agree and a resume is exact, or on
             each 'rank' alone, as in MMDetection.
         loss_weight: See `ClassifierLoss`.
@@ -73,6 +73,10 @@ class SeesawLoss(ClassifierLoss):
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute accuracies in percent, under MMDetection's names.
+
+        Args:
+            cls_score: (N, C+2) logits.
+            labels: (N,) int64: 0 .. C-1 foreground, C background.
 
         Returns:
             `acc_objectness` of all RoIs as object or background, `acc_classes` of positives.
@@ -135,7 +139,7 @@ class SeesawLoss(ClassifierLoss):
 
         Args:
             log_score: (n, C) log-softmax of the positives.
-            classes: (n,) int64, their classes; C marks a row to leave out.
+            classes: (n,) int64, their classes; C marks a row to ignore.
             counts: (C+1,) RoIs of this rank by label; changed in place.
             step: 0-based step, None: the last.
         """
@@ -171,7 +175,7 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         momentum: See `Regulariser`.
         num_steps: See `Regulariser`.
         start_epoch: See `Regulariser`.
-        factors: Which factors p̂ of L_PCB has. 'label' (released code): S_yj of the label y, as in
+        factors: The factors in p̂ of L_PCB. 'label' (released code): S_yj of the label y, as in
             L_seesaw. 'class' (Eq. 17): p̂_i has S_ij of the class i that it scores; needs memory
             for n·C² values.
         p: See `SeesawLoss`.
@@ -248,7 +252,7 @@ class HardAndSoft(torch.autograd.Function):
     def forward(
         ctx, z: Tensor, factors: Tensor, classes: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compute both losses of each RoI."""
+        """Compute both losses (n,) of logits, factors and targets (n, C) and classes (n,)."""
         log_p = factors.add_(z).log_softmax(dim=1)
         ctx.save_for_backward(log_p, classes, target)
         return -log_p.gather(1, classes[:, None]).squeeze(1), -(target * log_p).sum(dim=1)
@@ -256,7 +260,7 @@ class HardAndSoft(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_hard: Tensor, grad_soft: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradient with respect to the logits."""
+        """Compute the gradient (n, C) of the logits from those (n,) of both losses."""
         log_p, classes, target = ctx.saved_tensors
         grad = target * -grad_soft[:, None]
         grad.scatter_add_(1, classes[:, None], -grad_hard[:, None])

@@ -80,5 +80,5 @@ class SoftLabels(nn.Module):
         self.counts.index_copy_(0, present, self.counts[present] + counts)
 
     def rows(self, classes: Tensor) -> Tensor:
-        """Return the labels in use (n, C) of classes (n,); some row for the class C, "none"."""
+        """Return the labels in use (n, C) of classes (n,); for the class C, "none", any row."""
         return self.labels.index_select(0, classes.clamp(max=self.num_classes - 1))

@@ -93,7 +93,7 @@ class SoftCrossEntropy(torch.autograd.Function):
     def forward(
         ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, alpha: float
     ) -> Tensor:
-        """Compute the loss of each RoI."""
+        """Compute the loss (N,) of logits (N, C+1), labels (N,) and targets (n, C)."""
         rows = positives.rows
         log_p = logits.log_softmax(dim=1)
         loss = -log_p.gather(1, label[:, None]).squeeze(1)
@@ -106,7 +106,7 @@ class SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradient with respect to the logits."""
+        """Compute the gradient (N, C+1) of the logits from that (N,) of the loss."""
         (log_p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
         grad_soft = ctx.positives.where(grad[rows])
         grad_hard = grad.index_add(0, rows, grad_soft, alpha=-ctx.alpha)
@@ -160,7 +160,10 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
             self.soft_labels.set_epoch(epoch)
 
     def update(self, probs: Tensor, classes: Tensor, step: int | None) -> None:
-        """Update the confusion matrix, and the soft labels where they are kept. A collective."""
+        """Update the matrix, and the soft labels if they are kept; a collective.
+
+        See `SoftTargetCrossEntropy.update`.
+        """
         self.pcb.update_confusion(probs, classes, step)
         if self.soft_labels is not None:
             self.soft_labels.update(probs, classes)

@@ -1,1 +1,1 @@
-"""What a study would do and cost, and how far it is."""
+"""The work of a study: what it costs, and how much of it is done."""

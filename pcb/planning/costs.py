@@ -34,7 +34,7 @@ class Item:
         epochs: Epochs that it trains; 0 for an evaluation.
         seconds: Its duration.
         devices: GPUs or threads that it holds.
-        bytes: Size of what it leaves.
+        bytes: Size of the files that it leaves.
     """
 
     key: Key
@@ -82,7 +82,7 @@ class Costs:
 
     @property
     def device(self) -> str:
-        """What the hours are of: 'GPU' or 'core'."""
+        """The unit of the hours: 'GPU' or 'core'."""
         return "GPU" if self.gpu else "core"
 
     def needs(self, target: str) -> list[Key]:

@@ -1,4 +1,4 @@
-"""The trainings of a study, and how far each is by the results folder alone."""
+"""The trainings of a study, and the state of each, read from the results folder alone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Job:
         run: Id of the experiment.
         seed: Its seed.
         state: `DONE` (trained, and scored in all variants that a table shows; a trunk: trained),
-            `TRAINED` (not so scored), `PARTIAL` (it would resume from a checkpoint) or `TO_RUN`. A
-            record of another configuration than the study's counts as none.
+            `TRAINED` (not scored in all of them), `PARTIAL` (it would resume from a checkpoint) or
+            `TO_RUN`. A record of another configuration counts as missing.
         epochs: Epochs that this job trains itself.
         trunk: Whether it is a trunk.
         tables: Tables and figures with a row of this run; () for a trunk.
@@ -67,19 +67,19 @@ def epochs_to_train(study: Study, run: str) -> int:
 
 
 def run_state(study: Study, run: str, seed: int) -> str:
-    """How far a training is, by its records and its work folder."""
+    """The state of a training, from its records and its work folder."""
     paths, fingerprint = study.paths, study.fingerprint(run, seed)
     if current_record(paths.train(run, seed), fingerprint):
         metrics = current_record(paths.metrics(run, seed), fingerprint)
         scored = metrics and set(study.variants(run)) <= set(metrics.get("variants", ()))
         return DONE if scored else TRAINED
     if study.experiments[run].trunk == run and trunk_state(study, run, seed) != DONE:
-        return TO_RUN  # it shares the work folder with the trunk, whose checkpoints those are
+        return TO_RUN  # any checkpoint in the work folder that they share is the trunk's
     return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN
 
 
 def trunk_state(study: Study, trunk: str, seed: int) -> str:
-    """How far a trunk is, by its record and its work folder."""
+    """The state of a trunk, from its record and its work folder."""
     fingerprint = study.fingerprint(trunk, seed)
     if current_record(study.paths.trunk(trunk, seed), fingerprint):
         return DONE

@@ -75,12 +75,12 @@ def measure(study: Study, iterations: int = 10) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         ready = study if why or not missing_files(study) else with_data(study, Path(folder))
         for run in representatives(study):
-            found = sizes(study, run) if why else timed(ready, run, iterations)
+            measured = sizes(study, run) if why else timed(ready, run, iterations)
             key = setting(study.experiments[run])
-            for quantity, value in found.items():
+            for quantity, value in measured.items():
                 methods = timings.setdefault(quantity, {}).setdefault(key, {})
                 methods[method(study.experiments[run])] = value
-            print_once(f"{run}: {summary(found)}")
+            print_once(f"{run}: {summary(measured)}")
     hardware = provenance.hardware("cpu" if why else study.scale["hardware"]["device"])
     machine = ", ".join(sorted(set(hardware.get("gpus", [])))) or hardware["cpu"]
     if is_main_process():
@@ -101,23 +101,23 @@ def measure(study: Study, iterations: int = 10) -> Path:
     return study.paths.timings
 
 
-def summary(found: dict[str, float]) -> str:
+def summary(measured: dict[str, float]) -> str:
     """What was measured of a run, in one line."""
-    parts = [f"{found[key]:.3g} s an {key}" for key in ("iteration", "image") if key in found]
-    parts.append(f"checkpoint {size(found['final'])}")
-    return ", ".join([*parts, f"detections {size(found['detections'])} an image"])
+    texts = [f"{measured[key]:.3g} s an {key}" for key in ("iteration", "image") if key in measured]
+    texts.append(f"checkpoint {size(measured['final'])}")
+    return ", ".join([*texts, f"detections {size(measured['detections'])} an image"])
 
 
 def representatives(study: Study) -> list[str]:
     """One run for each method on the first data set and backbone, and one for each other pair."""
     first = setting(next(iter(study.experiments.values())))
-    found: dict[tuple[str, str], str] = {}
+    chosen: dict[tuple[str, str], str] = {}
     for run, experiment in study.experiments.items():
         if len(study.registry.stages(experiment.loss)) > 1:
             continue  # a second stage trains fewer parameters of the same detector
-        where = setting(experiment)
-        found.setdefault((where, method(experiment) if where == first else ""), run)
-    return list(found.values())
+        pair = setting(experiment)
+        chosen.setdefault((pair, method(experiment) if pair == first else ""), run)
+    return list(chosen.values())
 
 
 def missing_gpu(study: Study) -> str | None:
@@ -170,7 +170,8 @@ class TimedLoop(ResumableLoop):
     Args:
         batches: Number of timed batches; one more comes before them.
         epoch: 0-based epoch to train in.
-        args, kwargs: Of `ResumableLoop`.
+        *args: Those of `ResumableLoop`.
+        **kwargs: Those of `ResumableLoop`.
 
     Attributes:
         seconds: Seconds of an iteration, mean of the second pass without its first iteration.
@@ -200,14 +201,14 @@ class TimedLoop(ResumableLoop):
 
 
 def now() -> float:
-    """The clock, in seconds, after the GPU has finished what it was given."""
+    """The clock, in seconds, after the GPU has finished its queue."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
-    """Train and detect for a moment, and return the value of each quantity; leaves no files."""
+    """Train and detect briefly, and return the value of each quantity; leaves no files."""
     torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
     with tempfile.TemporaryDirectory() as folder:
         cfg = build.config(study, run, 0, folder)
@@ -223,21 +224,21 @@ def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
         runner.begin = lambda runner: start(runner, study, run)
         runner.train()
         state, loop = runner.state(), cast(TimedLoop, runner.loop)
-        found = {
+        measured = {
             "iteration": loop.seconds,
             "checkpoint": serialise(state).getbuffer().nbytes,
             "final": serialise(finished(state)).getbuffer().nbytes,
         }
         if is_main_process():
-            found |= detections(study, run, runner.bare_model, Path(folder))
+            measured |= detections(study, run, runner.bare_model, Path(folder))
         barrier()
-    return found
+    return measured
 
 
 def start(runner: Runner, study: Study, run: str) -> None:
     """Load the weights that the training starts from, if they exist.
 
-    A randomly initialised detector makes as many proposals, but others.
+    A randomly initialised detector makes equally many proposals, at other places.
     """
     path = study.paths.weights(study.experiments[run].backbone)
     if path.exists():

@@ -54,13 +54,13 @@ def trainings_text(costs: Costs) -> str:
     lines = [("run", "seed", "epochs", f"{costs.device} h", "state", "tables")]
     for job in costs.jobs:
         name = f"trunk of {job.run}" if job.trunk else job.run
-        of = f"shared by {len(job.branches)}" if job.trunk else " ".join(map(short, job.tables))
+        users = f"shared by {len(job.branches)}" if job.trunk else " ".join(map(short, job.tables))
         hours = device_hours(costs.items[key_of(job)].hours)
-        lines.append((name, str(job.seed), str(job.epochs), hours, job.state, of))
+        lines.append((name, str(job.seed), str(job.epochs), hours, job.state, users))
     width = max(len(line[0]) for line in lines)
     return "\n".join(
-        f"{run:<{width}} {seed:>4} {epochs:>6} {hours:>7}  {state:<7} {of}".rstrip()
-        for run, seed, epochs, hours, state, of in lines
+        f"{run:<{width}} {seed:>4} {epochs:>6} {hours:>7}  {state:<7} {users}".rstrip()
+        for run, seed, epochs, hours, state, users in lines
     )
 
 
@@ -148,8 +148,8 @@ def summary(costs: Costs, gpus: int | None = None) -> str:
 def epochs(costs: Costs) -> str:
     """Epochs that remain, and those that shared trunks save."""
     first, second, trained = epoch_counts(costs)
-    each = costs.study.schedule["epochs"]
-    sum_of = f" ({first:,} = {first // each} x {each}, and {second} of second stages)"
+    per_run = costs.study.schedule["epochs"]
+    sum_of = f" ({first:,} = {first // per_run} x {per_run}, and {second} of second stages)"
     return (
         f"{costs.epochs(costs.remaining(costs.items)):,} to train of {trained:,}; "
         f"without shared trunks {first + second:,}{sum_of if second else ''}: "
@@ -296,7 +296,7 @@ def budget_hours(text: str) -> float:
     """Read a length of time: `100h`, `3d`, `90min`, or a plain number of hours.
 
     Raises:
-        UserError: It is no length of time.
+        UserError: It is not a length of time.
     """
     units: Sequence[str] = sorted(HOURS_IN, key=len, reverse=True)
     unit = next((unit for unit in units if text.endswith(unit)), "")
@@ -305,5 +305,5 @@ def budget_hours(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise UserError(f"{text!r} is no length of time", "write it like 100h, 3d or 90min")
+        raise UserError(f"{text!r} is not a length of time", "write it like 100h, 3d or 90min")
     return value

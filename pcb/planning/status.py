@@ -1,4 +1,4 @@
-"""`pcb status`: how far a study is, what runs now and when it will be done.
+"""`pcb status`: the progress of a study, what runs now and when it will be done.
 
 It reads the results folder only, so it can be used while a run is under way.
 """
@@ -16,9 +16,7 @@ from pcb.planning.timings import Timings
 from pcb.study.study import Study
 from pcb.study.variants import GAMMA_SPLITS
 
-RECENT = (
-    120.0  # seconds since the last line in its log, after which a job no longer counts as running
-)
+RECENT = 120.0  # seconds without a new line in its log after which a job counts as ended
 
 
 def status(study: Study) -> str:
@@ -84,7 +82,7 @@ def done_at(moment: float, now: float | None = None) -> str:
 
     Args:
         moment: Seconds since the epoch.
-        now: The present; None: the clock's.
+        now: Current time, likewise; None: read the clock.
     """
     today = time.localtime(now)[:3] == time.localtime(moment)[:3]
     return time.strftime(

@@ -42,12 +42,12 @@ def method(experiment: Experiment, loss: str | None = None) -> str:
         experiment: The experiment. Its sampler, α and γ cost no time.
         loss: The loss of one of its stages; None: its own.
     """
-    each = "-each" if experiment.regression == "each" else ""
-    return f"{loss or experiment.loss}_{experiment.paradigm}{each}"
+    suffix = "-each" if experiment.regression == "each" else ""
+    return f"{loss or experiment.loss}_{experiment.paradigm}{suffix}"
 
 
 class Timings:
-    """What the quantities of `QUANTITIES` are on this machine.
+    """The values of `QUANTITIES` on this machine.
 
     Args:
         values: Quantity -> setting -> method -> value.
@@ -87,10 +87,10 @@ class Timings:
         here = settings.get(setting, {})
         if method in here:
             return here[method]
-        for there in settings.values():
-            ratios = [here[name] / there[name] for name in sorted(here.keys() & there.keys())]
-            if method in there and ratios:
-                return there[method] * fmean(ratios)
+        for other in settings.values():
+            ratios = [here[name] / other[name] for name in sorted(here.keys() & other.keys())]
+            if method in other and ratios:
+                return other[method] * fmean(ratios)
         if here:
             return here.get(BASE) or fmean(here.values())
         every = [value for methods in settings.values() for value in methods.values()]
@@ -108,13 +108,13 @@ def _by_hand(assumed: dict[str, float]) -> list[str]:
 
 
 def from_file(study: Study) -> dict:
-    """Content of timings.json; {} where there is none or it is not whole."""
+    """Content of timings.json; {} where it is missing or incomplete."""
     try:
         stored = read_record(study.paths.timings) or {}
     except UserError:
         return {}
-    whole = {"date", "machine", "timed"} <= stored.keys()
-    return stored if whole and isinstance(stored.get("timings"), dict) else {}
+    complete = {"date", "machine", "timed"} <= stored.keys()
+    return stored if complete and isinstance(stored.get("timings"), dict) else {}
 
 
 def from_finished_runs(study: Study) -> tuple[Values, int]:
@@ -123,13 +123,13 @@ def from_finished_runs(study: Study) -> tuple[Values, int]:
     count = 0
     for seed in study.seeds:
         for run, experiment in study.experiments.items():
-            found = of_run(study, run, seed)
-            count += found is not None
-            for quantity, value in (found or {}).items():
+            measured = of_run(study, run, seed)
+            count += measured is not None
+            for quantity, value in (measured or {}).items():
                 lists[quantity, setting(experiment), method(experiment)].append(value)
     values: Values = {}
-    for (quantity, where, name), each in lists.items():
-        values.setdefault(quantity, {}).setdefault(where, {})[name] = fmean(each)
+    for (quantity, pair, name), numbers in lists.items():
+        values.setdefault(quantity, {}).setdefault(pair, {})[name] = fmean(numbers)
     return values, count
 
 
@@ -140,16 +140,16 @@ def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
     record = current_record(paths.train(run, seed), fingerprint)
     if not record:
         return None
-    found = {"final": _file_size(record.get("checkpoint"))}
+    measured = {"final": _file_size(record.get("checkpoint"))}
     if experiment.trunk:
         trunk = current_record(
             paths.trunk(experiment.trunk, seed), study.fingerprint(experiment.trunk, seed)
         )
-        found["checkpoint"] = _file_size((trunk or {}).get("checkpoint"))
+        measured["checkpoint"] = _file_size((trunk or {}).get("checkpoint"))
     one_stage = len(study.registry.stages(experiment.loss)) == 1
     if one_stage and record.get("iterations") and record.get("seconds"):
-        own = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
-        found["iteration"] = record["seconds"] / own
+        iterations = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
+        measured["iteration"] = record["seconds"] / iterations
     splits = detection_splits(study, run)
     manifests = {s: current_record(paths.detections(run, seed, s), fingerprint) for s in splits}
     done = {split: manifest for split, manifest in manifests.items() if manifest}
@@ -157,11 +157,11 @@ def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
         seconds = sum(manifest["seconds"] for manifest in done.values())
         if study.scale["hardware"]["device"] == "cpu":
             seconds += _job_seconds(study, f"score/{run}/seed{seed}")
-        found["image"] = seconds / sum(done[split]["images"] for split in splits)
+        measured["image"] = seconds / sum(done[split]["images"] for split in splits)
         shards = paths.detections(run, seed).parent / done["val"]["folder"]
         size = sum(path.stat().st_size for path in shards.glob("*"))
-        found["detections"] = size / done["val"]["images"]
-    return {quantity: value for quantity, value in found.items() if value}
+        measured["detections"] = size / done["val"]["images"]
+    return {quantity: value for quantity, value in measured.items() if value}
 
 
 def _file_size(path: str | None) -> float:
@@ -170,7 +170,7 @@ def _file_size(path: str | None) -> float:
 
 
 def _job_seconds(study: Study, job: str) -> float:
-    """Seconds that a job took, by Snakemake's benchmark file; 0 where it was run by hand."""
+    """Seconds that a job took, from Snakemake's benchmark file; 0 where it was run by hand."""
     try:
         names, values = study.paths.benchmark(job).read_text().splitlines()[:2]
         return float(dict(zip(names.split("\t"), values.split("\t"), strict=True))["s"])

@@ -1,4 +1,4 @@
-"""How many images a training and an evaluation process."""
+"""The number of images that a training and an evaluation process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def images_in(study: Study, dataset: str, split: str) -> int | None:
     The count is from the report of `pcb check-data`, else from the recipe of generated data, else
     from the release.
     """
-    found = _report(study, dataset).get("splits", {}).get(split, {}).get("images")
-    if found is not None:
-        return found
+    count = _report(study, dataset).get("splits", {}).get(split, {}).get("images")
+    if count is not None:
+        return count
     if "synthetic" in study.scale:
         return study.scale["synthetic"][f"{split}_images"]
     release = RELEASES[study.scale["datasets"][dataset]["version"]]
@@ -41,8 +41,8 @@ def images_per_epoch(study: Study, experiment: Experiment) -> tuple[int | None, 
     """
     rfs = experiment.sampler == "rfs"
     factors = _report(study, experiment.dataset).get("repeat_factors", {})
-    if found := factors.get("epoch" if rfs else "images"):
-        return found, True
+    if count := factors.get("epoch" if rfs else "images"):
+        return count, True
     return images_in(study, experiment.dataset, "train"), not rfs
 
 

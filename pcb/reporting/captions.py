@@ -1,7 +1,7 @@
-"""What a page says around a table: heading, data, detector, departures, provenance.
+"""Text of a page around a table: heading, data, detector, departures, provenance.
 
-Every function takes `about`, what `gathered/<target>.json` holds besides the numbers, and returns
-plain text. `scale_facts` makes its part on the scale.
+Every function takes `about`, the metadata in `gathered/<target>.json`, and returns plain text.
+`scale_facts` makes the entry about the scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pcb.study.departures import data_title, departures, detectors
 
 
 def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
-    """What pages say of a scale and of the backbones that they use, as JSON values."""
+    """Facts about a scale and the backbones that a page uses, as JSON values."""
     return {
         "name": scale["name"],
         "title": scale["title"],
@@ -36,7 +36,7 @@ def origin(about: dict) -> str:
 
 
 def detector_names(about: dict, key: str) -> str:
-    """The detectors of a page: by `name` ours, by `paper` the paper's."""
+    """The detectors of a page: ours for the key `name`, the paper's for `paper`."""
     pairs = [detector[key].partition(", ") for detector in about["scale"]["detectors"]]
     if len({size for _, _, size in pairs}) == 1:
         return " and ".join(name for name, _, _ in pairs) + "".join(pairs[0][1:])

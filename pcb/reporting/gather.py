@@ -1,8 +1,8 @@
 """Gather what a notebook reads: `gather(study, target)` writes gathered/TARGET.json.
 
-For a table or figure that is a `ResultTable`, for a page of images what it shows. `collect` returns
+For a table or figure that is a `ResultTable`, for a page of images its content. `collect` returns
 the same in memory, for the site. Numbers are ours only where metrics.json is of the configuration
-that the study describes now; everything else is `not run`, whatever the paper printed.
+that the study describes now; everything else is `not run`, even where the paper prints a number.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def outdated(study: Study, table: ResultTable) -> bool:
 
 
 def about(results: Results, target: Table | Page, seeds: Sequence[int]) -> dict:
-    """What any page says of itself: title, seeds, scale, data, detectors, departures, runs."""
+    """Metadata of a page: title, seeds, scale, data, detectors, departures, runs."""
     return {
         "target": target.id,
         "title": target.title,
@@ -111,10 +111,10 @@ def about(results: Results, target: Table | Page, seeds: Sequence[int]) -> dict:
 
 
 def scale_about(results: Results, runs: Sequence[str]) -> dict:
-    """What a page says of the scale of its runs.
+    """Metadata of a page about the scale of its runs.
 
     `comparable` is whether every data set behind them was found equal to its LVIS release; on any
-    other data no number may be set beside the paper's in size.
+    other data the size of a number cannot be compared with the paper's.
     """
     study = results.study
     experiments = [study.experiments[run] for run in runs]
@@ -126,12 +126,12 @@ def scale_about(results: Results, runs: Sequence[str]) -> dict:
 
 
 def datasets(results: Results, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
-    """The data sets of a page: version, and what is known of them once a run was scored."""
+    """The data sets of a page: version and, once a run was scored, images and classes."""
     study, out = results.study, []
     for key in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
         runs = [run for run in target.runs if study.experiments[run].dataset == key]
         scored = (results.metrics(run, seed) for run in runs for seed in seeds)
-        metrics = next((found for found in scored if found), None)
+        metrics = next((content for content in scored if content), None)
         groups = [c["frequency"] for c in metrics["classes"]["plain"]] if metrics else []
         out.append(
             {
@@ -183,29 +183,29 @@ def confusion(results: Results, table: Table) -> dict | None:
     """
     for run in table.runs:
         for seed in results.study.seeds:
-            if found := results.confusion(run, seed):
-                chosen = found.choose(FIGURE_CLASSES, FIGURE_SEED)
+            if measured := results.confusion(run, seed):
+                chosen = measured.choose(FIGURE_CLASSES, FIGURE_SEED)
                 return {
                     "run": run,
                     "seed": seed,
-                    "classes": [f"{found.names[i]} ({found.frequency[i]})" for i in chosen],
-                    "matrix": found.matrix[chosen][:, chosen].tolist(),
-                    "groups": found.by_group().tolist(),
+                    "classes": [f"{measured.names[i]} ({measured.frequency[i]})" for i in chosen],
+                    "matrix": measured.matrix[chosen][:, chosen].tolist(),
+                    "groups": measured.by_group().tolist(),
                     "pairs": [
                         {
-                            "i": class_label(found, i),
-                            "j": class_label(found, j),
-                            "i_for_j": float(found.matrix[i, j]),
-                            "j_for_i": float(found.matrix[j, i]),
+                            "i": class_label(measured, i),
+                            "j": class_label(measured, j),
+                            "i_for_j": float(measured.matrix[i, j]),
+                            "j_for_i": float(measured.matrix[j, i]),
                         }
-                        for i, j in found.most_one_sided(FIGURE_PAIRS)
+                        for i, j in measured.most_one_sided(FIGURE_PAIRS)
                     ],
                 }
     return None
 
 
-def class_label(found: Confusion, i: int) -> str:
+def class_label(confusion: Confusion, i: int) -> str:
     """A class with its group and number of train images."""
-    images = found.train_images[i]
+    images = confusion.train_images[i]
     plural = "s" if images != 1 else ""
-    return f"{found.names[i]} ({found.frequency[i]}, {images} train image{plural})"
+    return f"{confusion.names[i]} ({confusion.frequency[i]}, {images} train image{plural})"

@@ -153,7 +153,18 @@ def marks(
     xerr: pd.Series | None = None,
     yerr: pd.Series | None = None,
 ) -> None:
-    """Draw a metric in its colour and shape, hollow for the paper; the bars are our spread."""
+    """Draw a metric in its colour and shape, hollow for the paper.
+
+    Args:
+        ax: The panel.
+        x: (n,) positions.
+        y: (n,) positions.
+        metric: Key of the metric.
+        source: `ours` or `paper`.
+        line: Style of the line that joins the markers; "" for none.
+        xerr: (n,) our standard deviation over seeds along x, for bars.
+        yerr: The same along y.
+    """
     colour = style.colour(metric)
     ax.errorbar(
         x,
@@ -259,11 +270,11 @@ def arrows(table: ResultTable) -> Plot:
 
 def base_and_pcb(lines: bool = False) -> list[Line2D]:
     """Legend entries: hollow markers are a base method, full ones the same with PCB."""
-    look: dict[str, Any] = {"color": GREY, "marker": "o"}
+    shape: dict[str, Any] = {"color": GREY, "marker": "o"}
     base, pcb = ("--", "-") if lines else ("", "")
     return [
-        Line2D([], [], **look, ls=base, markerfacecolor="white", label="base"),
-        Line2D([], [], **look, ls=pcb, label="with PCB"),
+        Line2D([], [], **shape, ls=base, markerfacecolor="white", label="base"),
+        Line2D([], [], **shape, ls=pcb, label="with PCB"),
     ]
 
 
@@ -301,7 +312,7 @@ def arrow(
             zorder=3,
         )
     if len(ends) == 2:
-        look = {
+        properties = {
             "arrowstyle": "-|>",
             "color": colour,
             "linewidth": 1.8,
@@ -309,7 +320,7 @@ def arrow(
             "shrinkA": 4,
             "shrinkB": 4,
         }
-        ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops=look)
+        ax.annotate("", ends["✓"], ends["✗"], zorder=2, arrowprops=properties)
     return bool(ends)
 
 
@@ -378,9 +389,10 @@ def base_against_pcb(
 ) -> None:
     """Draw one method of `by_class` into its upper and lower panel."""
     upper, lower = axes
-    for found, hollow in ((base, True), (after, False)):
-        if found:
-            dots_and_means(upper, found.train_images, found.mean(), colour, hollow)
+    for class_values, hollow in ((base, True), (after, False)):
+        if class_values:
+            count, mean = class_values.train_images, class_values.mean()
+            dots_and_means(upper, count, mean, colour, hollow)
     seeds = sorted(base.AP.keys() & after.AP.keys()) if base and after else []
     if base and after and seeds:
         gain = after.mean(seeds) - base.mean(seeds)
@@ -390,8 +402,8 @@ def base_against_pcb(
         empty(lower if base or after else upper)
     for ax in (upper, lower):
         ax.set_xscale("log")
-        if found := base or after:
-            group_borders(ax, found.train_images, found.groups)
+        if class_values := base or after:
+            group_borders(ax, class_values.train_images, class_values.groups)
     lower.set_xlabel("train images")
     lower.xaxis.set_major_formatter("{x:g}")
     lower.xaxis.set_minor_formatter(LogFormatter())
@@ -402,10 +414,10 @@ def dots_and_means(
 ) -> None:
     """Draw classes as faint dots, and over them the means of bins of about nine classes each.
 
-    `count` (C,) are train images, `values` (C,) an AP or a difference; NaN is left out.
+    `count` (C,) are train images, `values` (C,) an AP or a difference; NaN is ignored.
     """
-    there = ~np.isnan(values) & (count > 0)
-    count, values = count[there], values[there]
+    drawn = ~np.isnan(values) & (count > 0)
+    count, values = count[drawn], values[drawn]
     ax.scatter(
         count,
         values,
@@ -435,7 +447,10 @@ def dots_and_means(
 
 
 def group_borders(ax: Axes, count: np.ndarray, groups: str) -> None:
-    """Mark where rare classes end and frequent ones begin."""
+    """Mark where rare classes end and frequent ones begin.
+
+    `count` (C,) are train images, `groups` C letters r, c and f.
+    """
     for lower, upper in ("rc", "cf"):
         below = max((n for n, g in zip(count, groups, strict=True) if g == lower), default=None)
         above = min((n for n, g in zip(count, groups, strict=True) if g == upper), default=None)
@@ -458,7 +473,7 @@ def confusion(table: ResultTable) -> Plot:
     groups = list(GROUP_NAMES.values())
     with canvas(10.4, 5.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
-        look = {"cmap": "cividis", "square": True, "linewidths": 0.6}
+        cells = {"cmap": "cividis", "square": True, "linewidths": 0.6}
         seaborn.heatmap(
             np.log2(np.maximum(table.confusion["matrix"], 2.0**floor)),
             ax=left,
@@ -466,7 +481,7 @@ def confusion(table: ResultTable) -> Plot:
             vmax=0,
             xticklabels=names,
             yticklabels=names,
-            **look,
+            **cells,
             cbar_kws={"label": r"$\log_2 M_{ij}$ (lighter: more probable)", "shrink": 0.75},
         )
         left.set(xlabel="predicted class", ylabel="true class")
@@ -479,7 +494,7 @@ def confusion(table: ResultTable) -> Plot:
             vmax=1,
             xticklabels=groups,
             yticklabels=groups,
-            **look,
+            **cells,
             annot=True,
             fmt=".3f",
             cbar=False,
@@ -533,11 +548,11 @@ def recognised(page: dict) -> Plot:
 
 
 def outcome_bar(ax: Axes, height: float, counts: dict[str, int]) -> None:
-    """One stacked bar of `recognised`, with a count in each part that has room for it."""
+    """One stacked bar of `recognised`, with a count in each segment that has room for it."""
     total, left = max(1, counts["objects"]), 0.0
-    parts = {outcome: counts[outcome] for outcome in ("both", "gains", "losses")}
-    parts["neither"] = counts["objects"] - sum(parts.values())
-    for outcome, count in parts.items():
+    segments = {outcome: counts[outcome] for outcome in ("both", "gains", "losses")}
+    segments["neither"] = counts["objects"] - sum(segments.values())
+    for outcome, count in segments.items():
         share, colour = 100 * count / total, OUTCOMES[outcome][1]
         ax.barh(
             height,
@@ -564,7 +579,7 @@ def outcome_bar(ax: Axes, height: float, counts: dict[str, int]) -> None:
 
 
 def hatch(outcome: str) -> str | None:
-    """A pattern that tells losses from gains without colour."""
+    """A pattern that distinguishes losses from gains without colour."""
     return "///" if outcome == "losses" else None
 
 
@@ -605,12 +620,12 @@ def both_ways(page: dict) -> Plot:
 
 def scatter_pairs(ax: Axes, points: dict, least: float, title: str) -> None:
     """One panel of `both_ways`; probabilities below `least` are drawn at the edge."""
-    kinds, up, down = (np.array(points[key]) for key in ("groups", "up", "down"))
+    groups, up, down = (np.array(points[key]) for key in ("groups", "up", "down"))
     edge = least / 3
-    for kind, (_, colour, marker) in reversed(PAIRS.items()):  # rare, frequent on top
+    for pair, (_, colour, marker) in reversed(PAIRS.items()):  # rare, frequent on top
         ax.scatter(
-            np.maximum(up[kinds == kind], edge),
-            np.maximum(down[kinds == kind], edge),
+            np.maximum(up[groups == pair], edge),
+            np.maximum(down[groups == pair], edge),
             s=13,
             marker=marker,
             color=colour,
@@ -628,9 +643,9 @@ def scatter_pairs(ax: Axes, points: dict, least: float, title: str) -> None:
 def panel(
     ax: Axes, table: ResultTable, source: str, value: str | None = None, width: int = 60
 ) -> None:
-    """Head of a panel: whose numbers it shows and where they are from; the paper's are on grey.
+    """Head of a panel: ours or the paper's (on grey), and where the numbers are from.
 
-    `value` is what the rows of the panel have in common, `width` its characters in a line.
+    `value` is the value that the rows of the panel share, `width` the characters in a line.
     """
     spread = "; bars: ± std over seeds" if table.planned > 1 else ""
     origin = captions.origin(table.about).replace(" px", "\N{NO-BREAK SPACE}px")

@@ -1,9 +1,9 @@
 """A small copy of a results folder, to commit or to send: `publish(study, destination)`.
 
 It copies the site and adds a README.md: tables (CSV, Markdown, LaTeX), rendered notebooks, every
-metric, the provenance of every run and all verdicts. It has no weights, no detections, and no
-images but those that a page shows. It names no path of this machine: the results folder is written
-as `results/<scale>`, and a file that still names a local folder is an error.
+metric, the provenance of every run and all verdicts. It has no weights, no detections, and only the
+images that a page shows. It names no path of this machine: the results folder is written as
+`results/<scale>`, and a file that still names a local folder is an error.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def contents(study: Study) -> str:
             "table": study.paths.table(target.id, "md"),
             "notebook": study.paths.notebook(target.id),
         }
-        found = [f"[{name}]({href})" for name, p in files.items() if (href := link(study, p))]
-        links = " · ".join(found) or "not rendered"
+        rendered = [f"[{name}]({href})" for name, p in files.items() if (href := link(study, p))]
+        links = " · ".join(rendered) or "not rendered"
         lines.append(f"- {number(target.id)}. {target.title}: {links}")
     return "\n\n".join(p for p in [*paragraphs, "\n".join(lines)] if p) + "\n"
 
@@ -93,7 +93,7 @@ def is_copy(study: Study, folder: Path) -> bool:
 
 
 def cleaned(text: str, study: Study, path: Path) -> str:
-    """Replace paths of this machine by those seen from the checkout.
+    """Replace paths of this machine by paths relative to the checkout.
 
     Args:
         text: The content of a file.
@@ -110,9 +110,9 @@ def cleaned(text: str, study: Study, path: Path) -> str:
     text = text.replace(f"{ROOT}/", "")
     for folder in (ROOT, Path.home(), Path(tempfile.gettempdir())):
         # The characters before it rule out the inside of a base64 string.
-        if found := re.search(rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text):
+        if match := re.search(rf"(?<![\w+/=.]){re.escape(str(folder))}/[\w.-]+", text):
             raise UserError(
-                f"{path} would name {found[0]}, a path of this machine",
+                f"{path} would name {match[0]}, a path of this machine",
                 "render that page again from this checkout",
             )
     return text

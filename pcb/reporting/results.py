@@ -1,4 +1,4 @@
-"""What the jobs of a study left behind: `Results` is the only reader of it in reporting.
+"""The results of a study: `Results` is the only reader of records and metrics in reporting.
 
 A record counts only where it is of the configuration that the study describes now. Everything else
 is None, and the pages show `not run`.
@@ -24,7 +24,7 @@ class Results:
     `Results` shows one state of the folder.
 
     Attributes:
-        study: The study that they are results of.
+        study: The study.
     """
 
     def __init__(self, study: Study):

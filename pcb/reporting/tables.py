@@ -59,8 +59,8 @@ class ResultRow:
 
     def values(self, metric: str) -> list[float]:
         """Our values of a metric, one for each seed that has one."""
-        found = (values[metric] for values in self.ours.values())
-        return [value for value in found if value is not None]
+        by_seed = (values[metric] for values in self.ours.values())
+        return [value for value in by_seed if value is not None]
 
     def number(self, block: str, metric: str) -> float | None:
         """The number of a block: our mean, the published one, or their difference."""
@@ -81,7 +81,7 @@ class ResultTable:
     """A table or figure of the paper with our numbers, as JSON values.
 
     Attributes:
-        about: Title, scale, seeds, data, detectors, departures and runs; `captions` words it.
+        about: Title, scale, seeds, data, detectors, departures and runs, for `captions`.
         claim: What the paper concludes from the table, in our words.
         labels: Names of the label columns.
         metrics: Keys of the metrics, the columns of every block.
@@ -135,7 +135,7 @@ class ResultTable:
 
 
 def rows(results: Results, table: Table) -> list[ResultRow]:
-    """The rows of a table of the study, with what was measured of them."""
+    """The rows of a table of the study, with our measured numbers."""
     return [
         ResultRow(
             id=row.id,
@@ -194,7 +194,7 @@ def load_json(gathered: str | Path) -> dict:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its place, its text and the number behind it.
+    """A cell of a table: its position, its text and the number behind it.
 
     Attributes:
         block: "" for a label, else `ours`, `paper` or `Δ`.
@@ -389,8 +389,8 @@ def markdown(table: ResultTable) -> str:
         index=False, tablefmt="pipe", disable_numparse=True, colalign=align
     )
     statements = "\n".join(f"> {line}" for line in captions.statements(table.about))
-    parts = [f"**{captions.heading(table.about)}**", statements, body, *footnotes(table)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    paragraphs = [f"**{captions.heading(table.about)}**", statements, body, *footnotes(table)]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
 TEX = str.maketrans(

@@ -1,4 +1,4 @@
-"""The paper as data: experiments, tables, claims, scale, and where results lie. No torch."""
+"""The paper as data: experiments, tables, claims, scale, and the paths of results. No torch."""
 
 from pcb.study.experiment import PCB, Experiment
 from pcb.study.load import load_study

@@ -1,4 +1,4 @@
-"""Checks of a study across its entries: what a JSON schema cannot say."""
+"""Checks of a study across its entries, which a JSON schema cannot express."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ def check_paper(resolved: dict, registry: Registry, source: str) -> None:
 
 
 def check_factors(experiment: Experiment, registry: Registry, source: str) -> None:
-    """An id is spelled by its factors, and the loss allows PCB, the paradigm and the options."""
+    """Check that the id follows from the factors, and that the loss allows all of them."""
     where = f"{source}: experiment {experiment.id!r}"
     loss = registry.losses[experiment.loss]
     if experiment.pcb and not loss.with_pcb:
-        raise UserError(f"{where}: the loss {experiment.loss!r} takes no PCB", "leave out `pcb`")
+        raise UserError(
+            f"{where}: the loss {experiment.loss!r} cannot be combined with PCB", "leave out `pcb`"
+        )
     if registry.paradigms[experiment.paradigm].steps > 1 and not loss.with_steps:
         raise UserError(
-            f"{where}: the loss {experiment.loss!r} has no steps", "use `paradigm: plain`"
+            f"{where}: the loss {experiment.loss!r} does not support several steps",
+            "use `paradigm: plain`",
         )
     for name, value in experiment.options.items():
         if name not in loss.options:
@@ -54,14 +57,14 @@ def check_factors(experiment: Experiment, registry: Registry, source: str) -> No
 def check_trunk(
     experiment: Experiment, experiments: dict[str, Experiment], registry: Registry, source: str
 ) -> None:
-    """Experiments that share a trunk are the same training until PCB starts."""
+    """Check that experiments with one trunk are the same training until PCB starts."""
     if experiment.trunk is None:
         return
     where = f"{source}: experiment {experiment.id!r}"
     trunk = experiments.get(experiment.trunk)
     if trunk is None:
         raise UserError(
-            f"{where} names the trunk {experiment.trunk!r}, which is no experiment",
+            f"{where} names the trunk {experiment.trunk!r}, which is not an experiment",
             "name an experiment of this study",
         )
     if trunk.trunk != trunk.id or trunk.factors != experiment.early_factors(registry):
@@ -73,9 +76,9 @@ def check_trunk(
 
 
 def check_tables(resolved: dict, registry: Registry, source: str) -> None:
-    """Rows have an id, an experiment, one label per label column, one number (or none) a metric.
+    """Check that each row has an id, an experiment, all labels and a number or null per metric.
 
-    A row of an earlier step needs an experiment with steps.
+    A row that shows an earlier step needs an experiment with several steps.
     """
     for table, spec in resolved["tables"].items():
         seen = set()
@@ -83,7 +86,7 @@ def check_tables(resolved: dict, registry: Registry, source: str) -> None:
             where = f"{source}: {table}, row {row['id']!r}"
             if row["run"] not in resolved["experiments"]:
                 raise UserError(
-                    f"{where} names the run {row['run']!r}, which is no experiment",
+                    f"{where} names the run {row['run']!r}, which is not an experiment",
                     "name an experiment of this study",
                 )
             paradigm = resolved["experiments"][row["run"]].get("paradigm", "plain")
@@ -110,20 +113,21 @@ def check_tables(resolved: dict, registry: Registry, source: str) -> None:
 
 
 def check_plots(table: str, spec: dict, source: str) -> None:
-    """A plot names label columns of its table."""
+    """Check that a plot names label columns of its table."""
     for plot in spec.get("plots", []):
         needed = [plot[key] for key in ("x", "by") if key in plot]
         if plot["kind"] in ("arrows", "by_class"):
             needed = list(PAIRED_LABELS)
-        if lost := [label for label in needed if label not in spec["labels"]]:
+        if missing := [label for label in needed if label not in spec["labels"]]:
             raise UserError(
-                f"{source}: {table}: the plot {plot['kind']!r} needs the label column {lost[0]!r}",
+                f"{source}: {table}: the plot {plot['kind']!r} needs the label column "
+                f"{missing[0]!r}",
                 f"choose another plot, or one of the labels {spec['labels']}",
             )
 
 
 def check_claims(resolved: dict, source: str) -> None:
-    """Claims have an id and name cells (table/row, metric) that exist."""
+    """Check that claims have an id and name cells (table/row, metric) that exist."""
     tables = {key: Table.read(key, spec) for key, spec in resolved["tables"].items()}
     cells = {
         (table.id, row.id, metric)
@@ -148,7 +152,7 @@ def check_claims(resolved: dict, source: str) -> None:
 
 
 def check_pages(resolved: dict, source: str) -> None:
-    """Pages compare experiments of one data set."""
+    """Check that pages compare experiments of one data set."""
     experiments = resolved["experiments"]
     for page, spec in resolved.get("pages", {}).items():
         for entry in spec["compare"]:
@@ -156,7 +160,7 @@ def check_pages(resolved: dict, source: str) -> None:
             runs = (entry["before"], entry["after"])
             if unknown := [run for run in runs if run not in experiments]:
                 raise UserError(
-                    f"{where} names the run {unknown[0]!r}, which is no experiment",
+                    f"{where} names the run {unknown[0]!r}, which is not an experiment",
                     "name an experiment of this study",
                 )
             if len({experiments[run]["dataset"] for run in runs}) > 1:
@@ -187,7 +191,10 @@ def check_scale(scale: dict, source: str) -> None:
 
 
 def check_batch(scale: dict, source: str) -> None:
-    """GPUs and micro-batches divide the batch evenly: its size is the scale's on any hardware."""
+    """Check that GPUs and micro-batches divide the batch evenly.
+
+    The size of a batch is then the scale's on any hardware.
+    """
     hardware, batch = scale["hardware"], scale["train"]["batch_size"]
     gpus, accumulate = hardware["gpus_per_job"], hardware.get("accumulate", 1)
     if hardware["device"] == "cuda" and not gpus:

@@ -24,7 +24,7 @@ seed, so differences are paired. The verdict on a check:
     not run       a number is missing
 
 With one seed, and for the published numbers, the noise is 0.05: "within noise" then means a tie in
-print and says nothing about other seeds. A claim fails if one of its checks fails; it is within
+print and does not predict other seeds. A claim fails if one of its checks fails; it is within
 noise if one is and none fails; it holds if all that could be judged do; else it is not run.
 """
 
@@ -112,9 +112,9 @@ class Check:
         return f"{metric} against {self.metrics[1]}: correlation < 0 over {', '.join(names)}"
 
     def margin(self, seed: Mapping[Cell, float]) -> float:
-        """How far one seed's numbers are inside (positive) or outside (negative) the claim.
+        """The distance by which one seed's numbers satisfy (positive) or miss (negative) the claim.
 
-        In points; of `opposed` minus the correlation.
+        In points; for `opposed`, minus the correlation.
         """
         series = [[value_of(seed, row, metric) for row in self.rows] for metric in self.metrics]
         values, threshold = series[0], self.threshold or 0.0
@@ -174,7 +174,7 @@ class Verdict:
 
 
 def judge(check: Check, values: Values) -> Verdict:
-    """Judge a check on numbers; seeds in which one of its numbers is missing are left out.
+    """Judge a check on numbers; seeds in which one of its numbers is missing are ignored.
 
     Raises:
         ValueError: Two rows list different numbers of seeds, so they cannot be paired.
@@ -182,7 +182,7 @@ def judge(check: Check, values: Values) -> Verdict:
     lists = {cell: values.get(cell) or () for cell in check.cells}
     if not all(lists.values()):
         return Verdict(NOT_RUN)
-    if len({len(found) for found in lists.values()}) > 1:
+    if len({len(numbers) for numbers in lists.values()}) > 1:
         raise ValueError(f"{check}: rows with different numbers of seeds")
     margins = []
     for column in zip(*lists.values(), strict=True):
@@ -204,8 +204,8 @@ def judge(check: Check, values: Values) -> Verdict:
 def evaluate(claim: Claim, values: Values) -> tuple[str, list[Verdict]]:
     """Status of a claim, and the verdict on each of its checks."""
     verdicts = [judge(check, values) for check in claim.checks]
-    found = {verdict.status for verdict in verdicts}
-    decisive = (status for status in (FAILS, WITHIN_NOISE, HOLDS) if status in found)
+    statuses = {verdict.status for verdict in verdicts}
+    decisive = (status for status in (FAILS, WITHIN_NOISE, HOLDS) if status in statuses)
     return next(decisive, NOT_RUN), verdicts
 
 

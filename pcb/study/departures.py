@@ -1,4 +1,4 @@
-"""What a scale does differently from the paper's own, found by comparing configurations.
+"""Departures of a scale from the paper's, found by comparing configurations.
 
 `departures(scale)` compares a scale with configs/scale/lvis.yaml, and its detector configs with
 those of LVIS, setting by setting. A differing setting is covered by a `Rule`, which names both
@@ -49,7 +49,7 @@ class Rule:
 
     Attributes:
         group: One of `GROUPS`.
-        label: What the settings are about.
+        label: Name of what the settings determine.
         keys: Patterns of the settings that the words account for; `*` also matches dots.
         describe: The value in words.
         equal_words_suffice: Whether there is no departure where the words are equal although
@@ -91,8 +91,8 @@ def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]
         Lines such as `Training: batch size 8 (LVIS: 16); warm-up ...`, in the order of `GROUPS`.
         Empty for the LVIS scale, and for one that differs from it in hardware or paths alone.
     """
-    found = compare(scale, backbones)
-    groups = {g: [d.sentence for d in found if d.group == g and d.sentence] for g in GROUPS}
+    listed = [d for d in compare(scale, backbones) if d.sentence]
+    groups = {g: [d.sentence for d in listed if d.group == g] for g in GROUPS}
     return [f"{group}: {'; '.join(lines)}" for group, lines in groups.items() if lines]
 
 
@@ -101,7 +101,7 @@ def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departu
     # The order must not be that of the mapping: study.json, which jobs read, holds it sorted.
     compared = sorted(scale["backbones"] if backbones is None else set(backbones), key=natural)
     scale, reference = (with_backbones(s, compared) for s in (scale, read_yaml(LVIS)))
-    found = explain(flatten(scale), flatten(reference), SCALE_RULES)
+    listed = explain(flatten(scale), flatten(reference), SCALE_RULES)
     of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
     for name in compared:
         ours, lvis = (read_settings(s["backbones"][name]["config"]) for s in (scale, reference))
@@ -111,9 +111,9 @@ def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departu
     for (group, label, sentence), keys in of_backbones.items():
         if sentence and len(keys) < len(compared):
             sentence = f"{' and '.join(keys)}: {sentence}"
-        found.append(Departure(group, label, sentence, sum(keys.values(), ())))
+        listed.append(Departure(group, label, sentence, sum(keys.values(), ())))
     order = {rule.label: index for index, rule in enumerate((*SCALE_RULES, *DETECTOR_RULES))}
-    return sorted(found, key=lambda d: (GROUPS.index(d.group), order.get(d.label, len(order))))
+    return sorted(listed, key=lambda d: (GROUPS.index(d.group), order.get(d.label, len(order))))
 
 
 def natural(name: str) -> tuple[int, str]:
@@ -128,11 +128,11 @@ def with_backbones(scale: dict, names: Iterable[str]) -> dict:
 
 def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Departure]:
     """Put each difference of two sets of settings into words, by the first rule that covers it."""
-    left = sorted(key for key in {**lvis, **ours} if not matches(key, NO_DEPARTURE))
-    left = [key for key in left if ours.get(key, UNSET) != lvis.get(key, UNSET)]
-    found = []
+    compared = sorted(key for key in {**lvis, **ours} if not matches(key, NO_DEPARTURE))
+    remaining = [key for key in compared if ours.get(key, UNSET) != lvis.get(key, UNSET)]
+    explained = []
     for rule in rules:
-        covered = tuple(key for key in left if matches(key, rule.keys))
+        covered = tuple(key for key in remaining if matches(key, rule.keys))
         if not covered:
             continue
         try:
@@ -145,12 +145,13 @@ def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Dep
             sentence = ""
         else:
             continue
-        found.append(Departure(rule.group, rule.label, sentence, covered))
-        left = [key for key in left if key not in covered]
-    for key in left:
+        explained.append(Departure(rule.group, rule.label, sentence, covered))
+        remaining = [key for key in remaining if key not in covered]
+    for key in remaining:
         values = (show(settings.get(key, UNSET)) for settings in (ours, lvis))
-        found.append(Departure("Other", key, "{}: {} (LVIS: {})".format(key, *values), (key,)))
-    return found
+        sentence = "{}: {} (LVIS: {})".format(key, *values)
+        explained.append(Departure("Other", key, sentence, (key,)))
+    return explained
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
@@ -262,7 +263,7 @@ def weights(settings: Settings) -> str:
 
 
 def pretraining(settings: Settings) -> str:
-    """The recipe of the pretraining, where the scale has one done."""
+    """The recipe of the pretraining, if a backbone of the scale uses it."""
     if "pretrain" not in weight_files(settings):
         return "none"
     return (
@@ -301,8 +302,8 @@ def proposals(settings: Settings) -> str:
     """Proposals of an image, and candidates before suppression."""
     counts = []
     for path in ("model.train_cfg.rpn_proposal", "model.test_cfg.rpn"):
-        kept, before = (show(settings[f"{path}.{key}"]) for key in ("max_per_img", "nms_pre"))
-        counts.append(f"{kept} of {before} a level")
+        count, candidates = (show(settings[f"{path}.{key}"]) for key in ("max_per_img", "nms_pre"))
+        counts.append(f"{count} of {candidates} a level")
     return in_both(*counts)
 
 

@@ -16,9 +16,9 @@ from pcb.files import ROOT
 Settings = dict[str, Any]  # dotted path -> value
 
 # Steps of a pipeline that yield the same as others: window masks are a faster form of the same
-# annotations, and the sizes of a resize are compared as its settings. Hooks without effect.
+# annotations, and the sizes of a resize are compared as its settings.
 SAME_STEP = {"LoadWindowMasks": "LoadAnnotations", "RandomChoiceResize": "Resize"}
-NO_EFFECT = {"SaveFeatureCacheHook"}
+NO_EFFECT = {"SaveFeatureCacheHook"}  # hooks that change no result
 
 
 def read_detector_config(path: str | Path) -> dict:
@@ -104,9 +104,9 @@ def flatten_steps(steps: list[dict], path: str) -> Settings:
     out: Settings = {}
     names: list[str] = []
     for step in steps:
-        if (kind := step.get("type", "entry")) in NO_EFFECT:
+        if (step_type := step.get("type", "entry")) in NO_EFFECT:
             continue
-        name = SAME_STEP.get(kind, kind)
+        name = SAME_STEP.get(step_type, step_type)
         names.append(name)
         number = names.count(name)
         options = {key: value for key, value in step.items() if key != "type"}
@@ -119,7 +119,7 @@ def detector_title(config: str | Path, frozen: bool = True) -> str:
 
     Args:
         config: The path of the config, absolute or relative to the repository.
-        frozen: Whether to add which parts do not learn, where the type of the model says so.
+        frozen: Whether to add the parts that do not learn, for a model type with frozen parts.
 
     Returns:
         For instance `ResNet-50-FPN, 1333x800`, or

@@ -61,11 +61,11 @@ class Experiment:
     def computed_id(self) -> str:
         """The factors as `dataset_backbone_sampler_loss_paradigm[_pcb-aα-gγ][_option-value]`."""
         paradigm = self.paradigm if self.regression == "last" else f"{self.paradigm}-each"
-        parts = [self.dataset, self.backbone, self.sampler, self.loss, paradigm]
+        names = [self.dataset, self.backbone, self.sampler, self.loss, paradigm]
         if self.pcb:
-            parts.append(f"pcb-a{self.pcb.alpha:g}-g{self.pcb.gamma:g}")
-        parts += [f"{key}-{value}".lower() for key, value in sorted(self.options.items())]
-        return "_".join(parts)
+            names.append(f"pcb-a{self.pcb.alpha:g}-g{self.pcb.gamma:g}")
+        names += [f"{key}-{value}".lower() for key, value in sorted(self.options.items())]
+        return "_".join(names)
 
     @property
     def factors(self) -> dict:

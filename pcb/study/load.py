@@ -1,4 +1,4 @@
-"""`load_study`: read configs/paper.yaml, a scale and a study of one's own, check and join them."""
+"""`load_study`: read configs/paper.yaml, a scale and an overlay, check and join them."""
 
 from __future__ import annotations
 
@@ -98,13 +98,14 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}", f"delete it and {rewrite}") from error
     if not isinstance(resolved, dict) or not isinstance(resolved.get("scale"), dict):
-        raise UserError(f"{path} holds no study", f"delete it and {rewrite}")
+        raise UserError(f"{path} does not hold a study", f"delete it and {rewrite}")
     written_by_pipeline = "checked" in resolved
-    if (found := resolved.pop("format", 1)) != FORMAT and written_by_pipeline:
+    if (version := resolved.pop("format", 1)) != FORMAT and written_by_pipeline:
         raise UserError(
-            f"{path} was written by another version of the pipeline (format {found}, not {FORMAT})",
+            f"{path} was written by another version of the pipeline (format {version}, not "
+            f"{FORMAT})",
             "its results count as not run; `snakemake --cores all` with this study's `--config` "
-            "makes them anew in this folder",
+            "makes them again in this folder",
         )
     return resolved, resolved.pop("checked", None) == fingerprint(resolved)
 
@@ -126,7 +127,7 @@ def notice_of_old_results(study: Study) -> str | None:
 
 
 def valid_losses(resolved: dict, source: str) -> dict:
-    """The `losses` of an overlay, checked before anything is made of them."""
+    """The `losses` of an overlay, checked before the registry is built from them."""
     losses = resolved.get("losses", {})
     if losses:
         validate({"losses": losses}, "losses", source)
@@ -156,7 +157,7 @@ def merge(base: dict, changes: dict) -> dict:
 
 
 def resolve_paths(scale: dict) -> None:
-    """Put the path of the results folder in the place of `{results}`."""
+    """Replace `{results}` in paths by the path of the results folder."""
     root = f"{Path(scale['results']) / scale['name']}"
     for entry in scale["datasets"].values():
         entry.update({key: value.replace("{results}", root) for key, value in entry.items()})

@@ -1,6 +1,6 @@
-"""A study of one's own: a YAML file laid over configs/paper.yaml, which stays as it is.
+"""Overlays: a YAML file with your own study, laid over configs/paper.yaml, which stays unchanged.
 
-It adds losses, experiments, rows, tables and claims. docs/adding-a-row.md shows both uses.
+It adds losses, experiments, rows, tables and claims; see docs/adding-a-row.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
         paths and carry the digest of their file, so that an edit of the code trains again.
 
     Raises:
-        UserError: An experiment that is shipped, a row without a place, a file of a loss that is
+        UserError: An experiment is already shipped, a row follows an unknown row, or the file of a loss is
             missing or cannot hold its class.
     """
     out = dict(paper)
@@ -65,7 +65,9 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
 def add_rows(table: dict, changes: dict, where: str) -> dict:
     """Add the rows of `changes` to a shipped table, each at the end or `after` the row it names."""
     if set(changes) != {"rows"}:
-        raise UserError(f"{where}: of a shipped table only `rows` can be added to", "give `rows`")
+        raise UserError(
+            f"{where}: an overlay can only add `rows` to a shipped table", "give `rows`"
+        )
     rows = list(table["rows"])
     for row in changes["rows"]:
         row = dict(row)

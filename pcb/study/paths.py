@@ -1,4 +1,4 @@
-"""Where everything lies under results/<scale>/: the only place that spells a result's path."""
+"""The paths under results/<scale>/: the only module that spells them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Paths:
         return self.root / "work" / "features"
 
     def detections(self, run: str, seed: int, split: str = "val") -> Path:
-        """Manifest of the detection shards of a split; the shards lie in the folder of its stem."""
+        """Manifest of the detection shards of a split; the shards are in the folder of its stem."""
         return self.run(run, seed) / f"detections{_of(split)}.json"
 
     def confusion(self, run: str, seed: int, split: str = "val") -> Path:
@@ -127,5 +127,5 @@ class Paths:
 
 
 def _of(split: str) -> str:
-    """What marks a file as of another split than val."""
+    """Suffix of the files of a split other than val."""
     return "" if split == "val" else f"-{split}"

@@ -1,7 +1,7 @@
 """The one reader of the JSON records of jobs: run.json, trunk.json, detections.json, metrics.json.
 
-A record holds the `fingerprint` of the training behind it. One of another configuration does not
-count: results of an older study are never mistaken for those of the present one.
+A record holds the `fingerprint` of the training behind it. A record of another configuration is
+ignored: results of an older study are never mistaken for those of the current one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pcb.errors import UserError
 
 
 def read_record(path: Path) -> dict | None:
-    """Read a record, of whatever configuration.
+    """Read a record of any configuration.
 
     Returns:
         The record, or None where the file does not exist.
@@ -46,11 +46,11 @@ def current_record(path: Path, fingerprint: str) -> dict | None:
 
 
 def require_record(path: Path, fingerprint: str, command: str) -> dict:
-    """Read a record of the configuration `fingerprint` that a job cannot do without.
+    """Read a record of the configuration `fingerprint` that a job requires.
 
     Args:
         path: The record.
-        fingerprint: Of the training, `study.fingerprint(run, seed)`.
+        fingerprint: Fingerprint of the training, `study.fingerprint(run, seed)`.
         command: The command that writes the record, for the error's fix.
 
     Raises:

@@ -33,7 +33,7 @@ SCHEMAS = ROOT / "workflow/schemas"
 
 
 def definitions(losses: tuple[str, ...]) -> dict:
-    """Schemas of what follows from the registry, for the `$defs` of a schema file."""
+    """Schemas that follow from the registry, for the `$defs` of a schema file."""
     metric = "|".join(METRICS)
     return {
         "loss": {"enum": list(losses)},

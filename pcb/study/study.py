@@ -1,6 +1,6 @@
 """The study: the whole paper at one scale, with every name resolved.
 
-`load_study` makes one from YAML files; everything else asks it. A study holds no results.
+`load_study` makes one from YAML files; all other modules read it. A study holds no results.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pcb.study.experiment import Experiment
 from pcb.study.overlay import registry_of
 from pcb.study.paths import Paths
 
-# Raised when results of an earlier version must not be read as if they were of this one. It enters
-# every fingerprint, so records made before count as not run.
+# Incremented when results of an earlier version must not be read as results of this one. It is part
+# of every fingerprint, so earlier records count as not run.
 FORMAT = 2
 
 # AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB; in percent M_rf and
@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         id: Key within its table.
-        labels: Label column -> what the paper prints there.
+        labels: Label column -> text that the paper prints there.
         run: Experiment behind the row.
         variant: Evaluation variant of the run.
         paper: Metric -> published number; a metric that the paper does not print is absent.
@@ -61,7 +61,7 @@ class Table:
         labels: Label columns, in the paper's order.
         columns: Metrics, in the paper's order.
         rows: Its rows.
-        plots: What its page draws, see `pcb.reporting.plots`.
+        plots: The plots of its page, see `pcb.reporting.plots`.
     """
 
     id: str
@@ -122,7 +122,7 @@ class Page:
     Attributes:
         id: `gallery` or `pairs`: the name of its rule, notebook and files.
         title: Its title.
-        shows: What a reader sees there.
+        shows: One sentence on its content.
         compare: The pairs of trainings that it compares.
         settings: Counts, thresholds and the seed with which its images are drawn.
     """
@@ -149,11 +149,11 @@ class Study:
     """Everything that the pipeline does, as data.
 
     Attributes:
-        resolved: The whole as JSON values: what study.json holds.
-        scale, schedule, seeds: Its parts as the YAML files name them.
+        resolved: The whole study as JSON values, the content of study.json.
+        scale, schedule, seeds: Sections of the YAML files.
         registry: Losses, paradigms and calibrations that its experiments can name.
-        experiments, tables, pages, claims: Its parts as objects; mappings by id.
-        paths: Where its results lie.
+        experiments, tables, pages, claims: Entries as objects; mappings by id.
+        paths: Paths of its results.
     """
 
     def __init__(self, resolved: dict):
@@ -196,7 +196,7 @@ class Study:
     def runs(self, *targets: str) -> list[str]:
         """Experiments behind the given targets (all without arguments), in the paper's order.
 
-        A run that shares a trunk needs the trunk's first epochs too, even if no row shows that run.
+        A run that shares a trunk also needs the trunk, whose own run may be in no row.
         """
         wanted = {run for t in (targets or self.targets) for run in self.targets[t].runs}
         return [key for key in self.experiments if key in wanted]
@@ -209,7 +209,7 @@ class Study:
     def momenta(self, run: str) -> list[float]:
         """Scaled γ of every confusion matrix that a training keeps.
 
-        One of its own, and for a trunk those of all the experiments that share it.
+        For a trunk these are the momenta of all experiments that share it.
         """
         members = (self.experiments[m] for m in self.trunks.get(run, [run]))
         gammas = sorted({member.pcb.gamma for member in members if member.pcb})
@@ -228,7 +228,7 @@ class Study:
         """
         return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["ema_memory_scale"]), 9)
 
-    # What determines a job's result. A change of it runs the job again. ------------------------
+    # What determines a job's result. If it changes, the job runs again. ------------------------
 
     def data_job(self, dataset: str) -> dict:
         """Return what determines the files of a data set: its recipe if it is generated."""
@@ -245,8 +245,8 @@ class Study:
     def train_job(self, run: str, seed: int) -> dict:
         """Return what determines a training's weights; its hash names the work folder.
 
-        Hardware, titles, labels, published numbers, test settings and the place of the results
-        folder are no part of it.
+        It excludes hardware, titles, labels, published numbers, test settings and the location of
+        the results folder.
         """
         experiment = self.experiments[run]
         job = {
@@ -259,8 +259,8 @@ class Study:
             "data": self._files(experiment.dataset, "version", "train", "images"),
             "start": self.pretrain_job(experiment.backbone),
         }
-        if own := self.resolved.get("losses", {}).get(experiment.loss):
-            job["loss"] = own_loss(own)
+        if added := self.resolved.get("losses", {}).get(experiment.loss):
+            job["loss"] = own_loss(added)
         if experiment.trunk == run:
             job["momenta"] = self.momenta(run)
             if self.keeps_soft_labels(run):
@@ -291,9 +291,9 @@ class Study:
 
 
 def own_loss(spec: dict) -> dict:
-    """What of a loss of one's own determines a training: its class and code, and what it takes.
+    """The settings of an added loss that determine a training: class, code and arguments.
 
-    Neither its title nor the values that its options may have, nor the place of its file.
+    Its title, the values that its options may have and the path of its file have no effect.
     """
     file, _, name = spec["class"].rpartition(":")
     code = {"code": spec["sha256"]} if "sha256" in spec else {"module": file}

@@ -19,7 +19,7 @@ GAMMA_SPLITS = ("dev", TRAIN_SUBSET)
 
 
 def score_columns(variants: Iterable[str]) -> list[str]:
-    """The columns of scores behind evaluation variants: one each, but one for every γ of NorCal."""
+    """The columns of scores behind evaluation variants: one each, for NorCal one for each γ."""
     columns = []
     for variant in variants:
         gammas = CALIBRATIONS[variant].gammas if variant in CALIBRATIONS else ()
@@ -58,5 +58,5 @@ def train_subset(image_ids: Iterable[int]) -> list[int]:
 
 
 def annotation_split(split: str) -> str:
-    """The split, as a scale names it, whose annotation file a split is taken from."""
+    """The scale's name of the split from whose annotation file a split is taken."""
     return "train" if split == TRAIN_SUBSET else split

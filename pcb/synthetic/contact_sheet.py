@@ -34,20 +34,20 @@ def contact_sheet(
     """Draw random images that have annotations on one page.
 
     Args:
-        annotations: annotation file in LVIS format.
-        images: image folder.
+        annotations: Annotation file in LVIS format.
+        images: Image folder.
         out: PNG file to write.
-        count: number of images.
-        columns: images in a row.
-        side: side in pixels that each image is fitted into.
-        seed: seed of the choice of images.
-        at_most: objects drawn on each image, the largest ones.
+        count: Number of images.
+        columns: Images in a row.
+        side: Side in pixels that each image is fitted into.
+        seed: Seed of the choice of images.
+        at_most: Objects drawn on each image, the largest ones.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: the annotation file is broken, or no image exists.
+        UserError: The annotation file is broken, or no image exists.
     """
     index = LVISIndex(annotations, images)
     available = [
@@ -57,7 +57,7 @@ def contact_sheet(
     ]
     if not available:
         raise UserError(
-            f"{index.folder}: none of the images of {index.path} is there",
+            f"{index.folder} has none of the images of {index.path}",
             "correct the image folder, or generate the data",
         )
     order = random_state("sheet", seed).permutation(len(available))[:count]
@@ -120,14 +120,13 @@ def annotated_image(
             ]
             draw.line([*corners, corners[0]], fill="white", width=4, joint="curve")
             draw.line([*corners, corners[0]], fill=colour, width=2, joint="curve")
-    taken: list[Box] = []
+    occupied: list[Box] = []
     for annotation in sorted(objects, key=lambda a: a["bbox"][1]):
         label = annotation["category_id"] - 1
         x, y, box_width, _ = annotation["bbox"]
         anchor = scale * (x + box_width / 2), scale * y
-        taken.append(
-            draw_label(draw, index.classes[label], groups[label], anchor, (width, height), taken)
-        )
+        name, size = index.classes[label], (width, height)
+        occupied.append(draw_label(draw, name, groups[label], anchor, size, occupied))
     return tile
 
 
@@ -137,17 +136,17 @@ def draw_label(
     group: str,
     anchor: tuple[float, float],
     size: tuple[int, int],
-    taken: list[Box],
+    occupied: list[Box],
 ) -> Box:
-    """Write a class name above its object, lower where another label stands already.
+    """Write a class name above its object, or lower if another label is there.
 
     Args:
-        draw: the image's canvas.
-        name: class name.
+        draw: The image's canvas.
+        name: Class name.
         group: `r`, `c` or `f`.
-        anchor: middle of the upper edge of the object's box, in pixels of the canvas.
-        size: width and height of the canvas in pixels.
-        taken: boxes of earlier labels.
+        anchor: Middle of the upper edge of the object's box, in pixels of the canvas.
+        size: Width and height of the canvas in pixels.
+        occupied: Boxes of earlier labels.
 
     Returns:
         The box of the label.
@@ -157,10 +156,10 @@ def draw_label(
     width, height = draw.textlength(text, font=font) + 10, 17
     x = min(max(0, anchor[0] - width / 2), max(0, size[0] - width - 1))
     y = min(max(0, anchor[1] - height / 2), size[1] - height - 1)
-    for _ in range(len(taken) + 1):
+    for _ in range(len(occupied) + 1):
         hit = [
             box
-            for box in taken
+            for box in occupied
             if x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height
         ]
         if not hit or hit[0][3] + 1 + height > size[1]:

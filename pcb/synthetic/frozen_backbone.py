@@ -1,8 +1,8 @@
 """Mask R-CNN with a frozen backbone, FPN and RPN: only the RoI heads are trained.
 
 The frozen modules' losses are not computed, and their output for an image never changes. Where
-augmentation is nothing but a flip, an image has two versions, and everything that comes before the
-RoI heads is computed once for each of them and cached: the packed sample (`FlipPipeline`), the
+augmentation is only a flip, an image has two versions, and everything that precedes the RoI heads
+is computed once for each of them and cached: the packed sample (`FlipPipeline`), the
 normalised image (`CachingPreprocessor`), and features and proposals (`FrozenBackboneMaskRCNN`),
 which are also saved for later trainings and detections.
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pcb.training import checkpoint
 
-TRAINING = "training"  # in the place of a split: training images with the RPN's training settings
+TRAINING = "training"  # as a split: training images with the RPN's training settings
 
 Key = tuple[int, bool, tuple[int, ...]]  # image id, flipped or not, shape (3, H, W)
 Entry = tuple[list[Tensor], Tensor]  # feature maps (1, C, H, W), finest first; proposals (n, 4)
@@ -67,7 +67,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         self.cache: dict[str, dict[Key, Entry]] = {}
         self.cache_folder: str = (feature_cache or {}).get("folder", "")
         self.images_digest: str = (feature_cache or {}).get("images", "")
-        self.loaded: dict[str, int] = {}  # entries of each split that its file held
+        self.loaded: dict[str, int] = {}  # number of entries loaded from each split's file
         for module in self.frozen_modules:
             module.requires_grad_(False)
 
@@ -84,7 +84,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         return self
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self.cache.clear()  # the new weights may be others
+        self.cache.clear()  # the new weights may differ
         super()._load_from_state_dict(*args, **kwargs)
 
     def loss(
@@ -93,8 +93,8 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         """Compute the losses of the RoI heads.
 
         Args:
-            batch_inputs: images, (N, 3, H, W) or N of (3, H, W).
-            batch_data_samples: their N samples with ground truth.
+            batch_inputs: Images, (N, 3, H, W) or N of (3, H, W).
+            batch_data_samples: Their N samples with ground truth.
         """
         features, proposals = self.extract_and_propose(batch_inputs, batch_data_samples, TRAINING)
         return self.roi_head.loss(features, proposals, batch_data_samples)
@@ -106,7 +106,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
 
         Args:
             images: (N, 3, H, W), or N of (3, H, W) if there is a cache.
-            samples: their N samples.
+            samples: Their N samples.
             split: `TRAINING`, or the name of the split that is detected on.
 
         Returns:
@@ -178,7 +178,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         self.loaded[split] = len(rows)
 
     def save_cache(self, split: str) -> None:
-        """Save a split's cache for later processes, unless its file held as much already."""
+        """Save a split's cache for later processes, unless its file already has all entries."""
         entries = self.cache.get(split, {})
         path = self.cache_file(split)
         if path and len(entries) > self.loaded.get(split, 0):
@@ -236,7 +236,7 @@ class FlipPipeline(BaseTransform):
     70 kB for a 96x96 image.
 
     Args:
-        steps: configs of the pipeline's steps, one of them RandomFlip.
+        steps: Configs of the pipeline's steps, one of them RandomFlip.
     """
 
     def __init__(self, steps: list[dict]):

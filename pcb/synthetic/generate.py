@@ -49,7 +49,7 @@ PAIRS_PER_SCENE = 4.75  # (image, class) pairs in val, dev and pretraining, the 
 SECOND_INSTANCE = 0.1  # probability that a class of a scene has a second instance there
 UNLABELLED = 0.05  # probability of an instance without a label: "not exhaustive" in that image
 NEGATIVE = 0.5  # probability that an absent class of another cluster is a negative category
-EMPTY_EVERY = 32  # one training image in so many has no usable label
+EMPTY_EVERY = 32  # one training image in 32 has no usable label
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Recipe:
     """The `synthetic` section of a scale.
 
     Attributes:
-        seed: seed of everything random.
-        size: side of a scene in pixels.
-        train_images: images of train; likewise `val_images`, `dev_images`, `pretrain_images`.
-        thresholds: largest number of training images of a rare and of a common class.
-        head: training images of the most frequent class.
-        tail: training images of the rarest class.
-        novel_styles: probability that an object outside train has a style unseen in train.
-        classes: classes of each flavour, 60 or 180.
-        sprite: smallest and largest side of a sprite in pixels.
+        seed: Seed of everything random.
+        size: Side of a scene in pixels.
+        train_images: Images of train; likewise `val_images`, `dev_images`, `pretrain_images`.
+        thresholds: Largest number of training images of a rare and of a common class.
+        head: Training images of the most frequent class.
+        tail: Training images of the rarest class.
+        novel_styles: Probability that an object outside train has a style unseen in train.
+        classes: Classes of each flavour, 60 or 180.
+        sprite: Smallest and largest side of a sprite in pixels.
     """
 
     seed: int = 0
@@ -86,7 +86,7 @@ class Recipe:
         """Read the `synthetic` section of a scale; missing keys have their defaults.
 
         Raises:
-            UserError: the section is missing or has an unknown key.
+            UserError: The section is missing or has an unknown key.
         """
         if not section:
             raise UserError(
@@ -121,10 +121,10 @@ class SceneObject:
     """One object of a scene: its class, its sprite, and how it is annotated.
 
     Attributes:
-        name: class name.
-        tile: number of its sprite in the atlas.
-        labelled: whether it has an annotation.
-        speck: annotated with a box of half a pixel, as some of LVIS are; too small for training.
+        name: Class name.
+        tile: Number of its sprite in the atlas.
+        labelled: Whether it has an annotation.
+        speck: Annotated with a box of half a pixel, as some of LVIS are; too small for training.
     """
 
     name: str
@@ -142,15 +142,15 @@ def write_dataset(recipe: Recipe, dataset: str, folder: Path) -> dict[str, Any]:
     """Draw all splits of a data set into `folder`.
 
     Args:
-        recipe: sizes, seed and class frequencies.
+        recipe: Sizes, seed and class frequencies.
         dataset: `v05`, `v1` or `pretrain`.
-        folder: where annotation files, `images/` and, last, `manifest.json` are written.
+        folder: Where annotation files, `images/` and, last, `manifest.json` are written.
 
     Returns:
         The manifest: `dataset`, `recipe`, `files` (file -> sha256) and the `sha256` of all.
 
     Raises:
-        UserError: there is no such data set, or its images cannot hold the most frequent class.
+        UserError: There is no such data set, or its images cannot hold the most frequent class.
     """
     if dataset not in VERSIONS:
         raise UserError(f"no synthetic data set {dataset!r}", f"choose one of {sorted(VERSIONS)}")
@@ -188,13 +188,13 @@ def clusters(count: int = 60) -> dict[str, str]:
     """Map each class of both flavours to its cluster of confusable classes.
 
     Args:
-        count: classes of each flavour, 60 or 180.
+        count: Classes of each flavour, 60 or 180.
     """
-    found = task_classes()["clusters"]
+    members = task_classes()["clusters"]
     if count == 180:
         more = yaml.safe_load((ASSETS / "classes_180.yaml").read_text())
-        found = {**found, **more["clusters"]}
-    return {name: cluster for cluster, names in found.items() for name in names}
+        members = {**members, **more["clusters"]}
+    return {name: cluster for cluster, names in members.items() for name in names}
 
 
 @cache
@@ -205,17 +205,18 @@ def classes(dataset: str, count: int = 60) -> list[str]:
     with each cluster spread evenly over all ranks. Pretraining classes are equally frequent and in
     alphabetical order.
     """
-    cluster = clusters(count)
+    cluster_of = clusters(count)
     if dataset == "pretrain":
-        return sorted(set(atlas().index["classes"]) - set(cluster))
+        return sorted(set(atlas().index["classes"]) - set(cluster_of))
     if count == 60:
         return task_classes()["order"][dataset]
     limited = task_classes()["only"].items()
     elsewhere = {name for flavour, names in limited if flavour != dataset for name in names}
     rng = random_state("order", count, dataset)
     rank = {}
-    for each in dict.fromkeys(cluster.values()):
-        members = [name for name in cluster if cluster[name] == each and name not in elsewhere]
+    for cluster in dict.fromkeys(cluster_of.values()):
+        names = [name for name in cluster_of if cluster_of[name] == cluster]
+        members = [name for name in names if name not in elsewhere]
         start = rng.random_sample()
         for position, k in enumerate(rng.permutation(len(members))):
             rank[members[k]] = (position + start) / len(members)
@@ -283,20 +284,20 @@ def plan(recipe: Recipe, dataset: str) -> dict[str, list[list[SceneObject]]]:
 def plan_split(
     recipe: Recipe, dataset: str, split: str, counts: dict[str, int], images: int
 ) -> list[list[SceneObject]]:
-    """Distribute the classes over the images of a split so that all images are about as full.
+    """Distribute the classes over the images of a split so that all images have similar loads.
 
     Args:
-        recipe: seed, styles and image numbers.
+        recipe: Seed, styles and image numbers.
         dataset: `v05`, `v1` or `pretrain`.
         split: `train`, `val` or `dev`.
-        counts: number of images of each class.
-        images: number of images; in train, the last ones have no usable label.
+        counts: Number of images of each class.
+        images: Number of images; in train, the last ones have no usable label.
 
     Returns:
         The objects of each image.
 
     Raises:
-        UserError: a class is to appear in more images than there are.
+        UserError: A class should appear in more images than there are.
     """
     rng = random_state("plan", recipe.seed, dataset, split)
     pretraining = dataset == "pretrain"
@@ -306,7 +307,8 @@ def plan_split(
     most = max(counts.values())
     if most > usable:
         raise UserError(
-            f"synthetic: the most frequent class is to appear in {most} of {usable} {split} images",
+            f"synthetic: the most frequent class should appear in {most} images, but {split} has "
+            f"only {usable}",
             "lower `head` or raise the number of images",
         )
     scenes: list[list[SceneObject]] = [[] for _ in range(images)]
@@ -433,16 +435,16 @@ def annotate(
     """Annotations in LVIS format of the labelled objects that are visible.
 
     Args:
-        objects: the objects of a scene.
-        masks: visible pixels of each, (size, size) bool.
-        image_id: id of the image.
-        category_id: class name -> id.
-        first_id: id of the first annotation.
+        objects: The objects of a scene.
+        masks: Visible pixels of each, (size, size) bool.
+        image_id: Id of the image.
+        category_id: Class name -> id.
+        first_id: Id of the first annotation.
 
     Returns:
         Entries of `annotations`; polygons and boxes (x, y, width, height) in pixels.
     """
-    found = []
+    entries = []
     for item, mask in zip(objects, masks, strict=True):
         polygons, area = mask_to_polygons(mask)
         if item.speck and area:
@@ -450,9 +452,9 @@ def annotate(
             polygons, area = [[x, y, x + 0.5, y, x + 0.5, y + 0.5, x, y + 0.5]], 0.25
         if (item.labelled or item.speck) and area:
             xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
-            found.append(
+            entries.append(
                 {
-                    "id": first_id + len(found),
+                    "id": first_id + len(entries),
                     "image_id": image_id,
                     "category_id": category_id[item.name],
                     "segmentation": polygons,
@@ -460,7 +462,7 @@ def annotate(
                     "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
                 }
             )
-    return found
+    return entries
 
 
 def federated_labels(
@@ -475,10 +477,10 @@ def federated_labels(
     not exhaustive are the classes with an unlabelled object.
 
     Args:
-        objects: the objects of the scene.
-        category_id: class name -> id.
-        rng: draws the other negative categories.
-        count: classes of each flavour, 60 or 180.
+        objects: The objects of the scene.
+        category_id: Class name -> id.
+        rng: Draws the other negative categories.
+        count: Classes of each flavour, 60 or 180.
     """
     cluster = clusters(count)
     present = {item.name for item in objects}

@@ -20,7 +20,7 @@ from PIL import Image
 ASSETS = Path(__file__).parent / "assets"
 LEVELS = (34, 48, 64)  # sides in pixels at which sprites are kept: none shrinks by more than 1.5
 CHANNELS = np.uint64(0x00FF_00FF_00FF_00FF)  # low bytes of the four channels of a packed pixel
-TRIES = 40  # random positions tried for a sprite before the one that covers least is taken
+TRIES = 40  # random positions tried for a sprite; if all fail, the one that covers least is used
 
 
 def random_state(*names: object) -> np.random.RandomState:
@@ -33,8 +33,8 @@ class Atlas:
     """The committed sprites: sprites.webp and sprites.json, written by tools/build_sprites.py.
 
     Attributes:
-        index: content of sprites.json: side of a tile, columns, and each class's tiles by style.
-        path: the WebP image.
+        index: Content of sprites.json: side of a tile, columns, and each class's tiles by style.
+        path: The WebP image.
     """
 
     def __init__(self, folder: Path = ASSETS):
@@ -81,13 +81,13 @@ class SceneStyle:
     """How scenes are drawn.
 
     Attributes:
-        size: side of a scene in pixels.
-        sprite: smallest and largest side of a sprite in pixels.
-        overlap: largest share of a sprite that later ones may cover, where positions allow it.
-        rotation: largest rotation in degrees, either way.
-        hue: largest rotation of the hue in degrees, either way.
-        saturation: smallest and largest factor of the saturation.
-        brightness: smallest and largest factor of the brightness.
+        size: Side of a scene in pixels.
+        sprite: Smallest and largest side of a sprite in pixels.
+        overlap: Largest share of a sprite that later ones may cover, where positions allow it.
+        rotation: Largest rotation in degrees, either way.
+        hue: Largest rotation of the hue in degrees, either way.
+        saturation: Smallest and largest factor of the saturation.
+        brightness: Smallest and largest factor of the brightness.
     """
 
     size: int = 96
@@ -105,9 +105,9 @@ def draw_scene(
     """Compose sprites into a scene, the first at the back.
 
     Args:
-        tiles: tile of each sprite.
-        rng: draws background, poses and positions.
-        style: sizes and ranges.
+        tiles: Tile of each sprite.
+        rng: Draws background, poses and positions.
+        style: Sizes and ranges.
 
     Returns:
         The scene, (size, size, 3) uint8, and the visible pixels of each sprite, (size, size) bool.
@@ -224,11 +224,11 @@ def find_position(
     If `TRIES` positions fail, the one that covers least is taken.
 
     Args:
-        mask: solid pixels of the new sprite, (h, w) bool.
-        owner: number of the sprite that each pixel of the scene shows, (size, size); -1 for none.
-        areas: solid pixels of each earlier sprite before anything covered it.
-        rng: draws the positions.
-        style: size of the scene and largest overlap.
+        mask: Solid pixels of the new sprite, (h, w) bool.
+        owner: Number of the sprite that each pixel of the scene shows, (size, size); -1 for none.
+        areas: Solid pixels of each earlier sprite before anything covered it.
+        rng: Draws the positions.
+        style: Size of the scene and largest overlap.
 
     Returns:
         Row and column of the upper left corner.

@@ -53,16 +53,16 @@ def config(
         stage: Index into `study.registry.stages(loss)`.
     """
     experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
-    trained = study.registry.stages(experiment.loss)[stage]
-    epochs = trained.epochs or schedule["epochs"]
-    milestones = trained.milestones or schedule["milestones"]
+    this_stage = study.registry.stages(experiment.loss)[stage]
+    epochs = this_stage.epochs or schedule["epochs"]
+    milestones = this_stage.milestones or schedule["milestones"]
     files = dataset_files(study, experiment.dataset, "train")
     classes = len(index(*files, study.paths.indices).categories)
     cfg = base_config(study, experiment.backbone)
     set_model(cfg, study, run, stage)
     rfs_threshold = train["rfs_threshold"] if experiment.sampler == "rfs" else None
     set_data(cfg, study, files, seed, train["batch_size"], rfs_threshold)
-    optimizer = {**cfg.pop("optimizer"), "lr": trained.lr * train["lr"]}
+    optimizer = {**cfg.pop("optimizer"), "lr": this_stage.lr * train["lr"]}
     set_optimizer(cfg, study, optimizer, train["clip_grad"])
     # By default mmengine would end the schedule at `until_epoch`, and a trunk would miss its drop.
     drops = dict(
@@ -72,9 +72,9 @@ def config(
     cfg.param_scheduler = [warmup, drops] if train["warmup_iters"] else [drops]
     cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or epochs, seed=seed)
     set_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
-    if trained.trained:
-        cfg.custom_hooks.append(dict(type="TrainOnlyHook", prefixes=list(trained.trained)))
-    cfg.custom_hooks += [dict(type=hook) for hook in trained.hooks]
+    if this_stage.trained:
+        cfg.custom_hooks.append(dict(type="TrainOnlyHook", prefixes=list(this_stage.trained)))
+    cfg.custom_hooks += [dict(type=hook) for hook in this_stage.hooks]
     return cfg
 
 
@@ -314,7 +314,7 @@ def set_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
         study: The study.
         seed: Seed of the initial weights.
         work_dir: Folder of the outputs.
-        meta: What every checkpoint records: run, number of classes.
+        meta: Metadata of every checkpoint: run, number of classes.
     """
     cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
     cfg.randomness = dict(seed=seed)

@@ -73,7 +73,7 @@ class FiniteLossHook(Hook):
     """Stops a training whose loss is not finite, before a checkpoint of it is saved.
 
     Args:
-        interval: Check every so many iterations; reading a loss on a GPU waits for the GPU.
+        interval: Iterations between two checks; reading a loss on a GPU waits for the GPU.
     """
 
     priority = "HIGH"
@@ -106,7 +106,7 @@ def require_finite(runner: Runner) -> None:
 
 @HOOKS.register_module()
 class TrainOnlyHook(Hook):
-    """Freezes all parameters but those whose names start with one of `prefixes`.
+    """Freezes all parameters except those whose names start with one of `prefixes`.
 
     The second stages of BAGS and LOCE train only their heads.
     """
@@ -135,7 +135,7 @@ class SaveHook(Hook):
         self.saved = time.monotonic()
 
     def between_iterations(self, runner: Runner) -> None:
-        """Save if it is time to; end the process if it was asked to."""
+        """Save a checkpoint if one is due; end the process on a request to stop."""
         loop = runner.loop
         # With several ranks, agreeing costs a collective.
         stop = runner.stop.agreed() if get_world_size() == 1 or loop.iter % 10 == 0 else 0
@@ -183,9 +183,10 @@ class ProgressHook(Hook):
         self.last = now
         if loop.at_epoch_end or loop.iter == loop.max_iters:
             epochs = "/".join(str(-(-n // loop.epoch_length)) for n in (loop.iter, loop.max_iters))
-            lr, pace = runner.optim_wrapper.get_lr()["lr"][0], self.seconds / self.count
+            lr, seconds = runner.optim_wrapper.get_lr()["lr"][0], self.seconds / self.count
+            eta = duration(seconds * (loop.max_iters - loop.iter))
             print_once(
                 f"{runner.cfg.meta.run}  epoch {epochs}  loss {float(self.loss) / self.count:.3f}  "
-                f"lr {lr:.4f}  {pace:.2g} s/it  ETA {duration(pace * (loop.max_iters - loop.iter))}"
+                f"lr {lr:.4f}  {seconds:.2g} s/it  ETA {eta}"
             )
             self.reset()

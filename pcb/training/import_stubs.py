@@ -1,11 +1,11 @@
-"""Import mmdet without what no detector here uses, so that a job starts faster.
+"""Stubs for imports of mmdet that no detector here uses, to speed up the start of jobs.
 
-`import pcb.training` imports mmdet, with stubs for a few modules, before another module of the
-package can. `without_compiler` keeps torch's compiler out of a training that compiles nothing. The
-plug-in, `import pcb.mmdet`, does not come here and imports mmdet as it is.
+`import pcb.training` imports mmdet, with stubs for a few modules, before any other module of the
+package does. `without_compiler` avoids the import of torch's compiler in a training that compiles
+nothing. The plug-in, `import pcb.mmdet`, does not use this module and imports mmdet unchanged.
 
-Without any stub, `import pcb.training.train` takes 4.2 s of CPU time, with all of them 1.7 s.
-Each avoids by itself (least of five starts, torch 2.13, mmdet 3.5.1, mmengine 0.10.12, pyarrow 26):
+Without stubs, `import pcb.training.train` takes 4.2 s of CPU time, with all of them 1.7 s. Each
+stub alone saves (minimum of five starts, torch 2.13, mmdet 3.5.1, mmengine 0.10.12, pyarrow 26):
 
     mmdet...generate_line            1.2 s  scipy.stats, imgaug, numba: lane lines
     mmdet...clr_head                 0.9 s  matplotlib, scipy.interpolate: lane lines
@@ -33,9 +33,9 @@ import pyarrow
 
 from pcb.import_stubs import blocked, replaced
 
-# Their importers catch the ImportError.
+# The modules that import these catch the ImportError.
 BLOCKED = ("imagecorruptions", "torch.distributed.optim", "pandas")
-# Their importers only bind names of theirs.
+# The modules that import these only bind their names.
 REPLACED = (
     "mmengine.model.wrappers.fully_sharded_distributed",
     "mmengine._strategy.fsdp",
@@ -72,10 +72,10 @@ class NoCompiler(ModuleType):
 
 
 def import_mmdet() -> None:
-    """Import mmdet's models and data sets without what `BLOCKED` and `REPLACED` name."""
-    stand_ins = {name: EmptyClasses(name) for name in REPLACED}
+    """Import mmdet's models and data sets without the modules in `BLOCKED` and `REPLACED`."""
+    stubs = {name: EmptyClasses(name) for name in REPLACED}
     # mmdet prints a line for every optional package that is not installed.
-    with redirect_stdout(io.StringIO()), blocked(*BLOCKED), replaced(stand_ins):
+    with redirect_stdout(io.StringIO()), blocked(*BLOCKED), replaced(stubs):
         import mmdet.datasets
         import mmdet.models  # noqa: F401
 

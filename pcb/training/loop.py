@@ -3,7 +3,7 @@
 No random state survives an iteration. A batch follows from (seed, epoch), the augmentation of an
 item from (seed, epoch, index), and every iteration reseeds torch, numpy and random from (seed,
 iteration, rank). A training that is resumed at any iteration, or branched from the checkpoint of
-another, therefore takes the same steps as one that was never interrupted: on a CPU bit for bit.
+another, therefore takes the same steps as one that was never interrupted: bit-identical on a CPU.
 
 An iteration is one batch and one step of the optimiser, on any number of GPUs. With
 `hardware.accumulate` = k, each rank takes its share of the batch in k micro-batches;
@@ -79,7 +79,7 @@ class ResumableLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train from the current iteration to the last."""
-        # The optimiser's wrapper counts micro-batches, from 0: no batch is ever cut short.
+        # The optimiser's wrapper counts micro-batches, from 0: a batch is never incomplete.
         self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
         while self._iter < self._max_iters:

@@ -56,11 +56,14 @@ def model_overrides(
     Raises:
         UserError: The loss cannot be used with the paradigm, or a class cannot be loaded.
     """
-    part = registry.stages(experiment.loss)[stage]
-    loss, paradigm = registry.losses[part.loss], registry.paradigms[experiment.paradigm]
+    this_stage = registry.stages(experiment.loss)[stage]
+    loss, paradigm = registry.losses[this_stage.loss], registry.paradigms[experiment.paradigm]
     if paradigm.steps > 1 and not loss.with_steps:
-        raise UserError(f"{experiment.id}: {part.loss} has no steps", "use `paradigm: plain`")
-    loss_class = loss_class_of(part.loss, registry)
+        raise UserError(
+            f"{experiment.id}: the loss {this_stage.loss!r} does not support several steps",
+            "use `paradigm: plain`",
+        )
+    loss_class = loss_class_of(this_stage.loss, registry)
     final_class = loss_class_of(experiment.loss, registry)
     known = {
         "alpha": experiment.pcb.alpha if experiment.pcb else 0.0,
@@ -91,8 +94,8 @@ def model_overrides(
     }
     if paradigm.cls:
         roi_head["type"] = paradigm.class_name
-    if part.roi_head:
-        roi_head["type"] = load_class(part.roi_head).__name__
+    if this_stage.roi_head:
+        roi_head["type"] = load_class(this_stage.roi_head).__name__
     if paradigm.steps > 1:
         roi_head |= {
             "num_steps": paradigm.steps,
@@ -103,10 +106,12 @@ def model_overrides(
 
 
 def loss_class_of(name: str, registry: Registry) -> type[ClassifierLoss]:
-    """Load a loss and register it with MMDetection. Raises `UserError` where it is no loss."""
+    """Load a loss and register it with MMDetection. Raises `UserError` where it is not a loss."""
     spec = registry.losses[name].cls
     cls = registry.losses[name].load()
     if not (isinstance(cls, type) and issubclass(cls, ClassifierLoss)):
-        raise UserError(f"{spec} is no ClassifierLoss", "subclass pcb.losses.base.ClassifierLoss")
+        raise UserError(
+            f"{spec} is not a ClassifierLoss", "subclass pcb.losses.base.ClassifierLoss"
+        )
     register(cls)
     return cls

@@ -15,11 +15,11 @@ from pcb.training.weights import from_file
 
 
 def pretrain(study: Study, backbone: str) -> Path:
-    """Write a backbone's starting weights, from what `backbones.<name>.weights` in the scale names.
+    """Write a backbone's starting weights, as `backbones.<name>.weights` in the scale selects them.
 
     `pretrain` trains the whole detector on a class-balanced set of classes outside all experiments,
-    in place of ImageNet. It is resumed like `train`. `random` writes no weights, a path copies a
-    checked file.
+    in place of ImageNet; it is resumed like `train`. `random` writes a file without weights. A path
+    is checked and copied.
 
     Returns:
         `paths.weights(backbone)`.

@@ -29,7 +29,7 @@ class Runner(MMRunner):
     """mmengine's runner with our checkpoints; its own messages go to the log file only.
 
     Attributes:
-        begin: Called with the runner before the first iteration: loads weights, or the whole state
+        begin: Called with the runner before the first iteration to load weights, or the whole state
             of an earlier training.
         stop: Whether the training was asked to end early.
         notes: Facts of the training that its checkpoints carry: seconds, CPU seconds.
@@ -37,7 +37,7 @@ class Runner(MMRunner):
         started: When the training began, ISO 8601.
     """
 
-    # mmengine declares what these are before they are built, too.
+    # mmengine annotates these with the types that they have before they are built, too.
     optim_wrapper: OptimWrapper  # ty: ignore[incompatible-mutable-override]
     param_schedulers: list[_ParamScheduler]
 
@@ -100,7 +100,7 @@ class Runner(MMRunner):
             return super().train()
 
     def dump_config(self) -> None:
-        """Write the config as JSON, which mmengine reads too and which takes no time to write."""
+        """Write the config as JSON, which mmengine can read; its Python format is slow to write."""
         if is_main_process():
             write_json(Path(self.work_dir) / "config.json", self.cfg.to_dict())
 
@@ -125,7 +125,7 @@ class Runner(MMRunner):
         }
 
     def set_progress(self, state: dict) -> None:
-        """Restore everything in a `state` but the weights."""
+        """Restore everything in a `state` except the weights."""
         self.optim_wrapper.load_state_dict(state["optimizer"])
         for scheduler, saved in zip(self.param_schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of (seed, epoch).
+"""The images of each batch, as a pure function of (seed, epoch).
 
 A batch is shared by all ranks, so batches are the same for any number of them: rank r of `world`
 takes every world-th image. A share that does not fit a GPU is taken in micro-batches, which are the
@@ -26,9 +26,9 @@ class EpochSampler(Sampler):
         dataset: The data set. `group_by_aspect` needs its `sizes`, (n, 2) of height and width.
         batch_size: Images of a batch over all ranks; a multiple of ranks times micro-batches.
         seed: Seed of the order.
-        group_by_aspect: Fill batches with landscape images only or portrait images only, as far
-            as possible, so that less of a batch is padding.
-        micro_batches: How many of them make up each rank's share of a batch. Micro-batch j of
+        group_by_aspect: Fill batches with landscape images only or portrait images only where
+            possible, so that less of a batch is padding.
+        micro_batches: Number of micro-batches in each rank's share of a batch. Micro-batch j of
             rank r is the share of rank j * world + r out of micro_batches * world.
     """
 
@@ -81,8 +81,8 @@ class EpochSampler(Sampler):
         """Yield this rank's share of the remaining batches, micro-batch after micro-batch."""
         batches = self.batches(self.epoch)[self.start :]
         shares = batches.reshape(len(batches), -1, self.micro_batches * self.world)
-        mine = shares[:, :, self.rank :: self.world].swapaxes(1, 2)
-        return iter((self.epoch * self.size + mine.reshape(-1)).tolist())
+        share = shares[:, :, self.rank :: self.world].swapaxes(1, 2)
+        return iter((self.epoch * self.size + share.reshape(-1)).tolist())
 
     def __len__(self) -> int:
         return self.batches_per_epoch * self.batch_size // self.world

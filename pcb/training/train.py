@@ -46,7 +46,8 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
         Path of the record, `paths.train(run, seed)` or `paths.trunk(run, seed)`.
 
     Raises:
-        UserError: The user can fix it.
+        UserError: A record, weights or data are missing or do not fit, another process trains this
+            run, or the loss is not finite.
         SystemExit: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
@@ -118,7 +119,7 @@ def first_stage(
 ) -> dict:
     """Return the final state of the training that BAGS and LOCE start from; train it if needed.
 
-    It has a work folder of its own, and is done once and resumed like any other.
+    It has its own work folder, runs once and is resumed like any other training.
     """
     work.mkdir(exist_ok=True)
     if (saved := Checkpoints(work).load_named("final", print_once)) is None:
@@ -143,7 +144,7 @@ def load_final(work: Path, stem: str) -> tuple[Path, dict]:
 
 
 def finished(state: dict) -> dict:
-    """Return a state without what only resuming needs: optimiser, schedulers, LOCE's memory."""
+    """Return a state without the entries for resuming: optimiser, schedulers, LOCE's memory."""
     weights = state["state_dict"]
     return {
         **{key: value for key, value in state.items() if key not in RESUME_ONLY},
@@ -155,7 +156,7 @@ def execute(cfg: Config, study: Study, begin: Callable[[Runner], None]) -> Runne
     """Run a training to its end and return its runner.
 
     It resumes from the newest intact checkpoint in its work folder; without one, `begin(runner)`
-    loads what it starts from.
+    loads the starting weights or state.
     """
     if cfg.device == "cpu":
         torch.set_num_threads(study.scale["hardware"]["threads_per_job"])

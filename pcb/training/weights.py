@@ -56,7 +56,7 @@ def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
             model.backbone, weights, path, lambda key: key.endswith("num_batches_tracked")
         )
     elif kind == "detector":
-        load_pretrained(model, weights, path, lambda key: any(part in key for part in FRESH))
+        load_pretrained(model, weights, path, lambda key: any(name in key for name in FRESH))
     else:
         raise UserError(
             f"{path} is not a file of starting weights",
@@ -76,7 +76,7 @@ def load_pretrained(
 
     Args:
         model: Detector or backbone.
-        weights: State dict to load.
+        weights: State dict to load; a predictor's first axis is rows per class times old classes.
         source: Its file, for messages.
         is_fresh: Whether the parameter of that name keeps its initial value.
 
@@ -88,7 +88,7 @@ def load_pretrained(
         if is_fresh(key):
             continue
         value = weights.get(key)
-        rows = next((n for part, n in PER_CLASS.items() if part in key), None)
+        rows = next((n for name, n in PER_CLASS.items() if name in key), None)
         if value is not None and rows and value.shape[1:] == ours.shape[1:]:
             mean = value.unflatten(0, (-1, rows)).mean(dim=0)
             value = mean.repeat(len(ours) // rows, *[1] * (ours.dim() - 1))
@@ -105,7 +105,8 @@ def load_pretrained(
 def carry_over(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Load the weights of a method's first stage into its second.
 
-    A predictor of another width (BAGS) and states of the loss keep their initial values.
+    Parameters of another shape (the predictor of BAGS) and states of the loss keep their initial
+    values.
     """
     ours = model.state_dict()
     same = {
@@ -129,7 +130,7 @@ def from_file(path: Path, name: str, sha256: str | None = None) -> dict:
         Content of a file of starting weights.
 
     Raises:
-        UserError: The file is missing, damaged or another one.
+        UserError: The file is missing, damaged or not the expected one.
     """
     if not path.is_absolute() and not path.exists():
         path = ROOT / path

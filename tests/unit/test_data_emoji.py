@@ -186,7 +186,7 @@ def test_mistakes_in_a_recipe_are_reported(tmp_path):
         Recipe.read(None)
     with pytest.raises(UserError, match=r"unknown keys.*colour"):
         Recipe.read({"colour": 1})
-    with pytest.raises(UserError, match="60 of 39 train images"):
+    with pytest.raises(UserError, match="60 images, but train has only 39"):
         write_dataset(Recipe(train_images=40), "v05", tmp_path)
     with pytest.raises(UserError, match="no synthetic data set 'coco'"):
         write_dataset(TINY, "coco", tmp_path)

@@ -84,7 +84,7 @@ def test_registering_a_class_again_changes_nothing():
 
 def test_another_class_of_a_registered_name_is_refused():
     other = type("BAGSLoss", (), {"__module__": "my_losses"})
-    with pytest.raises(UserError, match=r"(?s)BAGSLoss, of pcb.losses.bags.*my_losses.*rename"):
+    with pytest.raises(UserError, match=r"(?s)BAGSLoss, from pcb.losses.bags.*my_losses.*rename"):
         pcb.mmdet.register(other)
 
 

@@ -91,7 +91,7 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             "sampler: rfs, loss: softmax}",
             "is spelled 'v05_r50_rfs_softmax_plain' by its own factors",
         ),
-        (r"trunk: \*A", "trunk: nowhere", "names the trunk 'nowhere', which is no experiment"),
+        (r"trunk: \*A", "trunk: nowhere", "names the trunk 'nowhere', which is not an experiment"),
         (
             r"pcb: {alpha: 0.2}, trunk: \*A",
             "pcb: {alpha: 0.2}, trunk: v05_r50_rfs_softmax_plain",
@@ -100,7 +100,7 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
         (
             r"run: v05_r50_random_softmax_plain}",
             "run: v05_r50}",
-            "table01, row 'random' names the run 'v05_r50', which is no experiment",
+            "table01, row 'random' names the run 'v05_r50', which is not an experiment",
         ),
         (r"- {id: random-ms,", "- {id: random,", "table01, row 'random' appears twice"),
         (
@@ -162,12 +162,12 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
         (
             r"(v05_r50_random_bags_plain): {(.*)}",
             r"\1_pcb-a0.4-g0.99: {\2, pcb: {alpha: 0.4}}",
-            "the loss 'bags' takes no PCB",
+            "the loss 'bags' cannot be combined with PCB",
         ),
         (
             r"v05_r50_random_bags_plain: {(.*)}",
             r"v05_r50_random_bags_iterative: {\1, paradigm: iterative}",
-            "the loss 'bags' has no steps",
+            "the loss 'bags' does not support several steps",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_moved_overlay_has_the_same_fingerprints(overlay, tmp_path):
         ("loss: mine}", "loss: mien}", "'mien' is not one of"),
         ("tau: 0.5}", "tau: 0.7}", "option tau: 0.7 is not allowed"),
         ("after: a0.2", "after: a0.25", "no row 'a0.25'"),
-        ("  table06:\n", "  table06:\n    title: Mine\n", "of a shipped table only `rows`"),
+        ("  table06:\n", "  table06:\n    title: Mine\n", "can only add `rows` to a shipped table"),
         ("[mine], run", "[mine, too], run", "row 'mine' has 2 labels"),
         ("{id: a0.3,", "{", "tables.table06.rows.0: 'id' is a required property"),
         ("id: mine-holds, ", "", "claims.0: 'id' is a required property"),

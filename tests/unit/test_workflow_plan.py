@@ -219,7 +219,7 @@ def test_lengths_of_time(text, value):
 
 @pytest.mark.parametrize("text", ["soon", "-1h", "h", "nanh", "inf"])
 def test_what_is_no_length_of_time_is_refused(text):
-    with pytest.raises(UserError, match="no length of time"):
+    with pytest.raises(UserError, match="not a length of time"):
         budget_hours(text)
 
 

@@ -107,8 +107,8 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     """Parse and check an annotation file.
 
     Raises:
-        UserError: The file cannot be read, is not valid JSON (with the byte), lacks keys, or has
-            references to nothing; the message lists all such faults.
+        UserError: The file cannot be read, is not valid JSON (the message names the byte), or lacks
+            keys or has dangling references (the message lists all of them).
     """
     try:
         with open(path, "rb") as file:
@@ -198,7 +198,7 @@ def check_keys(path: Path, content: AnnotationFile) -> None:
 
 
 def check_references(path: Path, content: AnnotationFile) -> None:
-    """Raise `UserError` that lists every id that is wrong, repeated, or of no entry."""
+    """Raise `UserError` that lists every id that is wrong, repeated or dangling."""
     faults, images, annotations = [], content.images, content.annotations
     ids = sorted(
         (category["id"] for category in content.categories),
@@ -214,20 +214,20 @@ def check_references(path: Path, content: AnnotationFile) -> None:
             repeated = [i for i, n in counts.items() if n > 1]
             faults.append(f"repeated {name} ids: {examples(repeated)}")
     known_images, known = {image.id for image in images}, set(ids)
-    for name, lost in (
+    for name, dangling in (
         ("image", [a.id for a in annotations if a.image_id not in known_images]),
         ("category", [a.id for a in annotations if a.category_id not in known]),
     ):
-        if lost:
-            faults.append(f"annotations that name a missing {name}: {examples(lost)}")
+        if dangling:
+            faults.append(f"annotations that name a missing {name}: {examples(dangling)}")
     if boxes := [a.id for a in annotations if len(a.bbox) != 4]:
         faults.append(f"annotations whose bbox is not x, y, width, height: {examples(boxes)}")
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         listed = ((image.id, getattr(image, key)) for image in images)
-        if lost := [
+        if dangling := [
             i for i, categories in listed if categories and not known.issuperset(categories)
         ]:
-            faults.append(f"images whose {key} name a missing category: {examples(lost)}")
+            faults.append(f"images whose {key} name a missing category: {examples(dangling)}")
     if faults:
         raise UserError(
             f"{path}:\n  " + "\n  ".join(faults),
@@ -288,7 +288,7 @@ def _record_batch(
         sorted({a.category_id - 1 for a in of_image if not a.ignore}) for of_image in annotations
     ]
     image_columns = [
-        pa.array([getattr(image, name) for image in images], kind) for name, kind in IMAGE_FIELDS
+        pa.array([getattr(image, name) for image in images], dtype) for name, dtype in IMAGE_FIELDS
     ]
     return pa.RecordBatch.from_arrays(
         [

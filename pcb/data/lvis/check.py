@@ -230,7 +230,7 @@ def group_sizes(index: LVISIndex) -> dict[str, int]:
 def describe(index: LVISIndex) -> dict:
     """Return a split's entry in the report.
 
-    `unusable` annotations are those that MMDetection drops, `empty` images those without any other.
+    `unusable` annotations are those that MMDetection drops; `empty` images have no usable one.
     """
     return {
         "file": str(index.path),

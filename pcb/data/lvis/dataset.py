@@ -81,7 +81,7 @@ class PCBLVISDataset(BaseDetDataset):
     """LVIS v0.5, v1.0 or emoji-LVIS; the annotation file alone decides which.
 
     In training (`test_mode=False`) images without a usable annotation and images smaller than 32
-    pixels are left out, as in MMDetection's LVIS configs; unlike there, an image whose annotations
+    pixels are dropped, as in MMDetection's LVIS configs; unlike there, an image whose annotations
     are all too small to be used counts as empty. `metainfo` has `classes` and `frequency` ('r', 'c'
     or 'f' of each class).
 

@@ -84,7 +84,7 @@ class LVISIndex:
         sha256: Digest of the file.
 
     Raises:
-        UserError: The file is missing or damaged, lacks keys, or has references to nothing.
+        UserError: The file is missing or damaged, lacks keys or has dangling references.
     """
 
     def __init__(
@@ -308,9 +308,11 @@ class _BatchView:
         self.label_offsets, self.label_values = labels.offsets.to_numpy(), labels.values.to_numpy()
 
     def labels(self, row: int) -> np.ndarray:
+        """Return the sorted distinct labels (k,) int32 of one image."""
         return self.label_values[self.label_offsets[row] : self.label_offsets[row + 1]]
 
     def objects(self, row: int) -> Objects:
+        """Return all annotations of one image."""
         span = slice(*self.image_offsets[row : row + 2].tolist())
         number, category, area, usable, crowd = (column[span] for column in self.scalars)
         return Objects(
@@ -324,6 +326,7 @@ class _BatchView:
         )
 
     def segmentation(self, annotation: int) -> list[np.ndarray] | dict:
+        """Return an annotation's polygons, (2k,) float64 each, or its run-length encoding."""
         if self.rle is not None and self.rle[annotation].is_valid:
             return json.loads(self.rle[annotation].as_py())
         first, last = self.annotation_offsets[annotation : annotation + 2].tolist()

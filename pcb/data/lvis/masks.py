@@ -71,7 +71,12 @@ class WindowMasks(BaseInstanceMasks):
         return WindowMasks([self.windows[i] for i in chosen], self.source, self.rows, self.columns)
 
     def select(self, rows: np.ndarray, columns: np.ndarray) -> WindowMasks:
-        """Return masks whose row i is row `rows[i]` of these, likewise columns; -1 is empty."""
+        """Return masks whose row i is row `rows[i]` of these, likewise columns; -1 is empty.
+
+        Args:
+            rows: (new height,) int.
+            columns: (new width,) int.
+        """
         return WindowMasks(
             self.windows,
             self.source,
@@ -134,7 +139,10 @@ class WindowMasks(BaseInstanceMasks):
             inds: (k,) int: the mask of each box.
             device: Where the targets are computed.
             interpolation: Ignored, as in `BitmapMasks`.
-            binarize: Whether targets are 0 or 1, else they are between.
+            binarize: Round the targets to 0 or 1.
+
+        Returns:
+            k targets of `out_shape`: 0 or 1, or without `binarize` floats between.
         """
         if not len(self):
             return BitmapMasks(np.empty((0, *out_shape), np.uint8), *out_shape)
@@ -146,8 +154,6 @@ class WindowMasks(BaseInstanceMasks):
             rois = torch.cat([indices[:, None], boxes], 1)
             targets = roi_align(pixels, rois, out_shape, 1.0, 0, "avg", True).squeeze(1)
         return BitmapMasks((targets >= 0.5 if binarize else targets).cpu().numpy(), *out_shape)
-
-    # The pixels
 
     def draw(self, device="cpu") -> torch.Tensor:
         """Return (n, height, width) uint8 on `device`. Only the windows are copied there."""
@@ -188,7 +194,7 @@ class WindowMasks(BaseInstanceMasks):
         """Return MMDetection's full bitmaps."""
         return BitmapMasks(self.to_ndarray(), self.height, self.width)
 
-    # Abstract methods that no recipe here uses: by way of full bitmaps.
+    # Abstract methods that no recipe here uses. They convert to full bitmaps.
 
     def expand(self, *args, **kwargs):
         """As in `BitmapMasks`."""

@@ -51,7 +51,7 @@ def repeat_factors(labels: Sequence[Collection[int]], threshold: float) -> Repea
     """Compute the repeat factors of a split.
 
     Args:
-        labels: Labels of each image (`LVISIndex.labels`). Images without labels are left out.
+        labels: Labels of each image (`LVISIndex.labels`). Images without labels are ignored.
         threshold: t above; 0 repeats no image.
     """
     images = [set(image) for image in labels if image]

@@ -1,6 +1,6 @@
 """The gallery: validation images with what two runs, before and after PCB, detect on them.
 
-Three draws for each comparison, all with the page's seed, so that nobody picked what is shown:
+Three draws for each comparison, all from the page's seed, so that no image is chosen by hand:
 
     gains    objects of rare and common classes in turn that are recognised after PCB but not
              before, at most one in an image
@@ -8,8 +8,8 @@ Three draws for each comparison, all with the page's seed, so that nobody picked
     random   images among all that have an object
 
 An object is recognised when its predicted class (`pcb.reporting.images.matched_objects`) is its
-own, whatever the score. Detections with a score below `score` are not drawn, except the strongest
-one on the object in question.
+own, at any score. Detections with a score below `score` are not drawn, except the strongest one on
+the object in question.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def collect(results: Results, page: Page) -> list[dict]:
     for comparison in page.compare:
         runs = (comparison.before, comparison.after)
         shards = {run: results.detections(run, study.seeds[0]) for run in runs}
-        found = [s for s in shards.values() if s is not None]
+        existing = [s for s in shards.values() if s is not None]
         missing = [run for run in runs if shards[run] is None]
         entry = {"label": comparison.label, "missing": missing}
         if not missing:
             dataset = study.experiments[comparison.before].dataset
-            entry |= compare(split(dataset), found, page.settings)
+            entry |= compare(split(dataset), existing, page.settings)
         entries.append(entry)
     return entries
 
@@ -102,8 +102,8 @@ def draw_in_turn(
     """Draw `count` objects from the pools in turn, or fewer, at most one in an image.
 
     Args:
-        pools: Arrays of indices of objects.
-        count: How many to draw in all.
+        pools: Arrays (k,) of indices of objects.
+        count: Number of objects to draw in all.
         split: The objects.
         rng: The source of random numbers.
     """
@@ -124,11 +124,11 @@ def draw_in_turn(
 
 def of_images(shards: Shards, image_ids: set[int]) -> dict[int, Rows]:
     """The detections, with masks, of some images."""
-    found = {}
+    by_image = {}
     for rows in shards.read("plain", masks=True):
         for image in image_ids.intersection(rows.images):
-            found[image] = rows.where(rows.image_id == image)
-    return found
+            by_image[image] = rows.where(rows.image_id == image)
+    return by_image
 
 
 def gallery_image(
@@ -147,7 +147,7 @@ def gallery_image(
         item: Index of the object in question or, for 'random', the id of the image.
         rows: Image id -> detections, of the run before and of the run after.
         matched: Predictions of these runs.
-        least: Score from which on detections are drawn.
+        least: Lowest score of a drawn detection.
     """
     focus = None if kind == "random" else item
     image_id = item if focus is None else int(split.image_id[focus])
@@ -184,15 +184,15 @@ def detections(split: SplitObjects, rows: Rows, least: float, box: np.ndarray | 
     Args:
         split: The objects of val, for class names.
         rows: The detections on the image, with masks.
-        least: Score from which on they are drawn.
+        least: Lowest score of a drawn detection.
         box: (4,) box of the object in question; its strongest detection is drawn in any case.
 
     Returns:
         `objects`, strongest first, and `more`, how many others reach the score.
     """
     assert rows.rle is not None
-    every = np.arange(len(rows))
-    focus = None if box is None else strongest(rows, every, box[None])[0]
+    all_rows = np.arange(len(rows))
+    focus = None if box is None else strongest(rows, all_rows, box[None])[0]
     order = [int(k) for k in np.argsort(-rows.score, kind="stable") if rows.score[k] >= least]
     drawn = order[:MOST_DETECTIONS]
     if focus is not None and focus not in drawn:

@@ -1,7 +1,7 @@
-"""What was gathered for the pages of images, as values for their templates.
+"""The gathered content of the pages of images, as values for their templates.
 
-Coordinates are scaled so that an image's longer side is `UNITS` long, whatever its pixels: outlines
-and labels then look the same everywhere.
+Coordinates are scaled so that the longer side of every image is `UNITS` long: outlines and labels
+then look the same everywhere.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def sections(comparison: dict, key: str, least: float) -> list[dict]:
 
     Args:
         comparison: Its entry in the gathered file.
-        key: Makes the ids of its elements differ from those of other comparisons.
-        least: Score from which on detections are drawn.
+        key: Prefix of the ids of its elements, unique on the page.
+        least: Lowest score of a drawn detection.
 
     Returns:
         For each kind its `title`, `count` (how many images of how many), `note` and `shots`.
@@ -62,7 +62,7 @@ def count_text(comparison: dict, kind: str, shown: int) -> str:
 
 
 def score_note(comparison: dict, least: float) -> str:
-    """What must be known of the scores before comparing two panels."""
+    """A note on the scores of both models, for the comparison of two panels."""
     before, after = (
         "none" if score is None else score_text(score) for score in comparison["median_scores"]
     )
@@ -81,12 +81,14 @@ def shot(label: str, image: dict, key: str) -> dict:
         image: Its entry in the gathered file.
         key: Id of its thumbnail on the page.
     """
-    whose = ("ground truth", label, f"{label} + PCB")
+    sources = ("ground truth", label, f"{label} + PCB")
     objects = [image["truth"], *(p["objects"] for p in image["panels"])]
     panels = [panel(image, shown) for shown in objects]
-    for who, p, more in zip(whose, panels, (0, *(p["more"] for p in image["panels"])), strict=True):
-        p["who"] = who + (f" ({more} more not drawn)" if more else "")
-        p["alt"] = f"{who}: " + (", ".join(o["text"] for o in reversed(p["objects"])) or "nothing")
+    omitted = (0, *(p["more"] for p in image["panels"]))
+    for source, p, more in zip(sources, panels, omitted, strict=True):
+        texts = ", ".join(o["text"] for o in reversed(p["objects"])) or "nothing"
+        p["who"] = source + (f" ({more} more not drawn)" if more else "")
+        p["alt"] = f"{source}: {texts}"
     return {
         "key": key,
         "id": image["id"],

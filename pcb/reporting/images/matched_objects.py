@@ -1,12 +1,12 @@
-"""What a run predicts for each object of a validation set.
+"""The predicted class of each object of a validation set.
 
     split = SplitObjects(study, "v05", "val")
     matched = match_objects(split, Results(study).detections(run, seed))
     matched.predicted_class, matched.score  # one entry for each object of the split
 
 An object's predicted class is that of the detection with the highest score among those whose box
-overlaps its own with an IoU of at least 0.5, as for the confusion matrix. LVIS annotates no image
-in full, so a detection that overlaps no object may be correct.
+overlaps the object's with an IoU of at least 0.5, as for the confusion matrix. LVIS images are not
+annotated exhaustively, so a detection that overlaps no object may be correct.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SplitObjects:
         area: (n,) pixels.
         row: (n,) position of the object's image in the annotation file.
         image_id: (n,) int.
-        of_image: Image id -> indices of its objects; without images that have none.
+        of_image: Image id -> indices of its objects, for images that have any.
         groups: 'r', 'c' or 'f' of each class.
     """
 
@@ -102,7 +102,7 @@ class MatchedObjects:
 
     Attributes:
         predicted_class: (n,) class 0 … C-1, or `UNDETECTED`.
-        score: (n,) float32, that of the detection with this class.
+        score: (n,) float32 score of the detection with this class.
     """
 
     predicted_class: np.ndarray
@@ -140,7 +140,7 @@ def match_objects(split: SplitObjects, shards: Shards) -> MatchedObjects:
 
 
 def by_image(rows: Rows, split: SplitObjects) -> Iterator[tuple[range, np.ndarray]]:
-    """Indices of the objects and of the rows of each image of a shard that has objects."""
+    """Indices of the objects and of the rows, (k,) int, of each image with objects of a shard."""
     order = np.argsort(rows.image_id, kind="stable")
     bounds = np.searchsorted(rows.image_id[order], [[i, i + 1] for i in rows.images])
     for image, (start, end) in zip(rows.images, bounds, strict=True):
@@ -153,7 +153,7 @@ def strongest(rows: Rows, among: np.ndarray, boxes: np.ndarray) -> list[int | No
 
     Args:
         rows: Detections.
-        among: (k,) indices of those to look at.
+        among: (k,) indices of the rows that are considered.
         boxes: (m, 4) x, y, width, height in pixels.
 
     Returns:

@@ -1,9 +1,9 @@
 """The pair explorer: the most one-sided pairs of classes, with objects of both.
 
 Pairs (i, j) are those with the largest M_ij - M_ji, in the matrix of the run before PCB and in that
-of the run after. Whichever matrix chooses the pairs, the other looks better on them by chance
-alone; hence the two lists. Crops are drawn with the page's seed: train objects of either class from
-the larger half of them, and val objects of i that the run which chose the pair predicts as j.
+of the run after. On pairs chosen by one matrix the other looks better by chance alone; hence the
+two lists. Crops are drawn from the page's seed: train objects of both classes, among the larger
+half of them, and val objects of i that the run which chose the pair predicts as j.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pcb.reporting.results import Results
 from pcb.study import Page
 from pcb.study.study import Comparison
 
-LEAST = 1e-3  # least probability, either way, of a pair that the plot of all pairs shows
+LEAST = 1e-3  # a pair is in the plot of all pairs if either probability is at least this
 
 
 def collect(results: Results, page: Page) -> list[dict]:
@@ -60,11 +60,11 @@ def both_ways(results: Results, run: str, seed: int) -> dict[str, list]:
     """`Confusion.both_ways` of an evaluated run as lists, to five digits."""
     confusion = results.confusion(run, seed)
     assert confusion is not None
-    found = confusion.both_ways(LEAST)
+    pairs = confusion.both_ways(LEAST)
     return {
-        "groups": found.groups.tolist(),
-        "up": [float(f"{p:.5g}") for p in found.up],
-        "down": [float(f"{p:.5g}") for p in found.down],
+        "groups": pairs.groups.tolist(),
+        "up": [float(f"{p:.5g}") for p in pairs.up],
+        "down": [float(f"{p:.5g}") for p in pairs.down],
     }
 
 
@@ -157,12 +157,12 @@ def mistakes(
 
 
 def draw(objects: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """At most `count` of some objects, in random order."""
+    """At most `count` of some objects, (n,) indices, in random order."""
     return [int(index) for index in rng.permutation(objects)[:count]]
 
 
 def larger_half(split: SplitObjects, objects: np.ndarray, least: int) -> np.ndarray:
-    """The larger half of some objects by area, but at least `least` of them."""
+    """The larger half by area of some objects, (n,) indices, but at least `least` of them."""
     order = np.argsort(-split.area[objects], kind="stable")
     return objects[order[: max(least, -(-len(objects) // 2))]]
 

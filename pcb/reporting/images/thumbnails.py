@@ -16,7 +16,7 @@ from pcb.errors import UserError
 IMAGE_SIDE = 360  # longest side of a whole image in pixels; smaller ones are not enlarged
 CROP_SIDE = 112  # longest side of a crop
 CROP_MARGIN = 0.2  # around a crop, as a share of its box's longer side
-OUTLINE_SIDE = 180  # longest side of the grid on which a mask's outline is followed
+OUTLINE_SIDE = 180  # longest side of the grid on which a mask's outline is traced
 JPEG_QUALITY = 82
 
 
@@ -26,7 +26,7 @@ def thumbnail(path: Path) -> str:
 
 
 def crop(path: Path, box: list[float]) -> str:
-    """The square around a box, as far as the image reaches, as a data URI.
+    """The square around a box, clipped to the image, as a data URI.
 
     Args:
         path: The image.
@@ -87,7 +87,7 @@ def outline(mask: np.ndarray) -> str:
     """The outline of a mask as an SVG path, in the mask's pixels.
 
     Args:
-        mask: (height, width) bool; of a large one only every k-th pixel is followed.
+        mask: (height, width) bool; of a large one only every k-th pixel is used.
     """
     step = -(-max(mask.shape) // OUTLINE_SIDE)
     polygons, _ = mask_to_polygons(mask[step // 2 :: step, step // 2 :: step])
@@ -96,7 +96,7 @@ def outline(mask: np.ndarray) -> str:
 
 def _closed_path(corners: np.ndarray) -> str:
     """(n, 2) corners, joined by horizontal and vertical lines, as an SVG path."""
-    parts = [f"M{corners[0, 0]} {corners[0, 1]}"]
+    commands = [f"M{corners[0, 0]} {corners[0, 1]}"]
     for dx, dy in np.diff(corners, axis=0).tolist():
-        parts.append(f"h{dx}" if dx else f"v{dy}")
-    return "".join(parts) + "z"
+        commands.append(f"h{dx}" if dx else f"v{dy}")
+    return "".join(commands) + "z"

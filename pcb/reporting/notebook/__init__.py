@@ -11,7 +11,8 @@ from pcb.files import ROOT
 def template(target: str) -> Path:
     """The notebook that renders a target, as a path in the repository.
 
-    Tables share notebooks/table.ipynb; a target with a notebook of its own name has that.
+    A target has the notebook of its own name, if there is one; other tables and figures share
+    notebooks/table.ipynb.
     """
     own = Path("notebooks") / f"{target}.ipynb"
     shared = re.match("table|figure", target) and not (ROOT / own).exists()

@@ -1,4 +1,4 @@
-"""What a notebook shows, one call a cell. Each returns an object that Jupyter displays."""
+"""The outputs of a notebook, one function for each cell; they return what Jupyter displays."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def not_run(runs: list[str]) -> Html:
 
 def joined(*pieces: Html | None) -> Html:
     """Several pieces as one, without those that are None."""
-    there = [p for p in pieces if p]
-    return Html("\n".join(p.html for p in there), "\n".join(p.text for p in there))
+    existing = [p for p in pieces if p]
+    return Html("\n".join(p.html for p in existing), "\n".join(p.text for p in existing))
 
 
 def piece(template: str, text: str, /, **values: object) -> Html:

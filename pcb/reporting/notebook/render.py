@@ -68,7 +68,7 @@ def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
     Args:
         path: The notebook.
         gathered: Value of its parameter `gathered`.
-        failed: Where it is kept as far as it ran, if it fails.
+        failed: Where the partly executed notebook is written if a cell fails.
 
     Returns:
         The notebook with its outputs.
@@ -93,7 +93,7 @@ def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
             write_text(failed, out.read_text())
             raise UserError(
                 f"{path.name}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}",
-                f"see the notebook as far as it ran: {failed}",
+                f"see the partly executed notebook: {failed}",
             ) from error
         except RuntimeError as error:
             raise UserError(
@@ -113,7 +113,7 @@ def relative(path: Path) -> str:
 
 
 def local_sockets(folder: str) -> Config:
-    """Let a kernel talk through files in `folder`.
+    """Let a kernel communicate through sockets in `folder`.
 
     Two kernels that start at once may choose the same TCP port. A socket's path has 107 characters
     at most, so a long folder keeps TCP.
@@ -152,9 +152,9 @@ def picture(notebook: NotebookNode) -> bytes | None:
 
 
 def links(study: Study, target: str) -> dict:
-    """What a page links to: its files, and its own and its neighbours' places in the index.
+    """The links of a page: its files, and its own and its neighbours' sections in the index.
 
-    The index always exists, whichever pages have been rendered. Links are relative, so that the
+    The index always exists, even if other pages are not rendered. Links are relative, so that the
     folder can be moved.
     """
     paths, here = study.paths, study.paths.html(target).parent
@@ -163,21 +163,21 @@ def links(study: Study, target: str) -> dict:
         return os.path.relpath(path, here)
 
     order = list(study.targets)
-    at = order.index(target)
+    position = order.index(target)
     near = {
         side: {"href": f"{to(paths.index)}#{order[i]}", "name": formatting.number(order[i])}
         if 0 <= i < len(order)
         else None
-        for side, i in (("before", at - 1), ("after", at + 1))
+        for side, i in (("before", position - 1), ("after", position + 1))
     }
-    own = [("notebook", paths.notebook(target))]
+    files = [("notebook", paths.notebook(target))]
     if target in study.tables:
-        own += [(suffix, paths.table(target, suffix)) for suffix in tables.FORMS]
+        files += [(suffix, paths.table(target, suffix)) for suffix in tables.FORMS]
     return {
         "title": f"{formatting.number(target)} · {study.scale['name']}",
         "index": f"{to(paths.index)}#{target}",
         **near,
-        "files": [{"href": to(path), "name": name} for name, path in own],
+        "files": [{"href": to(path), "name": name} for name, path in files],
     }
 
 

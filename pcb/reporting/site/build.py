@@ -30,7 +30,7 @@ def build(study: Study) -> Path:
     """Write the site from the metrics and rendered pages that exist now.
 
     Returns:
-        Its index.
+        The path of its index.
 
     Raises:
         UserError: A result cannot be read.
@@ -72,7 +72,7 @@ def build(study: Study) -> Path:
 
 def section(study: Study, table: ResultTable, claims: list[dict]) -> dict:
     """A table or figure of the page: cells, picture, files, how much was measured, claims."""
-    mine = [claim for claim in claims if table.target in claim["tables"]]
+    about_table = [claim for claim in claims if table.target in claim["tables"]]
     return {
         **tables.layout(table),
         "name": formatting.number(table.target),
@@ -84,8 +84,8 @@ def section(study: Study, table: ResultTable, claims: list[dict]) -> dict:
         "page": link(study, study.paths.html(table.target)),
         "picture": picture(study, table.target),
         "files": files(study, table.target),
-        "claims": mine,
-        "tally": tally(mine)["ours"],
+        "claims": about_table,
+        "tally": tally(about_table)["ours"],
     }
 
 
@@ -104,7 +104,7 @@ def image_page(study: Study, key: str) -> dict:
 
 
 def picture(study: Study, target: str) -> dict | None:
-    """A target's picture and its size; None where there is none, or where it is no PNG."""
+    """A target's picture and its size; None where there is none, or where it is not a PNG."""
     path = study.paths.figure(target)
     head = path.read_bytes()[:24] if path.exists() else b""
     if not head.startswith(b"\x89PNG") or len(head) < 24:
@@ -155,7 +155,7 @@ def run_lines(study: Study, runs: list[dict]) -> list[dict]:
 
 
 def progress(runs: list[dict]) -> dict:
-    """How far the study is: runs measured of all, with their time, dates and code."""
+    """The progress of the study: number of measured runs, with their time, dates and code."""
     measured = [entry for entry in runs if entry["state"] == data.MEASURED]
     records = [entry["record"] for entry in measured]
     dates = sorted(str(r["finished"])[:10] for r in records if r.get("finished"))

@@ -5,7 +5,7 @@
     claims.json    each claim of the paper, its checks, and the verdicts on both sets of numbers
     claims.csv     the same in short
 
-None of them has a path of the machine on which it was made.
+None of them contains a path of this machine.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def csv_text(head: tuple[str, ...], lines: Iterable[tuple]) -> str:
 
 
 def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) -> dict:
-    """What the page's script reads: run and variant of each row, values and facts of each run."""
+    """Data for the page's script: run and variant of each row, values and facts of each run."""
     targets = {
         table.target: {
             "name": formatting.number(table.target),

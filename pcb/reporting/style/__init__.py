@@ -1,6 +1,6 @@
 """The look of tables, plots and pages: metric names, colours, and the templates in this folder.
 
-The colours are Okabe and Ito's, which people with any colour vision can tell apart. Marker shapes
+The colours are Okabe and Ito's, which people with any colour vision can distinguish. Marker shapes
 carry the same information.
 """
 
