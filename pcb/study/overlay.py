@@ -41,8 +41,8 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
         paths and carry the digest of their file, so that an edit of the code trains again.
 
     Raises:
-        UserError: An experiment is already shipped, a row follows an unknown row, or the file of a loss is
-            missing or cannot hold its class.
+        UserError: An experiment is already shipped, a row follows an unknown row, or the file of a
+            loss is missing or does not define its class.
     """
     out = dict(paper)
     out["losses"] = {k: resolve(v, k, source) for k, v in overlay.get("losses", {}).items()}
