@@ -131,8 +131,8 @@ def bias_metrics(confusion: Confusion) -> dict[str, float | None]:
     }
 
 
-def pairwise_bias(path: Path) -> dict[str, float]:
-    """PwB of a matrix as inference stored it beside it.
+def read_pairwise_bias(path: Path) -> dict[str, float]:
+    """Read PwB as inference stored it beside its matrix.
 
     Returns:
         PwB of the matrix with normalised rows, PwB_seen of its classes with a matched proposal,

@@ -25,7 +25,7 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
-from pcb.evaluation.confusion_metrics import bias_metrics, pairwise_bias, read_confusion
+from pcb.evaluation.confusion_metrics import bias_metrics, read_confusion, read_pairwise_bias
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import write_json
 from pcb.frequency import GROUPS
@@ -290,7 +290,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         ]
     path = study.paths.confusion(run, seed, split)
     confusion = read_confusion(path, out["classes"]["plain"])
-    out["variants"]["plain"] |= pairwise_bias(path) | bias_metrics(confusion)
+    out["variants"]["plain"] |= read_pairwise_bias(path) | bias_metrics(confusion)
     write_json(study.paths.metrics(run, seed, split), out)
     return out
 

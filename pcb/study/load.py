@@ -192,13 +192,3 @@ def read_yaml(path: Path) -> dict:
             f"{path} holds {type(value).__name__}, not a mapping", "write `key: value` lines"
         )
     return value
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON record. Raises `UserError`."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "run the job that writes it") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "delete it") from error

@@ -92,17 +92,8 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         "fingerprint": work.name,
         "epochs": epochs + (first["epochs"] if first else 0),
         "iterations": runner.iter + (first["iter"] if first else 0),
-        "batch": {
-            "images": study.scale["train"]["batch_size"],
-            "processes": get_world_size(),
-            "micro_batches": build.micro_batches(study),
-        },
         "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
-        "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
-        "gate_opened_at_iteration": state["notes"][PCBEpochHook.KEY],
-        "seconds": round(runner.notes["seconds"], 2),
-        "cpu_seconds": round(runner.notes["cpu_seconds"], 2),
-        **provenance.record(study, runner.started),
+        **about_training(study, runner, state["notes"]),
     }
     if not trunk:
         state = finished(state)
@@ -112,6 +103,22 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     if is_main_process():
         shutil.rmtree(work / "first", ignore_errors=True)
     return load_final(work, stem)
+
+
+def about_training(study: Study, runner: Runner, notes: dict) -> dict:
+    """The part of a record that is the same for one stage and for two."""
+    return {
+        "batch": {
+            "images": study.scale["train"]["batch_size"],
+            "processes": get_world_size(),
+            "micro_batches": build.micro_batches(study),
+        },
+        "repeat_factors": repeat_factors(runner.train_dataloader.dataset),
+        "gate_opened_at_iteration": notes[PCBEpochHook.KEY],
+        "seconds": round(notes["seconds"], 2),
+        "cpu_seconds": round(notes["cpu_seconds"], 2),
+        **provenance.record(study, runner.started),
+    }
 
 
 def first_stage(

@@ -12,7 +12,7 @@ import signal
 import torch
 
 from pcb.study import load_study
-from pcb.study.load import read_json
+from pcb.study.records import read_record
 from pcb.synthetic.generate import Recipe, write_dataset
 from pcb.training.pretrain import pretrain
 from pcb.training.train import train
@@ -48,7 +48,7 @@ def without_trunk(study, run):
 
 
 def final_state(study, run):
-    return torch.load(read_json(study.paths.train(run, 0))["checkpoint"], weights_only=True)
+    return torch.load(read_record(study.paths.train(run, 0))["checkpoint"], weights_only=True)
 
 
 def assert_same_bits(a, b):

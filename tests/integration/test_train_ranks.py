@@ -9,7 +9,7 @@ import torch
 import training
 from training import BRANCH, final_state, tiny_study, without_trunk
 
-from pcb.study.load import read_json
+from pcb.study.records import read_record
 from pcb.training.train import train
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def test_two_processes_train_as_one(tmp_path, datasets):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"{BRANCH}  epoch") == EPOCHS
     two = short_study(tmp_path / "two", datasets)
-    records = [read_json(study.paths.train(BRANCH, 0)) for study in (alone, two)]
+    records = [read_record(study.paths.train(BRANCH, 0)) for study in (alone, two)]
     assert records[0]["iterations"] == records[1]["iterations"]
     assert [record["batch"] for record in records] == [
         {"images": 8, "processes": n, "micro_batches": 3 - n} for n in (1, 2)

@@ -15,7 +15,7 @@ from training import (
     without_trunk,
 )
 
-from pcb.study.load import read_json
+from pcb.study.records import read_record
 from pcb.synthetic.generate import Recipe, write_dataset
 from pcb.training import checkpoint
 from pcb.training.pretrain import pretrain
@@ -36,7 +36,7 @@ def unbroken(tmp_path_factory, datasets):
 
 
 def test_the_record_has_the_iteration_from_which_pcb_is_active(unbroken):
-    record = read_json(unbroken.paths.train(BRANCH, 0))
+    record = read_record(unbroken.paths.train(BRANCH, 0))
     assert record["gate_opened_at_iteration"] >= 2 * iterations_per_epoch(unbroken)
     assert record["repeat_factors"]["samples"] > record["repeat_factors"]["images"]
 
@@ -60,7 +60,7 @@ def test_branch_of_a_trunk_equals_an_unbroken_training(tmp_path, datasets, unbro
     """The trunk has α = 0 and a bank of three matrices; the branch takes its own γ from it."""
     study = tiny_study(tmp_path, datasets)
     train(study, TRUNK, 0, trunk=True)
-    state = checkpoint.load(read_json(study.paths.trunk(TRUNK, 0))["checkpoint"])["state_dict"]
+    state = checkpoint.load(read_record(study.paths.trunk(TRUNK, 0))["checkpoint"])["state_dict"]
     assert (
         [len(state[key]) for key in state if key.endswith("confusion.bank")]
         == [len(study.momenta(TRUNK))]
@@ -68,7 +68,7 @@ def test_branch_of_a_trunk_equals_an_unbroken_training(tmp_path, datasets, unbro
     )
     train(study, BRANCH, 0)
     assert_same_bits(final_state(study, BRANCH), final_state(unbroken, BRANCH))
-    assert read_json(study.paths.train(BRANCH, 0))["trunk"]["run"] == TRUNK
+    assert read_record(study.paths.train(BRANCH, 0))["trunk"]["run"] == TRUNK
 
 
 def test_interrupted_pretraining_equals_an_unbroken_one_and_trainings_start_from_it(
@@ -102,5 +102,5 @@ def test_interrupted_pretraining_equals_an_unbroken_one_and_trainings_start_from
 
 
 def iterations_per_epoch(study):
-    record = read_json(study.paths.train(BRANCH, 0))
+    record = read_record(study.paths.train(BRANCH, 0))
     return record["iterations"] // record["epochs"]
