@@ -87,12 +87,12 @@ def test_the_loss_without_tau_or_with_equal_counts_is_cross_entropy(loss):
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] in ("pcb", "snakemake")])
 def test_the_commands_run(command, folder, tmp_path):
     """Snakemake as a dry run; of the jobs that need results only the arguments."""
-    command = [str(folder / part) if part.startswith("my_") else part for part in command]
-    command = [re.sub(r"paper=(.*)", rf"paper={folder}/\1", part) for part in command]
+    command = [str(folder / word) if word.startswith("my_") else word for word in command]
+    command = [re.sub(r"paper=(.*)", rf"paper={folder}/\1", word) for word in command]
     if command[0] == "snakemake":
-        at = command.index("--config") + 1
-        command[at:at] = [f"results={tmp_path}"]
-        command = [part.replace("results/smoke", f"{tmp_path}/smoke") for part in command]
+        position = command.index("--config") + 1
+        command[position:position] = [f"results={tmp_path}"]
+        command = [word.replace("results/smoke", f"{tmp_path}/smoke") for word in command]
         command.insert(1, "--dry-run")
     elif command[1] in ("gather", "render"):
         command = [*command[:2], "--help"]

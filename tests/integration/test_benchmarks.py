@@ -30,19 +30,19 @@ def test_both_sides_take_turns_and_the_least_of_each_counts():
         iter([0, 0, 0, 3, 0, 4, 0, 2, 0, 5]),
         [],
     )  # the first turn of each only warms up, and has no end
-    found = by_turns(
+    seconds = by_turns(
         2,
         clock=lambda: next(now),
         ours=lambda: calls.append("o"),
         reference=lambda: calls.append("r"),
     )
-    assert calls == ["o", "r"] * 3 and found == {"ours": 2, "reference": 4}
+    assert calls == ["o", "r"] * 3 and seconds == {"ours": 2, "reference": 4}
 
 
 def test_the_table_fits_a_terminal():
     figures = [
         Figure(
-            "a figure whose name goes on until it needs more than one line of the table",
+            "a figure whose name is so long that it needs more than one line of the table",
             12345.678,
             67.8,
             "points",

@@ -36,10 +36,10 @@ def assert_refused(result, *words):
     """One message with what and fix, status 2, no traceback."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    said = result.stderr[result.stderr.index("error: ") :]
-    assert said.count("error: ") == 1 and "\nfix: " in said, said
+    message = result.stderr[result.stderr.index("error: ") :]
+    assert message.count("error: ") == 1 and "\nfix: " in message, message
     for word in words:
-        assert str(word) in said, said
+        assert str(word) in message, message
 
 
 def snapshot(folder):

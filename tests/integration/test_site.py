@@ -51,10 +51,10 @@ def study(tmp_path_factory):
     study = study_in(tmp_path_factory.mktemp("results"), seeds=(0, 1))
     gather(study, "table02")
     write_text(study.paths.html("table02"), "<p>before anything was run</p>")
-    for place, row in enumerate(study.tables["table06"].rows):
-        fabricate(study, row.run, 0, AP=40.0 + place % 4, APr=20.123456)
+    for index, row in enumerate(study.tables["table06"].rows):
+        fabricate(study, row.run, 0, AP=40.0 + index % 4, APr=20.123456)
         if row.id != "a1":
-            fabricate(study, row.run, 1, AP=42.0 + place % 4, APr=22.0)
+            fabricate(study, row.run, 1, AP=42.0 + index % 4, APr=22.0)
     fabricate(study, SOFTMAX, 0, PwB=2.5)
     gather(study, "table06")
     with pytest.MonkeyPatch.context() as patch:
@@ -67,9 +67,9 @@ def study(tmp_path_factory):
 def test_every_link_of_every_page_resolves(study):
     pages = {page: Links(page.read_text()) for page in study.paths.site.rglob("*.html")}
     assert len(pages) == 3
-    for page, found in pages.items():
-        assert len(set(found.ids)) == len(found.ids)
-        for link in found.links:
+    for page, links in pages.items():
+        assert len(set(links.ids)) == len(links.ids)
+        for link in links.links:
             path, _, anchor = link.partition("#")
             target = (page.parent / path).resolve() if path else page
             assert target.is_relative_to(study.paths.site) and target.exists(), (
@@ -191,7 +191,7 @@ def page(chromium, study):
 
 
 def column(metric, block="ours"):
-    """The place of a metric's column in Table 6."""
+    """The index of a metric's column in Table 6."""
     return ("AP", "APr", "APc", "APf", "APb").index(metric) + {"ours": 0, "paper": 5, "Δ": 10}[
         block
     ]

@@ -18,7 +18,7 @@ from pcb.training.sampler import EpochSampler
 
 
 def shares(monkeypatch, rank, world, micro_batches):
-    """(batches, micro-batches, images) that a rank gets of an epoch."""
+    """The images of an epoch that a rank gets: (batches, micro-batches, images)."""
     monkeypatch.setattr("pcb.training.sampler.get_dist_info", lambda: (rank, world))
     sampler = EpochSampler(range(50), batch_size=16, seed=3, micro_batches=micro_batches)
     sampler.set_position(1, start=1)
@@ -29,14 +29,14 @@ def shares(monkeypatch, rank, world, micro_batches):
 def test_micro_batches_are_the_shares_of_more_ranks(monkeypatch, world, micro_batches):
     of_four = [shares(monkeypatch, rank, 4, 1)[:, 0] for rank in range(4)]
     for rank in range(world):
-        mine = shares(monkeypatch, rank, world, micro_batches)
+        share = shares(monkeypatch, rank, world, micro_batches)
         for j in range(micro_batches):
-            assert (mine[:, j] == of_four[j * world + rank]).all()
+            assert (share[:, j] == of_four[j * world + rank]).all()
 
 
 def test_the_matrix_is_the_same_with_and_without_micro_batches():
     g = torch.Generator().manual_seed(0)
-    whole, parts = Regulariser(5, 0.4), Regulariser(5, 0.4)
+    whole, split = Regulariser(5, 0.4), Regulariser(5, 0.4)
     for _ in range(3):
         probs, labels = (
             torch.rand(3, 12, 5, generator=g).softmax(-1),
@@ -44,15 +44,14 @@ def test_the_matrix_is_the_same_with_and_without_micro_batches():
         )
         for step in range(3):
             whole.update_confusion(probs[step], labels, step)
-        before = parts.confusion.matrix.clone()
-        with parts.deferred_updates():
-            for part in (slice(0, 7), slice(7, 7), slice(7, 12)):
+        before = split.confusion.matrix.clone()
+        with split.deferred_updates():
+            for rows in (slice(0, 7), slice(7, 7), slice(7, 12)):
                 for step in range(3):
-                    parts.update_confusion(probs[step, part], labels[part], step)
-            assert torch.equal(parts.confusion.matrix, before)
-        assert torch.equal(parts.confusion.bank, whole.confusion.bank) and torch.equal(
-            parts.confusion.seen, whole.confusion.seen
-        )
+                    split.update_confusion(probs[step, rows], labels[rows], step)
+            assert torch.equal(split.confusion.matrix, before)
+        assert torch.equal(split.confusion.bank, whole.confusion.bank)
+        assert torch.equal(split.confusion.seen, whole.confusion.seen)
 
 
 @pytest.mark.parametrize("gpus", range(1, 17))
@@ -80,15 +79,15 @@ def test_a_batch_that_does_not_come_out_even_is_refused_before_anything_runs():
 
 
 def losses(model):
-    """Losses of one image, after a backward pass, and what the matrix then holds."""
+    """The losses of one image, after a backward pass, and the confusion matrix."""
     torch.manual_seed(0)
     model.zero_grad()
-    found = model.loss(
+    outputs = model.loss(
         torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(1)), [tiny.sample()]
     )
-    total, told = model.parse_losses(found)
+    total, logged = model.parse_losses(outputs)
     total.backward()
-    return told, model.roi_head.bbox_head.loss_cls.confusion
+    return logged, model.roi_head.bbox_head.loss_cls.confusion
 
 
 def test_channels_last_computes_the_same():
@@ -116,9 +115,9 @@ def test_under_autocast_losses_and_statistics_are_float32(loss):
     dtypes = set()
     classifier.register_forward_pre_hook(lambda _, inputs: dtypes.add(inputs[0].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        told, confusion = losses(model)
+        logged, confusion = losses(model)
     assert dtypes == {torch.bfloat16}
-    for key, value in told.items():
+    for key, value in logged.items():
         assert value.isfinite() and (value.dtype == torch.float32 or "loss_cls" not in key), key
     assert all(
         value.isfinite().all()

@@ -42,7 +42,7 @@ def test_each_line_of_the_help_fits_100_columns():
     assert max(map(len, cli.contents().splitlines())) <= 100
 
 
-def test_the_exit_status_tells_mistakes_interrupts_and_bugs_apart(monkeypatch, capsys):
+def test_the_exit_status_distinguishes_mistakes_interrupts_and_bugs(monkeypatch, capsys):
     def fail_with(error):
         def status(study):
             raise error

@@ -103,13 +103,13 @@ class Project:
         )
 
     def finish(self, todo: list[list[str]]) -> tuple[str, float]:
-        """Run commands to their end; what they said, and how long they took."""
-        began, said = time.monotonic(), ""
+        """Run commands to their end; return their output and duration in s."""
+        began, output = time.monotonic(), ""
         for command in todo:
             process = self.start(command)
-            said += process.communicate(timeout=600)[0]
-            assert process.returncode == 0, said
-        return said, time.monotonic() - began
+            output += process.communicate(timeout=600)[0]
+            assert process.returncode == 0, output
+        return output, time.monotonic() - began
 
     def kill(
         self, todo: list[list[str]], moment: float, at_a_write: bool
@@ -120,14 +120,14 @@ class Project:
             Its index among the commands and the time; None if all had ended before.
         """
         began = time.monotonic()
-        for place, command in enumerate(todo):
+        for index, command in enumerate(todo):
             process = self.start(command)
             while process.poll() is None:
                 now = time.monotonic() - began
                 if now >= moment and (not at_a_write or self.half_written()):
                     os.killpg(process.pid, signal.SIGKILL)
                     process.communicate()
-                    return place, now
+                    return index, now
                 time.sleep(
                     0.0002 if at_a_write and now >= moment else max(0.0, min(0.05, moment - now))
                 )
@@ -200,7 +200,7 @@ class Project:
 def weights(record: dict) -> dict:
     """Everything in the checkpoint of a record: tensors as bytes."""
     state = torch.load(record["checkpoint"], weights_only=True)
-    told = {
+    recorded = {
         key: record[key]
         for key in (
             "iterations",
@@ -210,8 +210,8 @@ def weights(record: dict) -> dict:
             "fingerprint",
         )
     }
-    drop = {"record"}
-    return {"told": told} | flat({key: value for key, value in state.items() if key not in drop})
+    state.pop("record", None)
+    return {"recorded": recorded} | flat(state)
 
 
 def flat(value: object, name: str = "") -> dict:
@@ -251,13 +251,13 @@ def one(
         if struck := project.kill(todo, moment, at_a_write):
             break
         project.clear(run, stage)  # this time it was over sooner
-    place, now = struck
-    torn, saved, shards = project.half_written(), project.saved(todo[place][1]), project.shards(run)
-    said, _ = project.finish(todo[place:])
-    went_on = [int(n) for n in re.findall(r"resumes from iteration (\d+)", said)]
+    index, now = struck
+    torn, saved, shards = project.half_written(), project.saved(todo[index][1]), project.shards(run)
+    output, _ = project.finish(todo[index:])
+    resumed = [int(n) for n in re.findall(r"resumes from iteration (\d+)", output)]
     if stage == "training":
-        lost = saved is not None and went_on[:1] != [saved]
-        words = f"resumes from iteration {went_on[0]}" if went_on else "starts: nothing was saved"
+        lost = saved is not None and resumed[:1] != [saved]
+        words = f"resumes from iteration {resumed[0]}" if resumed else "starts: nothing was saved"
     else:
         again = [
             name for name, written in shards.items() if project.shards(run).get(name) != written
@@ -304,7 +304,7 @@ def main() -> int:
     kills = []
     for trial, run in enumerate(turns, 1):
         project = Project(folder / f"trial{trial:02d}", whole.paths.root)
-        for place, stage in enumerate(STAGES):
+        for index, stage in enumerate(STAGES):
             kills.append(
                 one(
                     trial,
@@ -314,7 +314,7 @@ def main() -> int:
                     whole,
                     lives[run, stage],
                     draw,
-                    (trial + place) % 2 == 0,
+                    (trial + index) % 2 == 0,
                 )
             )
             print(line(kills[-1]), flush=True)

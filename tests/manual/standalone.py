@@ -164,8 +164,8 @@ def check_contents(wheel: Path, source: Path) -> None:
 def run(command: list, folder: Path, env: dict, status: int = 0) -> None:
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
-    said = (done.stderr if status else done.stdout).splitlines()
-    print("\n".join(said if "pcb" in command else said[-1:]), flush=True)
+    lines = (done.stderr if status else done.stdout).splitlines()
+    print("\n".join(lines if "pcb" in command else lines[-1:]), flush=True)
 
 
 if __name__ == "__main__":

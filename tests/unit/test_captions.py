@@ -1,4 +1,4 @@
-"""What a page says around its numbers: data, detector, departures, provenance."""
+"""The text of a page around its numbers: data, detector, departures, provenance."""
 
 from __future__ import annotations
 

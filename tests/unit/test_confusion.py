@@ -137,7 +137,7 @@ def test_the_matrix_holds_no_graph():
 
 @pytest.mark.parametrize("devices", [{"cpu"}, set()], ids=["dynamic shapes", "static shapes"])
 @pytest.mark.parametrize("labels", [[C, C, C], [1, C, C], [C, 0, 1]])
-def test_rows_that_are_left_out_are_in_no_sum(labels, devices, monkeypatch):
+def test_ignored_rows_are_in_no_sum(labels, devices, monkeypatch):
     monkeypatch.setattr(pcb.confusion, "SYNC_FREE_DEVICES", devices)
     rows, labels = torch.rand(3, 2), torch.tensor(labels)
     if devices:

@@ -134,7 +134,7 @@ def test_an_official_file_must_have_official_groups(tmp_path):
 
 
 def released_counts(version) -> dict:
-    """What the report would say of the released files."""
+    """The report's entries for the released files."""
     release = RELEASES[version]
     return {
         split: {"images": images, "annotations": annotations, "groups": dict(release.groups)}

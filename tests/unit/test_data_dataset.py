@@ -55,7 +55,7 @@ def test_labels_boxes_and_masks_are_those_of_the_file(dataset):
     assert len(sample.labels) == len(sample.masks) == len(sample.bboxes) > 0
 
 
-def test_images_without_usable_annotations_are_left_out_of_training_only():
+def test_images_without_usable_annotations_are_dropped_in_training_only():
     index = LVISIndex(tiny("v05") / "train.json")
     images = zip(index.images, index.labels, strict=True)
     with_labels = [image["id"] for image, labels in images if labels]
@@ -131,7 +131,7 @@ def test_cached_images_are_equal_and_never_modified():
     assert plain[0]["data_samples"].metainfo == cached[0]["data_samples"].metainfo
 
 
-def test_small_images_are_left_out_of_training(tmp_path):
+def test_small_images_are_dropped_in_training(tmp_path):
     file = by_hand(tmp_path / "a.json", lambda c: c["images"][0].update(width=31))
     data = PCBLVISDataset(ann_file=str(file), data_prefix=dict(img=str(tmp_path)), pipeline=[])
     assert [data.get_data_info(i)["img_id"] for i in range(len(data))] == [9]

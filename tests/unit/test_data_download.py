@@ -1,4 +1,4 @@
-"""`pcb download` against a local server that drops connections, lies and lacks files."""
+"""`pcb download` against a local server that drops connections and has bad or missing files."""
 
 import hashlib
 import io

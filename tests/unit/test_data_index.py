@@ -110,7 +110,7 @@ def test_missing_keys(tmp_path):
         LVISIndex(tmp_path / "list.json")
 
 
-def test_references_to_nothing_are_all_listed(tmp_path):
+def test_dangling_references_are_all_listed(tmp_path):
     def many(content):
         content["annotations"] = [
             {**content["annotations"][0], "id": i, "image_id": 1000 + i, "category_id": 99}

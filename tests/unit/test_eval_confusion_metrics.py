@@ -17,7 +17,7 @@ def test_the_most_one_sided_pairs_come_first():
     assert confusion(RARE_TO_FREQUENT, "rrf").most_one_sided(2) == [(0, 2), (1, 2)]
 
 
-def test_classes_that_the_split_does_not_show_are_left_out():
+def test_classes_that_the_split_does_not_show_are_ignored():
     unseen = confusion(RARE_TO_FREQUENT, "rrf", seen=(0, 3, 3))
     assert unseen.choose(10) == [1, 2]
     assert unseen.most_one_sided(5) == [(1, 2)]

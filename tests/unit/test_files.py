@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, named to whoever meets the lock, released by the kernel."""
+"""Locks: one holder at a time, named in the error of another process, released by the kernel."""
 
 import os
 import subprocess

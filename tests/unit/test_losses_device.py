@@ -50,7 +50,7 @@ def test_static_shapes_change_no_result(name, monkeypatch):
 @pytest.mark.parametrize("active", [True, False])
 @pytest.mark.parametrize("name", PCB)
 def test_no_value_is_read(name, active, monkeypatch):
-    """On the device "meta", which has no values, whatever would synchronise a GPU is an error."""
+    """The device "meta" has no values, so anything that would synchronise a GPU is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # "meta" has none
     build, channels = PCB[name]
     loss = build().to("meta")

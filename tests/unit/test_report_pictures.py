@@ -1,4 +1,4 @@
-"""Gallery and pair explorer: who recognises what, and that pages show what was detected.
+"""Gallery and pair explorer: which model recognises which object, and the detections on pages.
 
 Five images of 40 x 30 pixels with one square each; the detections of two runs are written by hand.
 """

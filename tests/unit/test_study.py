@@ -360,7 +360,7 @@ def test_moving_the_results_folder_moves_generated_data_and_retrains_nothing(stu
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "lvis"])
-def test_study_json_holds_the_whole_study_whatever_the_order_of_its_keys(scale, tmp_path):
+def test_study_json_holds_the_whole_study_for_any_order_of_its_keys(scale, tmp_path):
     study = load_study(scale)
     path = tmp_path / "study.json"
     path.write_text(json.dumps(study.resolved, sort_keys=True))

@@ -1,4 +1,4 @@
-"""A study of one's own is a file laid over the paper; the paper stays as it is."""
+"""An overlay adds to the paper's study and leaves the paper unchanged."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_changed_configuration_is_paid_again(study):
     assert not costs(study, "figure1").items["train", PLAIN, 0].done
 
 
-def test_checked_data_tell_how_often_rfs_repeats_images(study):
+def test_checked_data_give_how_often_rfs_repeats_images(study):
     rfs, random = study.experiments[ITERATIVE], study.experiments[PLAIN]
     assert images_per_epoch(study, rfs) == (200, False)
     assert images_per_epoch(study, random) == (200, True)
@@ -218,7 +218,7 @@ def test_lengths_of_time(text, value):
 
 
 @pytest.mark.parametrize("text", ["soon", "-1h", "h", "nanh", "inf"])
-def test_what_is_no_length_of_time_is_refused(text):
+def test_a_text_that_is_not_a_length_of_time_is_refused(text):
     with pytest.raises(UserError, match="not a length of time"):
         budget_hours(text)
 

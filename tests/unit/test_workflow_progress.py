@@ -192,7 +192,7 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     assert "1 of 43 trainings, 1 evaluated; next table01" in text
     assert text.endswith(f"train  {running}  epoch 3/24")
     assert re.search(r"^about .* left while one job runs: done ", text, re.MULTILINE)
-    os.utime(log, (time.time() - 600,) * 2)  # a log that nobody writes any more
+    os.utime(log, (time.time() - 600,) * 2)  # a log without recent lines
     assert running not in status(study)
 
 
