@@ -35,7 +35,7 @@ from pcb.study.variants import score_columns
 from pcb.training import build
 
 RUN = "v05_r50_rfs_softmax_plain"  # no run of the paper has more variants
-PARTS = {
+SECTIONS = {
     "features and proposals, cached": [("pcb.inference.forward", "", "extract_and_propose")],
     "box head": [("pcb.inference.infer", "", "forward")],
     "scores and suppression of all variants": [("pcb.inference.infer", "", "detect")],
@@ -53,40 +53,40 @@ def measure(quick: bool) -> list[Figure]:
         ids = list(detector.index)[: 40 if quick else None]
         one = score_functions(detector.model, ["plain"])
         columns = score_columns(study.variants(RUN))
-        all_ = score_functions(detector.model, columns, *statistics(detector))
+        all_variants = score_functions(detector.model, columns, *statistics(detector))
         seconds = by_turns(
             2 if quick else 5,
             clock=time.process_time,
             mmdet=lambda: mmdet(detector, ids),
             one=lambda: detect_shard(detector, detector.batches(ids), one),
-            all=lambda: detect_shard(detector, detector.batches(ids), all_),
-            first=lambda: detect_shard(detector, uncached(detector).batches(ids), all_),
+            all=lambda: detect_shard(detector, detector.batches(ids), all_variants),
+            first=lambda: detect_shard(detector, uncached(detector).batches(ids), all_variants),
         )
-        watch, began = Stopwatch(PARTS), time.process_time()
-        detect_shard(detector, detector.batches(ids), all_)
+        watch, began = Stopwatch(SECTIONS), time.process_time()
+        detect_shard(detector, detector.batches(ids), all_variants)
         whole = time.process_time() - began
-    each = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
+    per_image = {name: value / len(ids) * 1e3 for name, value in seconds.items()}
     count = len(columns)
     return [
         Figure(
             f"{count} variants in one pass, against mmdet's predict",
-            each["all"],
-            each["mmdet"],
+            per_image["all"],
+            per_image["mmdet"],
             "ms",
             target=1.5,
         ),
         Figure(
             "the same with an empty feature cache",
-            each["first"],
-            each["mmdet"],
+            per_image["first"],
+            per_image["mmdet"],
             "ms",
             target=1.5,
         ),
-        Figure("one variant, against mmdet's predict", each["one"], each["mmdet"], "ms"),
+        Figure("one variant, against mmdet's predict", per_image["one"], per_image["mmdet"], "ms"),
         Figure(
             f"{count} variants in one pass, against our own pass for one",
-            each["all"],
-            each["one"],
+            per_image["all"],
+            per_image["one"],
             "ms",
         ),
         *watch.figures(whole, len(ids), f"{count} variants, with the clocks of the parts"),

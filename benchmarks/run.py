@@ -41,7 +41,7 @@ def read(path: Path) -> list[Figure]:
 def page(folder: Path) -> str:
     """Return a folder's saved figures as Markdown: a heading and a table for each benchmark."""
     lines = [
-        "# How fast",
+        "# Benchmarks",
         "",
         "Written by `make bench WRITE=1`, a single one by `make bench WRITE=1 NAME=losses`. "
         "Less is better. The first lines of a benchmark describe what it measures.",
@@ -122,8 +122,8 @@ def main() -> int:
         table(
             [
                 Figure(f"{name}: {f.what}", f.ours, f.reference, f.unit, f.target)
-                for name, some in figures.items()
-                for f in some
+                for name, of_name in figures.items()
+                for f in of_name
             ]
         )
     )

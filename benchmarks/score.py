@@ -229,7 +229,7 @@ def measure(quick: bool) -> list[Figure]:
                         ),
                         Figure(f"{what}: memory", mine["gib"], theirs["gib"], "GiB"),
                         Figure(
-                            f"{what}: AP apart from lvis-api's, at most",
+                            f"{what}: largest difference in AP to lvis-api",
                             apart,
                             unit="points",
                             target=1e-6,

@@ -124,10 +124,10 @@ class Icons:
         """Map each style to its icon of the emoji that any of the sets calls `name`."""
         others = set().union(*(names for names in self.names.values() if key(name) in names))
         wanted = [key(name), *sorted(others)]
-        found = {
+        icons = {
             s: next((self.find[s][w] for w in wanted if w in self.find[s]), None) for s in STYLES
         }
-        return {style: icon for style, icon in found.items() if icon}
+        return {style: icon for style, icon in icons.items() if icon}
 
     def draw(self, style: str, icon: str) -> Image.Image:
         """Render an icon, crop its margin, and centre it on a tile, (TILE, TILE) RGBA."""
@@ -165,7 +165,7 @@ def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[s
     clusters = yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"]
     task = [name for names in clusters.values() for name in names]
     by_name = {c["name"]: c for c in categories}
-    found = {}
+    drawings_of = {}
     for category in categories:
         names = [ALIASES.get(category["name"], category["name"]), *category["synonyms"]]
         drawn = [
@@ -174,20 +174,21 @@ def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[s
         ]
         options = [d for d in drawn if len(d) >= MIN_STYLES]
         if options and category["name"] not in SKIP:
-            found[category["name"]] = options[0]
-    missing = [name for name in task if name not in found]
+            drawings_of[category["name"]] = options[0]
+    missing = [name for name in task if name not in drawings_of]
     if missing:
         raise SystemExit(f"task classes without {MIN_STYLES} drawings: {missing}")
     others = sorted(
-        (n for n in found if n not in task), key=lambda n: (-len(found[n]), by_name[n]["id"])
+        (n for n in drawings_of if n not in task),
+        key=lambda n: (-len(drawings_of[n]), by_name[n]["id"]),
     )
     chosen, taken = {}, set()
     for name in [*task, *others]:
         if len(chosen) == len(task) + PRETRAIN:
             break
-        if taken.isdisjoint(found[name].items()):
-            chosen[name] = (by_name[name], found[name])
-            taken.update(found[name].items())
+        if taken.isdisjoint(drawings_of[name].items()):
+            chosen[name] = (by_name[name], drawings_of[name])
+            taken.update(drawings_of[name].items())
     return dict(sorted(chosen.items()))
 
 

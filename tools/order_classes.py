@@ -43,7 +43,7 @@ def difficulty(weights: Path, seeds: list[int], folder: Path) -> dict[str, float
     start = study.paths.weights("r50")
     start.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(weights, start)
-    found = defaultdict(list)
+    by_class = defaultdict(list)
     for dataset in FLAVOURS:
         generate(study, dataset)
         study.scale["datasets"]["v05"] = study.scale["datasets"][dataset]  # RUN trains on it
@@ -53,8 +53,8 @@ def difficulty(weights: Path, seeds: list[int], folder: Path) -> dict[str, float
             train(study, RUN, seed)
             infer(study, RUN, seed, split="dev", variants=["plain"])
             for entry in score(study, RUN, seed, split="dev")["classes"]["plain"]:
-                found[entry["name"]].append(entry["AP"])
-    return {name: float(np.mean(values)) for name, values in found.items()}
+                by_class[entry["name"]].append(entry["AP"])
+    return {name: float(np.mean(values)) for name, values in by_class.items()}
 
 
 def assign(names: list[str], ap: dict[str, float], seed: int) -> list[str]:

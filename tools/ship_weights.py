@@ -30,9 +30,9 @@ def main(source: str, name: str) -> None:
     content = checkpoint.load(source)
     weights = {}
     for key, value in content["state_dict"].items():
-        if any(part in key for part in FRESH):
+        if any(pattern in key for pattern in FRESH):
             continue
-        rows = next((n for part, n in PER_CLASS.items() if part in key), None)
+        rows = next((n for pattern, n in PER_CLASS.items() if pattern in key), None)
         if rows:  # a new class starts from the mean over the old ones, so only that is kept
             value = value.unflatten(0, (-1, rows)).mean(dim=0)
         weights[key] = value.half() if value.is_floating_point() else value
