@@ -10,7 +10,7 @@
 #
 # --config takes
 #   scale     a name under configs/scale/ or a YAML file
-#   paper     a YAML file of one's own, laid over configs/paper.yaml: docs/adding-a-row.md
+#   paper     a YAML file with your own study, laid over configs/paper.yaml: docs/adding-a-row.md
 #   seeds     seeds=0,1,2
 #   results   a folder; results are in its subfolder named like the scale
 #

@@ -96,7 +96,7 @@ def most_one_sided(
 
 
 def group_means(matrix: np.ndarray, shown: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """How much of the mass of each group's rows lies in the columns of each group.
+    """The share of the mass of each group's rows in the columns of each group.
 
     The paper's M_rf (§3.1) is the entry of rare rows and frequent columns; the paper does not state
     how it is aggregated.

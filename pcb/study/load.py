@@ -111,18 +111,18 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
 
 
 def notice_of_old_results(study: Study) -> str | None:
-    """A line that says so where the results folder is of another version of the pipeline."""
+    """A warning if the results folder was written by another version of the pipeline."""
     try:
         content = json.loads(study.paths.study.read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(content, dict) or "checked" not in content:  # no study that a run wrote
+    if not isinstance(content, dict) or "checked" not in content:  # not written by a run
         return None
-    if (found := content.get("format", 1)) == FORMAT:
+    if (version := content.get("format", 1)) == FORMAT:
         return None
     return (
         f"{study.paths.root} holds results of another version of the pipeline "
-        f"(format {found}, not {FORMAT}): they count as not run"
+        f"(format {version}, not {FORMAT}): they count as not run"
     )
 
 
@@ -135,10 +135,10 @@ def valid_losses(resolved: dict, source: str) -> dict:
 
 
 def read_overlay(path: Path) -> dict:
-    """Read a study of one's own and check its form, before it is laid over the paper.
+    """Read an overlay and check its form, before it is laid over the paper.
 
     Raises:
-        UserError: Naming file, key and reason, by the positions in this file.
+        UserError: A key or value is not allowed; the message names file, key and reason.
     """
     overlay = {key: value for key, value in read_yaml(path).items() if value is not None}
     check_names(overlay, path)
