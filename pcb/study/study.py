@@ -14,10 +14,11 @@ from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.overlay import registry_of
 from pcb.study.paths import Paths
+from pcb.study.recipe import recipe_of
 
 # Incremented when results of an earlier version must not be read as results of this one. It is part
 # of every fingerprint, so earlier records count as not run.
-FORMAT = 2
+FORMAT = 3
 
 # AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB; in percent M_rf and
 # M_fr, the probability that an object of a rare class is predicted as any frequent one and the
@@ -228,11 +229,30 @@ class Study:
         """
         return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["ema_memory_scale"]), 9)
 
+    def is_generated(self, dataset: str) -> bool:
+        """Whether a data set is drawn by this pipeline: its files are where the generator writes.
+
+        `pretrain`, the data set of the pretraining, always is.
+        """
+        if dataset == "pretrain":
+            return True
+        train = Path(self.scale["datasets"][dataset]["train"])
+        return "synthetic" in self.scale and train.parent == self.paths.data(dataset)
+
     # What determines a job's result. If it changes, the job runs again. ------------------------
 
-    def data_job(self, dataset: str) -> dict:
-        """Return what determines the files of a data set: its recipe if it is generated."""
-        return {"dataset": dataset, "synthetic": self.scale.get("synthetic")}
+    def data_job(self, dataset: str, split: str | None = None) -> dict:
+        """Return what determines the files of a generated data set.
+
+        Args:
+            dataset: `v05`, `v1` or `pretrain`.
+            split: Only what determines the files of this split; None: of all splits.
+        """
+        section = self.scale.get("synthetic") or {}
+        if dataset == "pretrain":
+            split = "pretrain"
+        recipe = recipe_of(section, split) if split else section
+        return {"dataset": dataset, "split": split, "recipe": recipe}
 
     def pretrain_job(self, backbone: str) -> dict:
         """Return what determines starting weights: a file, or a pretraining of our own."""
@@ -256,7 +276,7 @@ class Study:
             "schedule": self.schedule,
             "train": self.scale["train"],
             "pcb": self.scale["pcb"],
-            "data": self._files(experiment.dataset, "version", "train", "images"),
+            "data": self._files(experiment.dataset, "train"),
             "start": self.pretrain_job(experiment.backbone),
         }
         if added := self.resolved.get("losses", {}).get(experiment.loss):
@@ -273,7 +293,7 @@ class Study:
         """Return what determines a run's detections and metrics."""
         return {
             "train": self.fingerprint(run, seed),
-            "data": self._files(self.experiments[run].dataset, "version", "val", "images"),
+            "data": self._files(self.experiments[run].dataset, "val"),
             "variants": self.variants(run),
             "test": self.scale["test"],
         }
@@ -282,12 +302,12 @@ class Study:
         """Hash of `train_job`, 12 hexadecimal digits."""
         return fingerprint(self.train_job(run, seed))
 
-    def _files(self, dataset: str, *keys: str) -> dict:
-        """Entries of a data set, relative to the results folder, with the recipe of a drawn one."""
-        entry, root = self.scale["datasets"][dataset], f"{self.paths.root}/"
-        files = {key: entry[key].replace(root, "{results}/", 1) for key in keys}
-        generated = any(value.startswith("{results}") for value in files.values())
-        return {**files, **(self.data_job(dataset) if generated else {})}
+    def _files(self, dataset: str, split: str) -> dict:
+        """The files of a split, or the recipe from which they are generated."""
+        entry = self.scale["datasets"][dataset]
+        if self.is_generated(dataset):
+            return {"version": entry["version"], **self.data_job(dataset, split)}
+        return {key: entry[key] for key in ("version", split, "images")}
 
 
 def own_loss(spec: dict) -> dict:
