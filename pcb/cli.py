@@ -132,7 +132,7 @@ def measure(arguments: Namespace) -> None:
     Writes results/SCALE/timings.json, which `pcb plan` reads.
     """
     from pcb.cluster.gpus import installed
-    from pcb.cluster.torchrun import ranks
+    from pcb.cluster.launcher import ranks
 
     study = load(arguments)
     hardware = study.scale["hardware"]
@@ -236,7 +236,7 @@ def train(arguments: Namespace) -> None:
 
     Starts from its trunk if it has one, resumes from its last checkpoint, and writes run.json last.
     """
-    from pcb.cluster.torchrun import ranks
+    from pcb.cluster.launcher import ranks
 
     study = load(arguments)
     check_run(study, arguments)

@@ -21,7 +21,7 @@ import pcb.data.lvis.dataset
 import pcb.mmdet
 import pcb.training.hooks
 import pcb.training.sampler  # noqa: F401
-from pcb.cluster.torchrun import is_rank
+from pcb.cluster.launcher import is_rank
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import ROOT

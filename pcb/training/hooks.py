@@ -34,7 +34,7 @@ class StopRequest:
     Attributes:
         requested: Number of the signal that arrived first; 0 if none did.
         patience: Seconds in which a second SIGINT belongs to the same Ctrl-C, which reaches a
-            process from the terminal and from torchrun.
+            process from the terminal and from the launcher of ranks.
     """
 
     requested = 0

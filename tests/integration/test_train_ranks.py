@@ -18,7 +18,7 @@ EPOCHS = 3  # PCB acts in the last
 SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
-from pcb.cluster.torchrun import join
+from pcb.cluster.launcher import join
 join("cpu")
 import torch, torch.distributed as dist
 from test_train_ranks import short_study

@@ -1,4 +1,4 @@
-"""Leases on GPUs, with imaginary devices; torchrun's ranks."""
+"""Leases on GPUs, with imaginary devices."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from pcb.cluster import gpus, torchrun
+from pcb.cluster import gpus
 from pcb.errors import UserError
 
 DEVICES = {"0": "GPU-a", "1": "GPU-b", "2": "GPU-c"}
@@ -168,36 +168,3 @@ def test_a_lease_survives_exec_and_ends_with_the_program(tmp_path):
         program.kill()
         program.wait()
         assert gpus.lock(tmp_path / "GPU-a.lock", held)
-
-
-def test_torchrun_gets_a_free_port_and_divides_the_threads(monkeypatch):
-    called = []
-    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
-    monkeypatch.setenv("OMP_NUM_THREADS", "16")
-    torchrun.launch(8, ["train", "x", "--seed", "0"])
-    (command,) = called
-    assert (
-        command[1:3] == ["-m", "torch.distributed.run"]
-        and "--standalone" in command
-        and "--nproc-per-node=8" in command
-    )
-    assert (
-        command[-6:] == ["-m", "pcb", "train", "x", "--seed", "0"]
-        and os.environ["OMP_NUM_THREADS"] == "2"
-    )
-
-
-def test_a_rank_is_recognised(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert not torchrun.is_rank()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert torchrun.is_rank()
-
-
-def test_a_rank_joins_and_takes_no_lease_of_its_own(monkeypatch):
-    joined = []
-    monkeypatch.setattr(torchrun, "join", joined.append)
-    monkeypatch.setattr(torchrun, "lease", None)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with torchrun.ranks(8, "cuda", ["train"]):
-        assert joined == ["cuda"]
