@@ -1,24 +1,33 @@
-"""Files shared by several processes: atomic writes and locks."""
+"""Files shared by several processes: atomic writes, digests, locks and temporary folders.
+
+A file appears whole and on the disk, or not at all. What a killed process leaves behind is named
+`.tmp-…`, so that `sweep` can delete it. All text is UTF-8, whatever the locale.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 from pcb.errors import UserError
 
 # The repository or, of an installed wheel, the folder that holds the package.
 ROOT = Path(__file__).resolve().parents[1]
+TEMPORARY = ".tmp-"  # begins the name of a file that is being written
+FOLDER = "pcb-tmp-"  # begins the name of a temporary folder
 FULL = {errno.ENOSPC, errno.EDQUOT}
 ELSEWHERE = (
     "use another results folder: `pcb … --results FOLDER`, `snakemake … --config results=FOLDER`"
@@ -42,31 +51,108 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
 
 
 @contextmanager
-def atomic(path: str | Path) -> Generator[Path]:
+def atomic(path: str | Path, durable: bool = True) -> Generator[Path]:
     """Yield a temporary path beside `path`; move it into place on success, remove it on failure.
+
+    Args:
+        path: The file. Its folder is created where it is missing.
+        durable: Wait until content and name are on the disk, so that a power failure cannot leave
+            an empty file under the final name. It takes milliseconds a file, so False is for
+            thousands of small files that can be made again and are checked when they are read.
 
     Raises:
         UserError: The folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # Made here rather than by its writer: with the user's umask, and only where it is new.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        temporary.chmod(0o644)
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
         if for_user := unwritable(error, path):
             raise for_user from error
         raise
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def temporary_folder(parent: str | Path | None = None) -> Generator[Path]:
+    """Yield a new folder, removed at the end.
+
+    Those of processes that were killed are removed first: a lock on each lasts as long as its
+    process.
+
+    Args:
+        parent: Where it is made; None: the system's folder for temporary files.
+    """
+    parent = Path(parent or tempfile.gettempdir())
+    for old in parent.glob(f"{FOLDER}*"):
+        _remove_abandoned(old)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=parent))
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try_lock(descriptor)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove a temporary folder of this user whose process has ended."""
+    try:
+        stat = folder.lstat()
+        # A process locks its folder right after making it.
+        if stat.st_uid != os.getuid() or time.time() - stat.st_ctime < 60:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if try_lock(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(*folders: Path) -> int:
+    """Delete the unfinished files that killed processes left below some folders.
+
+    Only for folders that no process writes.
+
+    Returns:
+        Number of files.
+    """
+    found = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
 
 
 @contextmanager
@@ -90,31 +176,73 @@ def locked(
     Raises:
         UserError: Another process holds the lock, or the file cannot be created.
     """
-    with _open_lock(path) as file:
-        if not try_lock(file.fileno()):
-            file.seek(0)
-            holder = (file.read() if record_holder else "") or "unknown process"
+    descriptor = open_lock(path)
+    try:
+        if not try_lock(descriptor):
+            holder = (read_holder(descriptor) if record_holder else "") or "unknown process"
             busy = f"{path.parent}: another process is working on {what}: {holder}"
             if not wait:
                 raise UserError(busy, fix)
             print(f"waiting: {busy}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if record_holder:
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}, since {since}")
-            file.flush()
+            write_holder(descriptor)
         yield
+    finally:
+        os.close(descriptor)
 
 
-def _open_lock(path: Path) -> TextIO:
+def open_lock(path: Path) -> int:
+    """Open a lock file for any user of the machine, whatever the umask of the one who made it.
+
+    Returns:
+        A descriptor, for reading alone where the file is another user's and read-only.
+
+    Raises:
+        UserError: The file cannot be created or opened.
+    """
+    flags = os.O_CLOEXEC
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+")
+        while True:
+            # Without O_CREAT first: in a folder like /tmp, Linux refuses it for others' files.
+            try:
+                return os.open(path, os.O_RDWR | flags)
+            except PermissionError:
+                return os.open(path, os.O_RDONLY | flags)
+            except FileNotFoundError:
+                pass
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
+            except FileExistsError:  # another process made it just now
+                continue
+            os.fchmod(descriptor, 0o666)
+            return descriptor
     except OSError as error:
         if for_user := unwritable(error, path):
             raise for_user from error
         raise
+
+
+def read_holder(descriptor: int) -> str:
+    """The process that `write_holder` wrote into a lock file; "" for none."""
+    return os.pread(descriptor, 1000, 0).decode(errors="replace")
+
+
+def write_holder(descriptor: int, what: str = "") -> None:
+    """Write this process, its host and the time into a lock file that it holds.
+
+    Args:
+        descriptor: The lock file; nothing is written where it is open for reading only.
+        what: What the process does.
+    """
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    doing = f"{what}, " if what else ""
+    text = f"{doing}process {os.getpid()} on {platform.node()}, since {since}"
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -130,9 +258,9 @@ def try_lock(descriptor: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole text file or none."""
+    """Write a whole text file, in UTF-8, or none."""
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: object) -> None:

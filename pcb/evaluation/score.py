@@ -27,10 +27,9 @@ from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import bias_metrics, read_confusion, read_pairwise_bias
 from pcb.evaluation.shards import Rows, Shards
-from pcb.files import write_json
 from pcb.frequency import GROUPS
 from pcb.study import Study
-from pcb.study.records import require_record
+from pcb.study.records import require_record, write_record
 from pcb.study.variants import NORCAL, annotation_split, gamma_of, gamma_split
 
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
@@ -291,7 +290,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     path = study.paths.confusion(run, seed, split)
     confusion = read_confusion(path, out["classes"]["plain"])
     out["variants"]["plain"] |= read_pairwise_bias(path) | bias_metrics(confusion)
-    write_json(study.paths.metrics(run, seed, split), out)
+    write_record(study.paths.metrics(run, seed, split), out)
     return out
 
 

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from pcb.errors import UserError
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
-from pcb.files import write_json
 from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import Image, by_shape, detect, forward, segment
 from pcb.inference.proposal_confusion import (
@@ -40,7 +39,7 @@ from pcb.inference.proposal_confusion import (
     write_confusion,
 )
 from pcb.study import Study
-from pcb.study.records import require_record
+from pcb.study.records import require_record, write_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import (
     NORCAL,
@@ -130,7 +129,7 @@ def infer(
         "shards": writer.finish(shards),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(manifest_path, manifest)
+    write_record(manifest_path, manifest)
     return manifest
 
 

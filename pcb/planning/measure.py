@@ -26,12 +26,12 @@ from pcb.cluster import provenance
 from pcb.data.lvis.releases import RELEASES
 from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
-from pcb.files import write_json
 from pcb.formatting import size
 from pcb.inference.calibrations import score_functions
 from pcb.inference.infer import BATCH, SplitDetector, detect_shard
 from pcb.planning.timings import Values, method, setting
 from pcb.study import Study
+from pcb.study.records import write_record
 from pcb.synthetic.generate import generate
 from pcb.training import build, weights
 from pcb.training.checkpoint import serialise
@@ -84,7 +84,7 @@ def measure(study: Study, iterations: int = 10) -> Path:
     hardware = provenance.hardware("cpu" if why else study.scale["hardware"]["device"])
     machine = ", ".join(sorted(set(hardware.get("gpus", [])))) or hardware["cpu"]
     if is_main_process():
-        write_json(
+        write_record(
             study.paths.timings,
             {
                 "timings": timings,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import Confusion
-from pcb.files import write_json
 from pcb.reporting import captions, tables
 from pcb.reporting.claims import verdicts
 from pcb.reporting.results import Results
 from pcb.reporting.tables import FORMAT, ResultTable
 from pcb.study import Page, Study, Table
+from pcb.study.records import write_record
 
 PROVENANCE = (
     "run",
@@ -46,9 +46,9 @@ def gather(study: Study, target: str) -> Path:
     """
     results, out = Results(study), study.paths.gathered(target)
     if target in study.pages:
-        write_json(out, collect_page(results, study.pages[target]))
+        write_record(out, collect_page(results, study.pages[target]))
     else:
-        write_json(out, collect(results, target).to_json())
+        write_record(out, collect(results, target).to_json())
     return out
 
 

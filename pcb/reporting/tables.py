@@ -11,7 +11,6 @@ sample standard deviation over those that were run.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +24,7 @@ from pcb.files import ROOT
 from pcb.reporting import captions, style
 from pcb.reporting.results import Results
 from pcb.study import Table
+from pcb.study.records import read_record
 
 FORMAT = 1  # of gathered files; a change of their structure raises it
 OURS, PAPER, DELTA, SEEDS = "ours", "paper", "Δ", "seeds"
@@ -176,15 +176,12 @@ def load_json(gathered: str | Path) -> dict:
     if not path.exists() and not path.is_absolute():
         path = ROOT / path
     again = f"run `snakemake --cores all {path.stem}` again"
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    value = read_record(path, f"delete it and {again}")
+    if value is None and not path.exists():
         raise UserError(
             f"{path} does not exist", f"make it with `snakemake --cores all {path.stem}`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", f"delete it and {again}") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        )
+    if value is None or value.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this repository", again)
     return value
 

@@ -10,7 +10,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import ROOT, write_json
 from pcb.study.checks import check_paper, check_scale
 from pcb.study.overlay import check_names, extend, registry_of
 from pcb.study.schema import validate
@@ -79,6 +79,17 @@ def load_study(
 def study_json(study: Study) -> dict:
     """Content of study.json: the resolved study, its format, and a digest of what was checked."""
     return {**study.resolved, "format": FORMAT, "checked": fingerprint(study.resolved)}
+
+
+def save_study_json(study: Study) -> None:
+    """Write study.json where its content differs, is torn or is missing."""
+    content = study_json(study)
+    try:
+        saved = json.loads(study.paths.study.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    if saved != content:
+        write_json(study.paths.study, content)
 
 
 def read_study_json(path: Path) -> tuple[dict, bool]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -18,28 +17,15 @@ from pathlib import Path
 import torch
 
 from pcb.errors import UserError
-from pcb.files import atomic
+from pcb.files import atomic, sha256
 
 NAME = re.compile(r"(\w+)\.([0-9a-f]{16})\.pth")
 
 
-def sha256(path: str | Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write(path: str | Path, content: bytes | memoryview) -> None:
-    """Write a whole file or none; its content is on the disk before its name."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def save(path: str | Path, state: dict) -> None:
     """Write `state` (tensors and plain values) as a whole or not at all."""
-    write(path, serialise(state).getbuffer())
+    with atomic(path) as temporary:
+        temporary.write_bytes(serialise(state).getbuffer())
 
 
 def serialise(state: dict) -> io.BytesIO:
@@ -54,7 +40,8 @@ def save_hashed(folder: str | Path, stem: str, state: dict) -> Path:
     buffer = serialise(state)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     path = Path(folder) / f"{stem}.{digest[:16]}.pth"
-    write(path, buffer.getbuffer())
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     return path
 
 

@@ -21,10 +21,10 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 
 from pcb.cluster import provenance
 from pcb.errors import UserError
-from pcb.files import locked, write_json
+from pcb.files import locked
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
-from pcb.study.records import require_record
+from pcb.study.records import require_record, write_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.training.hooks import StopRequest, print_once
@@ -58,7 +58,7 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
         ) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
             record = {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
-            write_json(record_path, record)
+            write_record(record_path, record)
         barrier()
     return record_path
 

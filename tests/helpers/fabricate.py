@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pcb.files import write_json
 from pcb.study import METRICS, load_study
+from pcb.study.records import write_record
 
 RFS_PCB = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 SOFTMAX = "v05_r50_random_softmax_plain"
@@ -31,7 +31,7 @@ def fabricate(study, run, seed=0, **metrics):
     """
     values = {metric: 90.0 + i for i, metric in enumerate(METRICS)} | metrics
     about = {"run": run, "seed": seed, "fingerprint": study.fingerprint(run, seed)}
-    write_json(
+    write_record(
         study.paths.metrics(run, seed),
         {
             **about,
@@ -40,7 +40,7 @@ def fabricate(study, run, seed=0, **metrics):
             "classes": {"plain": CLASSES},
         },
     )
-    write_json(
+    write_record(
         study.paths.train(run, seed),
         {
             **about,

@@ -10,9 +10,9 @@ import torch
 from pcb.errors import UserError
 from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
-from pcb.files import write_json
 from pcb.inference import forward, infer
 from pcb.study import load_study
+from pcb.study.records import read_record, write_record
 from pcb.study.variants import gamma_of, score_columns
 from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.synthetic.generate import Recipe, write_dataset
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
         {"state_dict": model.state_dict(), "meta": {"classes": 60}},
     )
     digest = infer.checkpoint.sha256(path)
-    write_json(
+    write_record(
         study.paths.train(RUN, 0),
         {"fingerprint": study.fingerprint(RUN, 0), "checkpoint": str(path), "sha256": digest},
     )
@@ -170,7 +170,7 @@ def test_shards_of_other_test_settings_are_not_kept(copied):
 def test_score_writes_every_variant(copied):
     study, _ = copied
     metrics = score(study, RUN, 0)
-    assert json.loads(study.paths.metrics(RUN, 0).read_text()) == metrics
+    assert read_record(study.paths.metrics(RUN, 0)) == metrics
     assert metrics["fingerprint"] == study.fingerprint(RUN, 0) and metrics["images"] == 10
     assert list(metrics["variants"]) == VARIANTS
     for variant, values in metrics["variants"].items():
@@ -315,7 +315,7 @@ def test_missing_and_foreign_files_are_named(copied):
         ({"fingerprint": "other"}, "of another configuration"),
         ({"sha256": "0"}, "is damaged"),
     ):
-        write_json(record, written | change)
+        write_record(record, written | change)
         with pytest.raises(UserError, match=message):
             infer.infer(study, RUN, 0)
     record.unlink()
@@ -338,7 +338,7 @@ def test_a_diverged_checkpoint_is_an_error(copied):
         {"state_dict": model.state_dict(), "meta": {"classes": 60}},
     )
     record = study.paths.train(RUN, 0)
-    write_json(
+    write_record(
         record,
         json.loads(record.read_text())
         | {"checkpoint": str(path), "sha256": infer.checkpoint.sha256(path)},

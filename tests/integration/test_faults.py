@@ -15,6 +15,7 @@ import yaml
 from training import PLAIN, tiny_study
 
 from pcb.files import ROOT, write_json
+from pcb.study.records import write_record
 from pcb.training.checkpoint import save_hashed, sha256
 
 RECIPE = {"train_images": 24, "val_images": 2, "dev_images": 2, "head": 10}
@@ -249,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_leaves_earlier_results
 def test_a_checkpoint_of_another_class_count_is_refused_and_kept(study):
     work = study.paths.work(study.fingerprint(PLAIN, 0))
     path = save_hashed(work, "final", {"meta": {"run": PLAIN, "classes": 80}, "state_dict": {}})
-    write_json(
+    write_record(
         study.paths.train(PLAIN, 0),
         {"fingerprint": work.name, "checkpoint": str(path), "sha256": sha256(path)},
     )

@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 from pcb.cluster import provenance  # noqa: E402
 from pcb.files import write_json  # noqa: E402
 from pcb.study import Study, load_study  # noqa: E402
+from pcb.study.records import read_record  # noqa: E402
 from pcb.training.checkpoint import Checkpoints  # noqa: E402
 
 TRUNK = "v05_r50_rfs_softmax_iterative"
@@ -184,7 +185,7 @@ class Project:
             ]
             return {path.name: weights(json.loads(path.read_text())) for path in records}
         if stage == "scoring":
-            return {**json.loads(self.paths.metrics(run, 0).read_text()), "evaluation": None}
+            return {**read_record(self.paths.metrics(run, 0)), "evaluation": None}
         with np.load(self.paths.confusion(run, 0)) as matrix:
             out = {
                 key: (value.dtype.str, value.shape, value.tobytes())

@@ -12,6 +12,7 @@ from PIL import Image
 from pcb.data.lvis.check import check, check_files
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.errors import UserError
+from pcb.study.records import read_record
 from pcb.synthetic.contact_sheet import contact_sheet
 
 
@@ -52,7 +53,7 @@ def test_check_of_a_study_writes_its_report(tmp_path):
         ),
     )
     report = check(study, "v05")
-    assert load(tmp_path / "v05.check.json") == report and report["dataset"] == "v05"
+    assert read_record(tmp_path / "v05.check.json") == report and report["dataset"] == "v05"
     study.scale["train"]["rfs_threshold"] = 1e-3
     with pytest.raises(UserError, match="repeat factor sampling changes nothing"):
         check(study, "v05")

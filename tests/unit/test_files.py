@@ -1,18 +1,32 @@
-"""Locks: one holder at a time, named in the error of another process, released by the kernel."""
+"""Files: whole or absent, swept after a kill, and locks that the kernel releases."""
 
 import os
+import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
 from pcb.errors import UserError
-from pcb.files import locked
+from pcb.files import (
+    atomic,
+    locked,
+    sweep,
+    temporary_folder,
+    write_text,
+)
 
 HOLD = """
 import sys
 from pathlib import Path
-from pcb.files import locked
+from pcb.files import (
+    atomic,
+    locked,
+    sweep,
+    temporary_folder,
+    write_text,
+)
 with locked(Path(sys.argv[1]), "the index"):
     print("held", flush=True)
     sys.stdin.readline()
@@ -47,7 +61,7 @@ def test_a_waiting_process_names_the_holder_once(tmp_path, holder, capsys, monke
     flock = __import__("fcntl").flock
 
     def release_first(file, operation):
-        if not isinstance(file, int):  # the blocking call
+        if operation == __import__("fcntl").LOCK_EX:  # the blocking call
             holder.communicate(b"\n")
         return flock(file, operation)
 
@@ -62,3 +76,84 @@ def test_a_file_with_content_of_its_own_keeps_it(tmp_path):
     part.write_bytes(b"half of it")
     with locked(part, "the download", record_holder=False):
         assert part.read_bytes() == b"half of it"
+
+
+def test_a_lock_is_usable_by_other_users_under_any_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with locked(tmp_path / "shared/.lock", "the index"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "shared/.lock").stat().st_mode) == 0o666
+
+
+def test_a_read_only_lock_of_another_user_still_locks(tmp_path, monkeypatch):
+    path, opened = tmp_path / ".lock", os.open
+    path.write_text("process 1 on host")
+
+    def refuse_writing(file, flags, *rest):
+        if file == path and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, flags, *rest)
+
+    monkeypatch.setattr("pcb.files.os.open", refuse_writing)
+    with locked(path, "the index"):
+        assert path.read_text() == "process 1 on host"
+        with pytest.raises(UserError, match="process 1 on host"), locked(path, "the index"):
+            pass
+
+
+def test_a_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr("pcb.files.os.fsync", lambda fd: events.append(os.fstat(fd).st_ino))
+    replace = os.replace
+    monkeypatch.setattr("pcb.files.os.replace", lambda *a: (events.append("name"), replace(*a)))
+    write_text(tmp_path / "a.txt", "one")
+    assert events == [(tmp_path / "a.txt").stat().st_ino, "name", tmp_path.stat().st_ino]
+    events.clear()
+    with atomic(tmp_path / "b.txt", durable=False) as temporary:
+        temporary.write_text("two")
+    assert events == ["name"]
+
+
+def test_files_have_the_user_s_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "one")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_what_a_killed_process_left_unfinished_is_swept(tmp_path):
+    code = (
+        "import os, sys\nfrom pcb.files import atomic\n"
+        "with atomic(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    target = tmp_path / "runs/seed0/run.json"
+    subprocess.run([sys.executable, "-c", code, target], check=False)
+    (left,) = target.parent.iterdir()
+    write_text(tmp_path / "runs/whole.json", "{}")
+    assert left.name.startswith(".tmp-") and sweep(tmp_path) == 1
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["whole.json"]
+
+
+def test_temporary_folders_of_killed_processes_are_removed_and_those_in_use_kept(
+    tmp_path, monkeypatch
+):
+    code = (
+        "import os, sys\nfrom pcb.files import temporary_folder\n"
+        "with temporary_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'a').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    (left,) = tmp_path.iterdir()
+    with temporary_folder(tmp_path):
+        assert left.exists()  # young: its process might not hold its lock yet
+        now = time.time()
+        monkeypatch.setattr("pcb.files.time.time", lambda: now + 120)
+        with temporary_folder(tmp_path):
+            assert not left.exists() and len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []

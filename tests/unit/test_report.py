@@ -16,10 +16,10 @@ from matplotlib.text import Text
 
 import pcb.reporting
 from pcb.errors import UserError
-from pcb.files import write_json
 from pcb.reporting import captions, plots, tables
 from pcb.reporting.gather import gather
 from pcb.reporting.results import Results
+from pcb.study.records import write_record
 
 
 def gathered(study, target):
@@ -74,7 +74,7 @@ def test_metrics_of_another_configuration_are_not_run(tmp_path):
     study = study_in(tmp_path)
     fabricate(study, RFS_PCB)
     path = study.paths.metrics(RFS_PCB, 0)
-    write_json(path, json.loads(path.read_text()) | {"fingerprint": "another"})
+    write_record(path, json.loads(path.read_text()) | {"fingerprint": "another"})
     assert not any(row.ours for row in gathered(study, "table06").rows)
 
 
@@ -84,7 +84,7 @@ def test_a_variant_that_was_not_evaluated_is_not_run(tmp_path):
     path = study.paths.metrics(RFS_PCB, 0)
     metrics = json.loads(path.read_text())
     del metrics["variants"]["step1"]
-    write_json(path, metrics)
+    write_record(path, metrics)
     measured = {row.id: bool(row.ours) for row in gathered(study, "table07").rows}
     assert not measured["rfs-step1"]
     assert measured["rfs-step2"] and measured["rfs-step3"]
@@ -109,9 +109,9 @@ def test_data_are_comparable_where_check_data_found_the_release(tmp_path):
     study = study_in(tmp_path)
     assert not gathered(study, "table06").about["comparable"]  # not checked yet
     for release, comparable in (("v0.5", True), ("v1.0", False), (None, False)):
-        write_json(study.paths.data_check("v05"), {"matches_release": release})
+        write_record(study.paths.data_check("v05"), {"matches_release": release})
         assert gathered(study, "table06").about["comparable"] == comparable
-    write_json(study.paths.data_check("v05"), {"matches_release": "v0.5"})
+    write_record(study.paths.data_check("v05"), {"matches_release": "v0.5"})
     assert not gathered(study, "table02").about["comparable"]  # its other data set is v1.0
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
-from pcb.files import write_json
 from pcb.reporting import plots, tables
 from pcb.reporting.gather import gather
 from pcb.reporting.images import gallery_view, thumbnails
@@ -23,6 +22,7 @@ from pcb.reporting.images.matched_objects import UNDETECTED, SplitObjects, match
 from pcb.reporting.notebook import cells
 from pcb.reporting.results import Results
 from pcb.study import load_study
+from pcb.study.records import write_record
 
 NAMES = ["pear", "lemon", "dove_(bird)"]
 GROUPS, TRAIN_IMAGES = "rfc", [2, 50, 9]
@@ -108,7 +108,7 @@ def write_detections(study, run, found):
         }
         columns |= {axis: [float(rows[k][2][n]) for k in here] for n, axis in enumerate("xywh")}
         writer.write(image_ids, columns)
-    write_json(
+    write_record(
         path,
         {
             "fingerprint": study.fingerprint(run, 0),
@@ -152,7 +152,7 @@ def study(tmp_path):
         (first.before, first.after), (BEFORE, AFTER), matrices, strict=True
     ):
         write_detections(study, run, found)
-        write_json(
+        write_record(
             study.paths.metrics(run, 0),
             {
                 "fingerprint": study.fingerprint(run, 0),

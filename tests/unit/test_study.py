@@ -17,7 +17,8 @@ from pcb.files import ROOT
 from pcb.planning.jobs import jobs
 from pcb.planning.status import status
 from pcb.study import METRICS, Study, canonical, load_study
-from pcb.study.load import notice_of_old_results, study_json
+from pcb.study.load import notice_of_old_results, save_study_json, study_json
+from pcb.study.records import write_record
 from pcb.study.study import FORMAT
 
 SPLITS = ("APr", "APc", "APf")
@@ -193,8 +194,7 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
         return {("trunk " * job.trunk) + job.run: job.state for job in jobs(study, "table06")}
 
     def record(path, fingerprint, **content):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"fingerprint": fingerprint, **content}))
+        write_record(path, {"fingerprint": fingerprint, **content})
 
     assert set(states().values()) == {"to run"}
     work = study.paths.work(study.fingerprint(trunk, 0))
@@ -381,6 +381,19 @@ def test_a_checked_study_json_is_the_study_and_an_edited_one_is_checked_again(st
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"train\.lr"):
         load_study(path)
+
+
+@pytest.mark.parametrize("torn", ['{"scale": ', "[]", "null", "{}", "[" * 100_000])
+def test_a_torn_study_json_is_written_again(torn, tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    save_study_json(study)
+    whole = study.paths.study.read_bytes()
+    study.paths.study.write_text(torn)
+    save_study_json(study)
+    assert study.paths.study.read_bytes() == whole
+    before = study.paths.study.stat().st_mtime_ns
+    save_study_json(study)
+    assert study.paths.study.stat().st_mtime_ns == before
 
 
 def test_a_study_json_of_an_earlier_version_is_recognised(study, tmp_path):

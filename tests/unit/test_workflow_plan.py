@@ -15,6 +15,7 @@ from pcb.planning.plan import as_data, budget_hours, by_table, plan
 from pcb.planning.timings import Timings, method, setting
 from pcb.planning.workload import evaluated_images, images_per_epoch
 from pcb.study import load_study
+from pcb.study.records import write_record
 
 ASSUMED = {"iteration": 0.5, "image": 0.1}
 PLAIN, ITERATIVE = "v05_r50_random_softmax_plain", "v05_r50_rfs_softmax_iterative"
@@ -41,22 +42,22 @@ def record(study, run, seed=0, **values):
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = path.with_name("final.pth")
     checkpoint.write_bytes(bytes(1000))
-    path.write_text(
-        json.dumps(
-            {
-                "epochs": 24,
-                "iterations": 600,
-                "seconds": 60.0,
-                "checkpoint": str(checkpoint),
-                **fingerprint,
-                **values,
-            }
-        )
+    write_record(
+        path,
+        {
+            "epochs": 24,
+            "iterations": 600,
+            "seconds": 60.0,
+            "checkpoint": str(checkpoint),
+            **fingerprint,
+            **values,
+        },
     )
     scored = {"variants": {key: {} for key in study.variants(run)}}
-    study.paths.metrics(run, seed).write_text(json.dumps(fingerprint | scored))
-    study.paths.detections(run, seed).write_text(
-        json.dumps({"images": 240, "seconds": 12.0, "folder": "d", **fingerprint})
+    write_record(study.paths.metrics(run, seed), fingerprint | scored)
+    write_record(
+        study.paths.detections(run, seed),
+        {"images": 240, "seconds": 12.0, "folder": "d", **fingerprint},
     )
 
 
@@ -110,7 +111,7 @@ def test_checked_data_give_how_often_rfs_repeats_images(study):
     path = study.paths.data_check("v05")
     path.parent.mkdir(parents=True)
     factors = {"images": 190, "epoch": 270}
-    path.write_text(json.dumps({"repeat_factors": factors, "splits": {"val": {"images": 240}}}))
+    write_record(path, {"repeat_factors": factors, "splits": {"val": {"images": 240}}})
     assert images_per_epoch(study, rfs) == (270, True)
     assert images_per_epoch(study, random) == (190, True)
     assert costs(study).inexact() == ["v1"]
@@ -132,7 +133,7 @@ def test_images_are_counted_as_often_as_the_detector_sees_them(study, lvis):
 def stored_timings(study, timings):
     study.paths.root.mkdir(parents=True)
     record = {"timings": timings, "date": "2026-01-01", "machine": "m", "timed": True}
-    study.paths.timings.write_text(json.dumps(record))
+    write_record(study.paths.timings, record)
 
 
 def test_finished_trainings_come_before_timings_json_and_assumptions_before_both(study):

@@ -1,7 +1,6 @@
 """The lines of a run: jobs done, all jobs, the time left; of a failed job its error and fix."""
 
 import io
-import json
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.planning.status import status
 from pcb.study import load_study
+from pcb.study.records import write_record
 from workflow.progress import COSTS, ProgressHandler, describe, keeps_snakemake_line
 
 
@@ -183,8 +183,7 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
         study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"},
     }
     for path, record in records.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"fingerprint": study.fingerprint(done, 0), **record}))
+        write_record(path, {"fingerprint": study.fingerprint(done, 0), **record})
     log = study.paths.log(f"train/{running}/seed0")
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")

@@ -1,6 +1,5 @@
 # Shared by all rules: the study, how a job calls `pcb`, and functions for inputs, params and
 # messages. Paths of results come from pcb.study.paths.
-import json
 import os
 import re
 import shlex
@@ -9,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import locked, write_json
+from pcb.files import locked
 from pcb.formatting import number
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
 from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
 from pcb.study.departures import departures
-from pcb.study.load import notice_of_old_results, study_json
+from pcb.study.load import notice_of_old_results, save_study_json
 from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
@@ -109,9 +108,7 @@ def begin():
         running.enter_context(locked(paths.lock, "these results"))
     except UserError as error:
         exit_with(error)
-    content = study_json(study)
-    if not paths.study.exists() or json.loads(paths.study.read_text()) != content:
-        write_json(paths.study, content)
+    save_study_json(study)
     progress_lines.begin(logger)
 
 

@@ -18,9 +18,10 @@ from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
-from pcb.files import write_json, write_text
+from pcb.files import write_text
 from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.study import Study
+from pcb.study.records import write_record
 
 
 def check(study: Study, dataset: str) -> dict:
@@ -48,7 +49,7 @@ def check(study: Study, dataset: str) -> dict:
         study.paths.indices,
     )
     report = {"dataset": dataset, **report}
-    write_json(path, report)
+    write_record(path, report)
     return report
 
 
