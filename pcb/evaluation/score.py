@@ -12,11 +12,8 @@ has `frequency` r, c or f. Never imports torch.
 
 from __future__ import annotations
 
-import gc
-from collections import defaultdict
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +23,7 @@ import numpy as np
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import bias_metrics, read_confusion, read_pairwise_bias
+from pcb.evaluation.ground_truth import MAX_DETECTIONS, GroundTruth, gc_disabled
 from pcb.evaluation.shards import Rows, Shards
 from pcb.frequency import GROUPS
 from pcb.study import Study
@@ -34,19 +32,6 @@ from pcb.study.variants import NORCAL, annotation_split, gamma_of, gamma_split
 
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
-MAX_DETECTIONS = 300
-
-
-@contextmanager
-def gc_disabled() -> Generator[None]:
-    """Disable garbage collection, which would search millions of dicts for cycles repeatedly."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def prefetch(items: Iterable[Rows]) -> Iterator[Rows]:
@@ -60,79 +45,6 @@ def prefetch(items: Iterable[Rows]) -> Iterator[Rows]:
         while (item := following.result()) is not None:
             following = thread.submit(lambda: next(rest, None))
             yield item
-
-
-class GroundTruth:
-    """An annotation file in LVIS format, as the evaluator takes it image by image.
-
-    Attributes:
-        path: The file.
-        categories: In the order of labels and confusion matrices, by id, each with `frequency`.
-        images: Image id -> image.
-        by_image: Image id -> its annotations, those too small to train on included.
-    """
-
-    @gc_disabled()
-    def __init__(
-        self, path: str | Path, cache: Path | None = None, only: Container[int] | None = None
-    ):
-        """Read the file.
-
-        Args:
-            path: The file.
-            cache: Folder of indices (`pcb.data.lvis.index`).
-            only: Ids of the images that count; None means all.
-
-        Raises:
-            UserError: The file is missing, broken or not in LVIS format.
-        """
-        index = LVISIndex(path, cache=cache)
-        self.path = index.path
-        self.categories = [
-            {**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)
-        ]
-        self.images = {
-            image["id"]: image for image in index.images if only is None or image["id"] in only
-        }
-        missing = [
-            key
-            for key in ("neg_category_ids", "not_exhaustive_category_ids")
-            if not all(key in image for image in index.images)
-        ]
-        if missing:
-            raise UserError(
-                f"{path} is not an LVIS annotation file: images without {' and '.join(missing)}",
-                "use LVIS's annotation file, not COCO's",
-            )
-        self.by_image: dict[int, list[dict]] = defaultdict(list)
-        for annotation in index.annotations:
-            if annotation["image_id"] in self.images:
-                self.by_image[annotation["image_id"]].append(annotation)
-
-    def relevant(self, rows: Rows) -> np.ndarray:
-        """Which detections can influence a metric.
-
-        The evaluator would drop the others itself; dropping them before their masks are decoded
-        halves the time.
-
-        Returns:
-            (n,) bool: the 300 best of each image, and of these the ones of a class that the image
-            has, or is known not to have.
-        """
-        best = np.lexsort((-rows.score, rows.image_id))
-        first = np.searchsorted(rows.image_id[best], rows.image_id[best])
-        within_limit = np.zeros(len(rows), bool)
-        within_limit[best[np.arange(len(rows)) - first < MAX_DETECTIONS]] = True
-        classes = len(self.categories) + 1
-        known = [
-            i * classes + c
-            for i in rows.images
-            for c in (
-                *self.images[i]["neg_category_ids"],
-                *(a["category_id"] for a in self.by_image.get(i, ())),
-            )
-        ]
-        return within_limit & np.isin(rows.image_id * classes + rows.category_id, known)
 
 
 @gc_disabled()
@@ -162,15 +74,8 @@ def evaluate(
     gt = gt if isinstance(gt, GroundTruth) else GroundTruth(gt)
     masks = iou_type == "segm"
     stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=True)
-    missing = set(gt.images)
     shards = detections.read(variant, masks) if isinstance(detections, Shards) else detections
-    for rows in prefetch(shards):
-        if foreign := set(rows.images) - missing:
-            raise UserError(
-                f"{gt.path} has no image {min(foreign)}, or the detections cover it twice",
-                "run the inference again: it was made on other annotations",
-            )
-        missing -= set(rows.images)
+    for rows in gt.covered(prefetch(shards)):
         rows = rows.where(gt.relevant(rows))
         columns = [rows.image_id, rows.box, rows.score, rows.category_id]
         table = np.column_stack(columns).astype(np.float64)
@@ -182,12 +87,6 @@ def evaluate(
             rle = [{"size": size[i], "counts": c} for i, c in counts]
         annotations = [a for i in rows.images for a in gt.by_image.get(i, ())]
         stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
-    if missing:
-        raise UserError(
-            f"the detections do not cover {len(missing)} images of {gt.path}, "
-            f"{min(missing)} among them",
-            "run the inference again",
-        )
     evaluation = stream.finalize()
     evaluation.accumulate()
     return summarize(evaluation, gt.categories)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ class Rows:
         image_id: (n,) int64.
         category_id: (n,) int32.
         box: (n, 4) float32 x, y, width, height in pixels.
-        score: (n,) float32.
+        score: (n,) float32, or (V, n) of several columns, nan where a variant does not keep a row.
         size: (n, 2) int32 height and width of the image.
         rle: n compressed COCO counts, or None where they were not asked for. They stay in Arrow: a
             Python object for each of millions would take longer than scoring them.
@@ -70,7 +70,7 @@ class Rows:
     rle: pa.Array | pa.ChunkedArray | None = None
 
     def __len__(self) -> int:
-        return len(self.score)
+        return len(self.image_id)
 
     def where(self, mask: np.ndarray) -> Rows:
         """The rows where the (n,) mask is true; the images covered stay the same."""
@@ -80,7 +80,7 @@ class Rows:
             self.image_id[mask],
             self.category_id[mask],
             self.box[mask],
-            self.score[mask],
+            self.score[..., mask],
             self.size[mask],
             rle,
         )
@@ -190,29 +190,47 @@ class Shards:
         Raises:
             UserError: A shard is missing or broken, or has no such column.
         """
-        name = SCORE + column
-        wanted = ["image_id", "category_id", *BOX, "height", "width", name]
+        for rows in self.read_columns([column], masks):
+            yield replace(rows, score=rows.score[0])
+
+    def read_columns(self, columns: Sequence[str], masks: bool = False) -> Iterator[Rows]:
+        """Read the detections with a score in any of several columns.
+
+        Args:
+            columns: V columns of scores.
+            masks: Read the RLE column too.
+
+        Yields:
+            The rows of each shard, with (V, n) scores.
+
+        Raises:
+            UserError: A shard is missing or broken, or lacks a column.
+        """
+        names = [SCORE + column for column in columns]
+        wanted = ["image_id", "category_id", *BOX, "height", "width", *names]
         for path in self.paths:
             with _opened(path) as file:
-                if name not in file.schema_arrow.names:
-                    raise UserError(
-                        f"{path} holds no variant {column!r}, only {', '.join(self.columns)}",
-                        "run the inference of this run again",
-                    )
+                for column, name in zip(columns, names, strict=True):
+                    if name not in file.schema_arrow.names:
+                        raise UserError(
+                            f"{path} holds no variant {column!r}, only {', '.join(self.columns)}",
+                            "run the inference of this run again",
+                        )
                 images = json.loads(file.schema_arrow.metadata[b"images"])
                 table = file.read(columns=[*wanted, "rle"] if masks else wanted)
-            if table[name].null_count:
-                table = table.filter(table[name].is_valid())
-            values = {key: table[key].to_numpy() for key in wanted}
-            yield Rows(
+            # Arrow's null becomes nan.
+            scores = np.stack([table[name].to_numpy() for name in names])
+            rows = Rows(
                 images,
-                values["image_id"],
-                values["category_id"],
-                np.stack([values[k] for k in BOX], 1),
-                values[name],
-                np.stack([values["height"], values["width"]], 1),
+                table["image_id"].to_numpy(),
+                table["category_id"].to_numpy(),
+                np.stack([table[key].to_numpy() for key in BOX], 1),
+                scores,
+                np.stack([table["height"].to_numpy(), table["width"].to_numpy()], 1),
                 table["rle"] if masks else None,
             )
+            kept = (~np.isnan(scores)).sum(0) > 0
+            yield rows if kept.all() else rows.where(kept)
 
 
 @contextmanager

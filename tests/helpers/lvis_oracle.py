@@ -20,6 +20,55 @@ def rle(annotation: dict, image: dict) -> bytes:
     return coco_mask.merge(polygons)["counts"]
 
 
+def federated_set(seed: int, negatives: int = 2) -> dict:
+    """12 images, 9 classes, polygons, and every rule of a federated data set.
+
+    The first image is empty, half of the images have a class that is not exhaustively annotated,
+    and class 9 (rare) has no ground truth.
+
+    Args:
+        seed: Seed.
+        negatives: Verified absent classes of an image, of five.
+    """
+    rng = np.random.default_rng(seed)
+    truth: dict = {
+        "images": [],
+        "annotations": [],
+        "categories": [
+            {"id": k, "name": f"class{k}", "frequency": "r" if k == 9 else "rcf"[k % 3]}
+            for k in range(1, 10)
+        ],
+    }
+    for i in range(12):
+        shown = rng.choice(np.arange(1, 9), 4, replace=False).tolist()
+        others = [k for k in range(1, 10) if k not in shown]
+        truth["images"].append(
+            {
+                "id": 100 + 7 * i,
+                "file_name": f"{i}.jpg",
+                "height": 80,
+                "width": 100,
+                "not_exhaustive_category_ids": shown[:1] if i % 2 else [],
+                "neg_category_ids": rng.choice(others, negatives, replace=False).tolist(),
+            }
+        )
+        for category in shown * 2 if i else []:
+            x, y = rng.uniform(0, 60), rng.uniform(0, 45)
+            w, h = rng.uniform(8, 38, 2)
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": 100 + 7 * i,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    "bbox": [x, y, w, h],
+                    "area": w * h / 2,
+                    "segmentation": [[x, y, x + w, y, x + w / 2, y + h]],
+                }
+            )
+    return truth
+
+
 def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
     """Detections around the ground truth, four images a shard, not in the file's order.
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pcb.errors import UserError
-from pcb.evaluation.score import GroundTruth, evaluate, points
+from pcb.evaluation.ground_truth import GroundTruth
+from pcb.evaluation.score import evaluate, points
 from pcb.evaluation.shards import Rows
 
 
@@ -29,47 +30,7 @@ def assert_equal(path, detections, iou_type):
 
 @pytest.fixture(scope="module")
 def federated(tmp_path_factory):
-    """12 images, 9 classes, polygons, and every rule of a federated data set.
-
-    Class 9 (rare) has no ground truth.
-    """
-    rng = np.random.default_rng(3)
-    truth = {
-        "images": [],
-        "annotations": [],
-        "categories": [
-            {"id": k, "name": f"class{k}", "frequency": "r" if k == 9 else "rcf"[k % 3]}
-            for k in range(1, 10)
-        ],
-    }
-    for i in range(12):
-        shown = rng.choice(np.arange(1, 9), 4, replace=False).tolist()
-        others = [k for k in range(1, 10) if k not in shown]
-        truth["images"].append(
-            {
-                "id": 100 + 7 * i,
-                "file_name": f"{i}.jpg",
-                "height": 80,
-                "width": 100,
-                "not_exhaustive_category_ids": shown[:1] if i % 2 else [],
-                "neg_category_ids": rng.choice(others, 2, replace=False).tolist(),
-            }
-        )
-        for category in shown * 2 if i else []:  # the first image is empty
-            x, y = rng.uniform(0, 60), rng.uniform(0, 45)
-            w, h = rng.uniform(8, 38, 2)
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1,
-                    "image_id": 100 + 7 * i,
-                    "category_id": category,
-                    "iscrowd": 0,
-                    "bbox": [x, y, w, h],
-                    "area": w * h / 2,
-                    "segmentation": [[x, y, x + w, y, x + w / 2, y + h]],
-                }
-            )
-    path = tmp_path_factory.mktemp("federated") / "val.json"
+    path, truth = tmp_path_factory.mktemp("federated") / "val.json", oracle.federated_set(3)
     path.write_text(json.dumps(truth))
     return path, truth
 

@@ -1,0 +1,144 @@
+"""`GroundTruth`: an annotation file in LVIS format, as scoring reads it image by image."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Container, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pcb.data.lvis.index import LVISIndex
+from pcb.errors import UserError
+from pcb.evaluation.shards import Rows
+
+MAX_DETECTIONS = 300  # an image, in lvis-api
+
+
+@contextmanager
+def gc_disabled() -> Generator[None]:
+    """Disable garbage collection, which would search millions of dicts for cycles repeatedly."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class GroundTruth:
+    """An annotation file in LVIS format, as the evaluator takes it image by image.
+
+    Attributes:
+        path: The file.
+        categories: In the order of labels and confusion matrices, by id, each with `frequency`.
+        images: Image id -> image.
+        by_image: Image id -> its annotations, those too small to train on included.
+    """
+
+    @gc_disabled()
+    def __init__(
+        self, path: str | Path, cache: Path | None = None, only: Container[int] | None = None
+    ):
+        """Read the file.
+
+        Args:
+            path: The file.
+            cache: Folder of indices (`pcb.data.lvis.index`).
+            only: Ids of the images that count; None means all.
+
+        Raises:
+            UserError: The file is missing, broken or not in LVIS format.
+        """
+        index = LVISIndex(path, cache=cache)
+        self.path = index.path
+        self.categories = [
+            {**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)
+        ]
+        self.images = {
+            image["id"]: image for image in index.images if only is None or image["id"] in only
+        }
+        missing = [
+            key
+            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+            if not all(key in image for image in index.images)
+        ]
+        if missing:
+            raise UserError(
+                f"{path} is not an LVIS annotation file: images without {' and '.join(missing)}",
+                "use LVIS's annotation file, not COCO's",
+            )
+        self.by_image: dict[int, list[dict]] = defaultdict(list)
+        for annotation in index.annotations:
+            if annotation["image_id"] in self.images:
+                self.by_image[annotation["image_id"]].append(annotation)
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """(I,) int64 image ids in ascending order; a position in it numbers an image."""
+        return np.array(sorted(self.images), np.int64)
+
+    @cached_property
+    def category_ids(self) -> np.ndarray:
+        """(C,) int64 category ids in ascending order; a position in it is a label."""
+        return np.array([c["id"] for c in self.categories], np.int64)
+
+    def covered(self, shards: Iterable[Rows]) -> Iterator[Rows]:
+        """The same shards, checked: together they must cover every image once.
+
+        Raises:
+            UserError: Images and detections do not belong together.
+        """
+        missing = set(self.images)
+        for rows in shards:
+            if foreign := set(rows.images) - missing:
+                raise UserError(
+                    f"{self.path} has no image {min(foreign)}, or the detections cover it twice",
+                    "run the inference again: it was made on other annotations",
+                )
+            missing -= set(rows.images)
+            yield rows
+        if missing:
+            raise UserError(
+                f"the detections do not cover {len(missing)} images of {self.path}, "
+                f"{min(missing)} among them",
+                "run the inference again",
+            )
+
+    def relevant(self, rows: Rows, per_image: int = MAX_DETECTIONS) -> np.ndarray:
+        """Which detections can influence a metric.
+
+        The evaluator would drop the others itself; dropping them before their masks are decoded
+        halves the time.
+
+        Args:
+            rows: Detections.
+            per_image: Limit of detections an image, at most the evaluator's own 300.
+
+        Returns:
+            (n,) bool: the best of each image, and of these the ones of a class that the image has,
+            or is known not to have.
+        """
+        classes = len(self.categories) + 1
+        known = [
+            i * classes + c
+            for i in rows.images
+            for c in (
+                *self.images[i]["neg_category_ids"],
+                *(a["category_id"] for a in self.by_image.get(i, ())),
+            )
+        ]
+        within_limit = rank_in_image(rows.image_id, rows.score) < per_image
+        return within_limit & np.isin(rows.image_id * classes + rows.category_id, known)
+
+
+def rank_in_image(image: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(n,) the place of each detection among those of its image, by score; of equals the first."""
+    best = np.lexsort((-score, image))
+    rank = np.empty(len(image), np.int64)
+    rank[best] = np.arange(len(image)) - np.searchsorted(image[best], image[best])
+    return rank

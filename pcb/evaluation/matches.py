@@ -1,0 +1,406 @@
+"""Detections matched against the ground truth once; every protocol is then a filter.
+
+    matches = match(gt, shards, "plain", "segm")
+    matches.average_precision()                        # (C,) by LVIS's rule, as `evaluate`
+    matches.average_precision(known=everything)        # every absent class of every image counts
+    matches.average_precision(weights=resamples)       # (B, C), a bootstrap over images
+
+The table keeps all detections, also those in images whose ground truth does not know their class.
+Such a detection has nothing to match, so knowing more absent classes changes which rows count, not
+the matches. The same holds of limits: matching goes from high scores to low, so what a limit
+removes never changed what it leaves.
+
+The rule is lvis-api's `LVISEval.evaluate_img` and `accumulate` with the area range "all": within an
+image and class, detections in the order of their scores take the free object of largest IoU; an
+unmatched detection of a class that is not exhaustively annotated in its image is ignored. Crowds
+and `ignore` do not occur in LVIS and are not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import hotcoco
+import hotcoco.mask as rle
+import numpy as np
+
+from pcb.evaluation.ground_truth import GroundTruth, gc_disabled, rank_in_image
+from pcb.evaluation.shards import Rows, Shards
+from pcb.frequency import GROUPS
+
+IOU_THRESHOLDS = np.array(hotcoco.Params().iou_thrs)  # T = 10
+RECALLS = np.array(hotcoco.Params().rec_thrs)
+CHUNK = 2**16  # numbers in an intermediate array, so that it stays in the cache
+
+
+@dataclass(frozen=True)
+class Matches:
+    """All n detections of one column of scores, by label and falling score, and the m objects.
+
+    Attributes:
+        images: I, the number of images; they are numbered by ascending id.
+        groups: `r`, `c` or `f` of each of the C classes, as one string.
+        image: (n,) int32 image of a detection.
+        label: (n,) int32.
+        score: (n,) float32.
+        rank: (n,) int32, place among the detections of its image by score, from 0.
+        hits: (n,) uint16, bit t is set where it matches an object at `IOU_THRESHOLDS[t]`.
+        present: (n,) bool, whether the image has an object of its class.
+        negative: (n,) bool, whether the image lists its class as absent.
+        partial: (n,) bool, whether its class is not exhaustively annotated in the image.
+        object_image: (m,) int32, by label.
+        object_label: (m,) int32.
+    """
+
+    images: int
+    groups: str
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    rank: np.ndarray
+    hits: np.ndarray
+    present: np.ndarray
+    negative: np.ndarray
+    partial: np.ndarray
+    object_image: np.ndarray
+    object_label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @cached_property
+    def rank_in_class(self) -> np.ndarray:
+        """(n,) int64, place among all detections of its class by score, from 0."""
+        return np.arange(len(self)) - np.searchsorted(self.label, self.label)
+
+    def counted(
+        self,
+        known: np.ndarray | None = None,
+        per_image: int | None = None,
+        per_class: int | None = None,
+        score_thr: float | None = None,
+    ) -> np.ndarray:
+        """Which detections count.
+
+        Args:
+            known: (I, C) bool, the pairs of image and class that are verified as absent, in place
+                of the negatives of the annotation file. What is present always counts.
+            per_image: Limit of detections an image, all classes together.
+            per_class: Limit of detections a class, all images together.
+            score_thr: Scores must be higher.
+
+        Returns:
+            (n,) bool.
+        """
+        absent = self.negative if known is None else known[self.image, self.label]
+        kept = self.present | absent
+        if score_thr is not None:
+            kept &= self.score > score_thr
+        if per_image is not None:
+            kept &= self.rank < per_image
+        if per_class is not None:
+            kept &= self.rank_in_class < per_class
+        return kept
+
+    def average_precision(
+        self,
+        known: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        per_image: int | None = None,
+        per_class: int | None = None,
+        score_thr: float | None = None,
+    ) -> np.ndarray:
+        """AP of each class, the mean over the IoU thresholds .5:.05:.95.
+
+        Args:
+            known: As in `counted`.
+            weights: (B, I) how often each image counts, for instance in B bootstrap samples; or
+                (I,). None counts each image once.
+            per_image: As in `counted`.
+            per_class: As in `counted`.
+            score_thr: As in `counted`.
+
+        Returns:
+            (C,), or (B, C) for weights of B samples: float64, in points (0 to 100), nan for a class
+            without ground truth.
+        """
+        kept = self.counted(known, per_image, per_class, score_thr)
+        samples = np.ones((1, self.images)) if weights is None else np.atleast_2d(weights)
+        samples = np.ascontiguousarray(samples.T, np.float64)  # (I, B)
+        classes = np.arange(len(self.groups) + 1)
+        rows, objects = (np.searchsorted(x, classes) for x in (self.label, self.object_label))
+        out = np.full((samples.shape[1], len(self.groups)), np.nan)
+        for label in range(len(self.groups)):
+            truth = self.object_image[objects[label] : objects[label + 1]]
+            if not len(truth):
+                continue
+            found = np.arange(rows[label], rows[label + 1])
+            found = found[kept[found]]
+            matched = max(1, np.count_nonzero(self.hits[found]))
+            step = max(1, CHUNK // max(len(found), len(truth), len(IOU_THRESHOLDS) * matched))
+            for start in range(0, samples.shape[1], step):
+                part = slice(start, start + step)
+                out[part, label] = self._class_ap(found, truth, samples[:, part])
+        return out[0] if weights is None or np.ndim(weights) == 1 else out
+
+    def _class_ap(self, rows: np.ndarray, truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """(B,) AP of the class whose counted detections are `rows`; `samples` is (I, B)."""
+        objects = samples[truth].sum(0)
+        partial = self.partial[rows]
+        # Precision can only rise at a match, so the curve is looked at there alone.
+        matched = np.flatnonzero(self.hits[rows])
+        bits = self.hits[rows[matched], None] >> np.arange(len(IOU_THRESHOLDS), dtype=np.uint16) & 1
+        hit = bits.T[..., None].astype(np.float64)  # (T, k, 1)
+        weight = samples[self.image[rows]] * ~partial[:, None]
+        seen = weight.cumsum(0)[matched]  # (k, B), right and wrong detections so far
+        weight = samples[self.image[rows[matched]]]
+        right = (hit * weight).cumsum(1)  # (T, k, B)
+        if partial[matched].any():
+            seen = seen + (hit * (weight * partial[matched, None])).cumsum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = right / (seen + np.spacing(1))
+            recall = right / objects
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        # Recall levels that are first reached at this match; the first match also has level 0.
+        levels = np.searchsorted(RECALLS, recall, side="right")
+        new = np.diff(levels, axis=1, prepend=0)
+        ap = (precision * new).sum((0, 1)) * (100 / (len(IOU_THRESHOLDS) * len(RECALLS)))
+        return np.where(objects > 0, ap, np.nan)
+
+
+def group_means(ap: np.ndarray, groups: str) -> dict[str, np.ndarray]:
+    """Means over classes with ground truth, as LVIS reports them.
+
+    Args:
+        ap: (..., C) AP of each class, nan without ground truth.
+        groups: `r`, `c` or `f` of each class.
+
+    Returns:
+        AP, APr, APc and APf, each (...), nan where there is no class with ground truth.
+    """
+    frequency = np.array(list(groups))
+    chosen = {"AP": np.ones(len(groups), bool)} | {f"AP{g}": frequency == g for g in GROUPS}
+    out = {}
+    for name, classes in chosen.items():
+        values = ap[..., classes]
+        valid = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            out[name] = np.where(valid, values, 0).sum(-1) / valid.sum(-1)
+    return out
+
+
+def match(
+    gt: GroundTruth, detections: Shards | Iterable[Rows], column: str, iou_type: str
+) -> Matches:
+    """Match the detections of one column of scores against the ground truth.
+
+    Args:
+        gt: The ground truth.
+        detections: A `Shards` reader, or the `Rows` themselves, which must cover every image of
+            `gt` once.
+        column: The column of scores to read from shards.
+        iou_type: `segm` or `bbox`.
+
+    Raises:
+        UserError: Images and detections do not belong together.
+    """
+    if isinstance(detections, Shards):
+        return match_columns(gt, detections, [column], [iou_type])[column, iou_type]
+    shards = (replace(rows, score=rows.score[None]) for rows in detections)
+    return _match(gt, shards, [column], [iou_type])[column, iou_type]
+
+
+def match_columns(
+    gt: GroundTruth, shards: Shards, columns: Sequence[str], iou_types: Sequence[str]
+) -> dict[tuple[str, str], Matches]:
+    """Match several columns of scores, with each IoU computed once for all of them.
+
+    Args:
+        gt: The ground truth.
+        shards: The detections.
+        columns: Columns of scores.
+        iou_types: Of `segm` and `bbox`.
+
+    Returns:
+        (column, IoU type) -> matches. Those of one column share their arrays, except `hits`.
+
+    Raises:
+        UserError: Images and detections do not belong together.
+    """
+    return _match(gt, shards.read_columns(columns, "segm" in iou_types), columns, iou_types)
+
+
+@gc_disabled()
+def _match(
+    gt: GroundTruth,
+    shards: Iterable[Rows],
+    columns: Sequence[str],
+    iou_types: Sequence[str],
+) -> dict[tuple[str, str], Matches]:
+    """`match_columns` of rows with (V, n) scores."""
+    truth = _Truth(gt)
+    parts: dict[str, list[dict[str, np.ndarray]]] = {column: [] for column in columns}
+    for rows in gt.covered(shards):
+        image, label = truth.image(rows.image_id), truth.label(rows.category_id)
+        pairs = truth.pairs(image, label)
+        overlaps = {iou_type: truth.overlaps(rows, pairs, iou_type) for iou_type in iou_types}
+        for column, score in zip(columns, rows.score, strict=True):
+            kept = ~np.isnan(score)
+            table = {"image": image, "label": label, "score": score, **pairs}
+            table = {name: values[kept] for name, values in table.items()}
+            table["rank"] = rank_in_image(table["image"], table["score"]).astype(np.int32)
+            for iou_type, overlap in overlaps.items():
+                table[iou_type] = overlap.hits(score)[kept]
+            parts[column].append(table)
+    out = {}
+    for column, tables in parts.items():
+        table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+        tables.clear()
+        # Of equal scores, lvis-api takes the image with the smaller id first.
+        order = np.lexsort((table["image"], -table["score"], table["label"]))
+        table = {name: values[order] for name, values in table.items()}
+        hits = {iou_type: table.pop(iou_type) for iou_type in iou_types}
+        for iou_type in iou_types:
+            out[column, iou_type] = Matches(
+                images=len(gt.image_ids),
+                groups="".join(c["frequency"] for c in gt.categories),
+                object_image=truth.object_image,
+                object_label=truth.object_label,
+                hits=hits[iou_type],
+                **table,
+            )
+    return out
+
+
+class _Truth:
+    """The ground truth as arrays, and the pairs of image and class that it knows."""
+
+    def __init__(self, gt: GroundTruth):
+        self.gt, self.classes = gt, len(gt.categories)
+        objects = [a for i in gt.image_ids.tolist() for a in gt.by_image.get(i, ())]
+        image = self.image(np.array([a["image_id"] for a in objects], np.int64))
+        label = self.label(np.array([a["category_id"] for a in objects], np.int64))
+        order = np.lexsort((image, label))
+        self.object_image, self.object_label = image[order], label[order]
+        self._present = np.unique(self._keys(image, label))
+        self._negative, self._partial = (
+            np.unique(
+                [
+                    position * self.classes + label
+                    for position, i in enumerate(gt.image_ids.tolist())
+                    for label in self.label(np.array(gt.images[i][key], np.int64)).tolist()
+                ]
+            ).astype(np.int64)
+            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+        )
+
+    def image(self, ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.gt.image_ids, ids).astype(np.int32)
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.gt.category_ids, ids).astype(np.int32)
+
+    def _keys(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        return image.astype(np.int64) * self.classes + label
+
+    def pairs(self, image: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+        """What the ground truth knows of the class of each detection, in its image."""
+        keys = self._keys(image, label)
+        return {
+            "present": np.isin(keys, self._present),
+            "negative": np.isin(keys, self._negative),
+            "partial": np.isin(keys, self._partial),
+        }
+
+    def overlaps(self, rows: Rows, pairs: dict[str, np.ndarray], iou_type: str) -> _Overlaps:
+        """The IoU of the detections of a shard with the objects of their image and class."""
+        return _Overlaps(self._overlaps(rows, pairs["present"], iou_type), len(rows))
+
+    def _overlaps(
+        self, rows: Rows, present: np.ndarray, iou_type: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        at = np.flatnonzero(present)
+        order = at[np.lexsort((rows.category_id[at], rows.image_id[at]))]
+        image, category = rows.image_id[order], rows.category_id[order]
+        changed = (np.diff(image) != 0) | (np.diff(category) != 0)
+        for members in np.split(order, np.flatnonzero(changed) + 1) if len(order) else ():
+            image_id, category_id = int(rows.image_id[members[0]]), rows.category_id[members[0]]
+            objects = [a for a in self.gt.by_image[image_id] if a["category_id"] == category_id]
+            if iou_type == "bbox":
+                found, known = rows.box[members].astype(np.float64), [a["bbox"] for a in objects]
+            else:
+                assert rows.rle is not None
+                size = [self.gt.images[image_id]["height"], self.gt.images[image_id]["width"]]
+                counts = rows.rle.take(members).to_pylist()
+                found = [{"size": size, "counts": c} for c in counts]
+                known = [_mask(a["segmentation"], *size) for a in objects]
+            yield members, rle.iou(found, known, [False] * len(objects))
+
+
+def _mask(segmentation: list | dict, height: int, width: int) -> dict:
+    """The RLE of an annotation."""
+    shapes = rle.frPyObjects(segmentation, height, width)
+    return shapes if isinstance(shapes, dict) else rle.merge(shapes)
+
+
+class _Overlaps:
+    """IoUs of the detections of a shard that can match anything, by number of objects."""
+
+    def __init__(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], n: int):
+        self._n = n
+        buckets: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for members, iou in pairs:
+            near = (iou >= IOU_THRESHOLDS[0]).any(1)
+            if near.any():
+                # A few widths instead of one keep the padded table small.
+                width = 1 << (iou.shape[1] - 1).bit_length()
+                padded = np.full((near.sum(), width), -1.0)
+                padded[:, : iou.shape[1]] = iou[near]
+                buckets.setdefault(width, []).append((members[near], padded))
+        self._buckets = [
+            (
+                np.concatenate([members for members, _ in bucket]),
+                np.repeat(np.arange(len(bucket)), [len(members) for members, _ in bucket]),
+                np.concatenate([iou for _, iou in bucket]),
+            )
+            for bucket in buckets.values()
+        ]
+
+    def hits(self, score: np.ndarray) -> np.ndarray:
+        """(n,) uint16 `Matches.hits` by (n,) scores, nan where a detection is not kept."""
+        out = np.zeros(self._n, np.uint16)
+        for row, pair, iou in self._buckets:
+            kept = np.flatnonzero(~np.isnan(score[row]))
+            order = kept[np.lexsort((row[kept], -score[row[kept]], pair[kept]))]
+            out[row[order]] = _greedy(iou[order], pair[order])
+        return out
+
+
+def _greedy(iou: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """Match greedily at every threshold.
+
+    Args:
+        iou: (k, G) of each detection with the objects of its pair, -1 beyond their number.
+        pair: (k,) ascending number of the pair of image and class; the detections of a pair are in
+            the order of their scores.
+
+    Returns:
+        (k,) uint16 bits of the thresholds at which a detection matches.
+    """
+    out = np.zeros(len(pair), np.uint16)
+    if not len(pair):
+        return out
+    thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
+    taken = np.zeros((pair[-1] + 1, len(thresholds), iou.shape[1]), bool)
+    rank = np.arange(len(pair)) - np.searchsorted(pair, pair)
+    for turn in range(rank.max() + 1):  # the best detection of every pair, then the second, ...
+        at = np.flatnonzero(rank == turn)
+        free = np.where(taken[pair[at]], -1.0, iou[at][:, None])  # (pairs, T, G)
+        best = iou.shape[1] - 1 - free[..., ::-1].argmax(-1)  # of equals the last, as lvis-api
+        hit = np.take_along_axis(free, best[..., None], -1)[..., 0] >= thresholds
+        out[at] = (hit << np.arange(len(thresholds))).sum(1)
+        one, threshold = hit.nonzero()
+        taken[pair[at[one]], threshold, best[one, threshold]] = True
+    return out
