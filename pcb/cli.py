@@ -181,6 +181,7 @@ def check_data(arguments: Namespace) -> None:
     Reads annotations and images, lists all faults at once, and writes a report.
     """
     from pcb.data.lvis.check import check as run
+    from pcb.data.lvis.federated import LVIS_SAMPLE
 
     study = load(arguments)
     faults = []
@@ -194,6 +195,13 @@ def check_data(arguments: Namespace) -> None:
         release = report["matches_release"]
         equal = f"equal to the LVIS {release} release" if release else "not a release of LVIS"
         print(f"{dataset}: no faults, {equal}; report in {study.paths.data_check(dataset)}")
+        labels = report["splits"]["val"]["federated"]
+        print(
+            f"  val: {labels['negative']:.1f} of {labels['classes']:,} classes an image are "
+            f"verified to be absent, {labels['not_exhaustive']:.2f} are not exhaustive "
+            f"({LVIS_SAMPLE['negative']:.1f} of {LVIS_SAMPLE['classes']:,} and "
+            f"{LVIS_SAMPLE['not_exhaustive']:.2f} in LVIS v0.5)"
+        )
         for warning in report["warnings"]:
             print(f"  warning: {warning}")
     if faults:

@@ -231,6 +231,27 @@ def frequency_groups(settings: Settings) -> str:
     return f"{show(rare)} and {show(common)}"
 
 
+def shown_classes(settings: Settings) -> str:
+    """How often validation shows the classes of each group."""
+    if "synthetic.val_images" not in settings:
+        return "a rare class in one or two of 5,000 images, a frequent one in about 42"
+    return "all classes in equally many images, the same measurement with less noise"
+
+
+def negative_categories(settings: Settings) -> str:
+    """Number and choice of the negative categories of an image."""
+    if "synthetic.negatives.per_image" not in settings:
+        return (
+            "9.4 of 1,230, about 2 % of them look-alikes of something shown, "
+            "a rare class a third as often as a frequent one"
+        )
+    count, share = (settings[f"synthetic.negatives.{k}"] for k in ("per_image", "lookalikes"))
+    return (
+        f"{show(count)} of {show(settings.get('synthetic.classes', 60))}, {100 * share:g} % of "
+        "them look-alikes of something shown, classes of all groups equally often"
+    )
+
+
 def images_for_gamma(settings: Settings) -> str:
     """The images besides validation's on which γ of NorCal is chosen."""
     if not any(matches(key, ("datasets.*.dev",)) for key in settings):
@@ -331,7 +352,7 @@ def mask_head(settings: Settings) -> str:
 
 
 SYNTHETIC = (
-    *("seed", "classes", "size", "sprite", "train_images", "val_images"),
+    *("seed", "classes", "size", "sprite", "train_images"),
     *("head", "tail", "novel_styles"),
 )
 
@@ -343,6 +364,18 @@ SCALE_RULES = (
         ("synthetic.thresholds",),
         frequency_groups,
         equal_words_suffice=True,
+    ),
+    Rule(
+        "Data",
+        "validation shows",
+        ("synthetic.val_images",),
+        shown_classes,
+    ),
+    Rule(
+        "Data",
+        "classes verified to be absent from a validation image:",
+        ("synthetic.negatives.*",),
+        negative_categories,
     ),
     Rule(
         "Data",

@@ -3,10 +3,11 @@
     generate(study, "v05")  # results/<scale>/data/v05/{train,val,dev}.json, images/, manifest.json
 
 It follows the rules of LVIS: class frequencies obey a power law, with rare and frequent classes in
-the same cluster of look-alikes; labels are federated (negative and not-exhaustive categories); some
-training images have no usable label; files are named as in v0.5 or in v1.0. Some drawing styles
-appear outside train only, which tests generalisation. Images and annotations depend on the recipe
-alone: every machine writes the same bytes (see pcb/synthetic/scenes.py).
+the same cluster of look-alikes; labels are federated, with as many negative and not-exhaustive
+categories as LVIS has (docs/data.md); some training images have no usable label; files are named as
+in v0.5 or in v1.0. Some drawing styles appear outside train only, which tests generalisation.
+Images and annotations depend on the recipe alone: every machine writes the same bytes (see
+pcb/synthetic/scenes.py).
 """
 
 from __future__ import annotations
@@ -47,9 +48,28 @@ VERSIONS = {"v05": "v0.5", "v1": "v1.0", "pretrain": "v0.5"}
 
 PAIRS_PER_SCENE = 4.75  # (image, class) pairs in val, dev and pretraining, the same for all classes
 SECOND_INSTANCE = 0.1  # probability that a class of a scene has a second instance there
-UNLABELLED = 0.05  # probability of an instance without a label: "not exhaustive" in that image
-NEGATIVE = 0.5  # probability that an absent class of another cluster is a negative category
+# Probability that a class of a scene has an instance without a label: "not exhaustive". In the
+# LVIS sample (pcb/data/lvis/federated.py) 16 of 299 pairs of an image and a class are.
+UNLABELLED = 0.05
 EMPTY_EVERY = 32  # one training image in 32 has no usable label
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """How many classes are verified to be absent from an image, and which.
+
+    The defaults are measured on 100 images of LVIS v0.5 val (docs/data.md). LVIS verifies a number
+    of classes an image, not a share of its classes, so the number is kept where the vocabulary is
+    smaller: the ratio of negative to positive images of a class does not depend on the number of
+    classes.
+
+    Attributes:
+        per_image: Mean number of negative categories of an image.
+        lookalikes: Share of them that are in the cluster of a class that the image shows.
+    """
+
+    per_image: float = 9.4
+    lookalikes: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class Recipe:
         novel_styles: Probability that an object outside train has a style unseen in train.
         classes: Classes of each flavour, 60 or 180.
         sprite: Smallest and largest side of a sprite in pixels.
+        negatives: Negative categories of val and dev; those of train have the defaults.
     """
 
     seed: int = 0
@@ -80,6 +101,7 @@ class Recipe:
     novel_styles: float = 0.15
     classes: int = 60
     sprite: tuple[int, int] = (28, 48)
+    negatives: Negatives = Negatives()
 
     @classmethod
     def read(cls, section: dict[str, Any] | None) -> Recipe:
@@ -93,14 +115,14 @@ class Recipe:
                 "this scale has no `synthetic` section, so its data is not generated",
                 "put the data files where the scale's `datasets` expects them",
             )
-        known = sorted(field.name for field in fields(cls))
-        unknown = sorted(set(section) - set(known))
-        if unknown:
-            raise UserError(f"synthetic: unknown keys {unknown}", f"use {known}")
+        _check_keys(section, cls, "synthetic")
         options: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in section.items()
         }
+        if "negatives" in options:
+            _check_keys(options["negatives"], Negatives, "synthetic.negatives")
+            options["negatives"] = Negatives(**options["negatives"])
         return cls(**options)
 
     def stored(self) -> dict[str, Any]:
@@ -114,6 +136,12 @@ class Recipe:
             for key, value in asdict(self).items()
             if key not in added_later or value != getattr(Recipe, key)
         }
+
+
+def _check_keys(section: dict[str, Any], kind: type[Recipe] | type[Negatives], where: str) -> None:
+    known = sorted(field.name for field in fields(kind))
+    if unknown := sorted(set(section) - set(known)):
+        raise UserError(f"{where}: unknown keys {unknown}", f"use {known}")
 
 
 @dataclass
@@ -345,6 +373,10 @@ def _write_split(
     names = sorted(classes(dataset, recipe.classes))
     category_id = {name: i + 1 for i, name in enumerate(names)}
     style = SceneStyle(size=recipe.size, sprite=recipe.sprite)
+    cluster = clusters(recipe.classes)
+    # Those of train do not depend on the recipe: it may change without a training being repeated.
+    negatives = Negatives() if split == "train" else recipe.negatives
+    chances = negative_chances(scenes, names, cluster, negatives)
     files: dict[str, str] = {}
     images: list[dict] = []
     annotations: list[dict] = []
@@ -358,7 +390,8 @@ def _write_split(
             Image.fromarray(pixels).save(temporary, quality=92, subsampling=0)
         files[f"images/{path}"] = hashlib.sha256(file.read_bytes()).hexdigest()
         annotations += annotate(objects, masks, image["id"], category_id, len(annotations) + 1)
-        images.append({**image, **federated_labels(objects, category_id, rng, recipe.classes)})
+        labels = federated_labels(objects, category_id, cluster, chances, rng)
+        images.append({**image, **labels})
         progress.update()
     content = {
         "info": {
@@ -465,31 +498,76 @@ def annotate(
     return entries
 
 
+def negative_chances(
+    scenes: list[list[SceneObject]],
+    names: list[str],
+    cluster: dict[str, str],
+    negatives: Negatives,
+) -> tuple[float, float]:
+    """Probabilities with which an absent class is a negative category of an image.
+
+    Args:
+        scenes: The objects of each image of a split.
+        names: All classes.
+        cluster: Class name -> cluster of look-alikes.
+        negatives: Wanted number and share of look-alikes.
+
+    Returns:
+        The probability where the image shows no class of the same cluster, and where it shows one.
+
+    Raises:
+        UserError: More negative categories are wanted than classes are absent.
+    """
+    absent = [0, 0]  # pairs of an image and an absent class: without, with a look-alike
+    for objects in scenes:
+        present = {item.name for item in objects}
+        shown = {cluster.get(name) for name in present} - {None}
+        for name in names:
+            absent[cluster.get(name) in shown] += name not in present
+    wanted = negatives.per_image * len(scenes)
+    shares = (1 - negatives.lookalikes, negatives.lookalikes)
+    other, lookalike = (
+        wanted * share / pairs if pairs else 0.0
+        for share, pairs in zip(shares, absent, strict=True)
+    )
+    if max(other, lookalike) > 1:
+        raise UserError(
+            f"synthetic.negatives: {negatives.per_image:g} negative categories an image with "
+            f"{negatives.lookalikes:.0%} look-alikes, but an image lacks only "
+            f"{absent[0] / len(scenes):.1f} other classes and {absent[1] / len(scenes):.1f} "
+            "look-alikes",
+            "lower `per_image`, or change `lookalikes`",
+        )
+    return other, lookalike
+
+
 def federated_labels(
     objects: list[SceneObject],
     category_id: dict[str, int],
+    cluster: dict[str, str],
+    chances: tuple[float, float],
     rng: np.random.RandomState,
-    count: int,
 ) -> dict[str, list[int]]:
     """Federated labels of an image.
 
-    Negative categories are all absent classes of the clusters that the scene shows and some others;
-    not exhaustive are the classes with an unlabelled object.
+    Negative categories are drawn at random from the absent classes; not exhaustive are the classes
+    with an unlabelled object.
 
     Args:
         objects: The objects of the scene.
         category_id: Class name -> id.
-        rng: Draws the other negative categories.
-        count: Classes of each flavour, 60 or 180.
+        cluster: Class name -> cluster of look-alikes.
+        chances: Result of `negative_chances`.
+        rng: Draws the negative categories, one number for each class: with other chances, the same
+            numbers are compared with them.
     """
-    cluster = clusters(count)
     present = {item.name for item in objects}
     shown = {cluster[name] for name in present if name in cluster}
     draws = rng.random_sample(len(category_id))
     negative = [
         i
         for (name, i), draw in zip(category_id.items(), draws, strict=True)
-        if name not in present and (cluster.get(name) in shown or draw < NEGATIVE)
+        if name not in present and draw < chances[cluster.get(name) in shown]
     ]
     partial = sorted({category_id[item.name] for item in objects if not item.labelled})
     return {"neg_category_ids": negative, "not_exhaustive_category_ids": partial}

@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
-from datasets import TINY, load, tiny
+from datasets import SAMPLE, TINY, load, needs_sample, tiny
 from pycocotools import mask as coco
 
+from pcb.data.lvis.federated import LVIS_SAMPLE, federated_statistics
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
@@ -23,10 +25,13 @@ from pcb.study import load_study
 from pcb.synthetic.generate import (
     EMPTY_EVERY,
     PAIRS_PER_SCENE,
+    Negatives,
     Recipe,
     classes,
     clusters,
     image_counts,
+    negative_chances,
+    plan,
     styles,
     write_dataset,
 )
@@ -42,7 +47,7 @@ def test_the_same_seed_gives_the_same_bytes_under_another_hash_seed(dataset, tmp
         "from pcb.synthetic.generate import Recipe, write_dataset;"
         "write_dataset(Recipe.read(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))"
     )
-    recipe = json.dumps(TINY.__dict__)
+    recipe = json.dumps(asdict(TINY))
     subprocess.run(
         [sys.executable, "-c", program, recipe, dataset, str(tmp_path)],
         check=True,
@@ -67,6 +72,10 @@ def test_bytes_equal_the_committed_digests():
     golden = load(Path(__file__).parent / "emoji_golden.json")
     annotations = {name: digest for name, digest in files.items() if name.endswith(".json")}
     assert annotations == golden["annotations"]
+    for split, digest in golden["objects"].items():  # annotations without federated labels
+        content = load(tiny("v05") / f"{split}.json")
+        text = json.dumps([content["annotations"], content["categories"]], separators=(",", ":"))
+        assert hashlib.sha256(text.encode()).hexdigest() == digest
     if PIL.__version__ == golden["pillow"]:
         images = "".join(
             f"{name} {digest}\n" for name, digest in sorted(files.items()) if name.endswith(".jpg")
@@ -120,22 +129,87 @@ def test_masks_areas_and_boxes_match_the_rasterisation_of_coco(dataset):
         assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (x, y, x + width, y + height)
 
 
+@cache
+def large() -> LVISIndex:
+    """The val split of a data set with as many images as at the mini scale."""
+    folder = tiny("v05").parent / "large"
+    recipe = Recipe(train_images=64, dev_images=13, head=8, thresholds=TINY.thresholds)
+    write_dataset(recipe, "v05", folder)
+    return LVISIndex(folder / "val.json")
+
+
+def test_as_many_negative_categories_and_look_alikes_as_in_lvis():
+    """LVIS_SAMPLE stands for the real sample, whose statistics the next test compares with it."""
+    ours, lvis = federated_statistics(large(), clusters()), LVIS_SAMPLE
+    errors = [s["negative_deviation"] / s["images"] ** 0.5 for s in (ours, lvis)]
+    assert abs(ours["negative"] - lvis["negative"]) < 2 * np.hypot(*errors)
+    assert 0.001 < ours["lookalikes"] < 0.041, "95 % interval of the sample's 2 of 172"
+    partial = [s["not_exhaustive"] / s["present"] for s in (ours, lvis)]
+    pairs = ours["images"] * ours["present"], lvis["images"] * lvis["present"]
+    error = (partial[1] * (1 / pairs[0] + 1 / pairs[1])) ** 0.5
+    assert abs(partial[0] - partial[1]) < 2 * error
+    by_group = ours["negative_share"].values()
+    assert max(by_group) < 1.1 * min(by_group), "no group of classes is preferred"
+
+
+@needs_sample
+def test_the_committed_statistics_are_those_of_the_real_sample():
+    index = LVISIndex(SAMPLE / "lvis_val_100.json")
+    measured = federated_statistics(index, clusters(180))
+    shares = measured.pop("negative_share")
+    assert shares == pytest.approx(LVIS_SAMPLE["negative_share"], rel=0.002)
+    known = {key: value for key, value in LVIS_SAMPLE.items() if key != "negative_share"}
+    assert measured == pytest.approx(known, rel=0.04)
+    assert Negatives().per_image == pytest.approx(measured["negative"], abs=0.05)
+
+
 @pytest.mark.parametrize("dataset", FLAVOURS)
-def test_cluster_mates_of_what_is_present_are_negative_categories(dataset):
+def test_negative_categories_are_absent_and_some_objects_are_not_labelled(dataset):
     content = load(tiny(dataset) / "val.json")
-    cluster = {c["id"]: clusters()[c["name"]] for c in content["categories"]}
     present: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
     for annotation in content["annotations"]:
         present[annotation["image_id"]].add(annotation["category_id"])
-    partial = 0
     for image in content["images"]:
-        absent, there = set(image["neg_category_ids"]), present[image["id"]]
-        partial += len(image["not_exhaustive_category_ids"])
-        assert absent.isdisjoint(there | set(image["not_exhaustive_category_ids"]))
-        mates = {c for c in cluster if cluster[c] in {cluster[t] for t in there}} - there
-        assert mates <= absent, "cluster mates of present classes are negative"
-        assert len(absent) < 60 - len(there), "other classes stay unverified"
-    assert partial > 0, "some instances are drawn but not labelled"
+        partial = set(image["not_exhaustive_category_ids"])
+        assert set(image["neg_category_ids"]).isdisjoint(present[image["id"]] | partial)
+        assert partial <= present[image["id"]]
+    assert any(image["not_exhaustive_category_ids"] for image in content["images"])
+
+
+def test_the_negatives_of_a_recipe_change_the_federated_labels_of_val_and_dev_only(tmp_path):
+    dense = replace(TINY, negatives=Negatives(per_image=20, lookalikes=0.1))
+    files = write_dataset(dense, "v05", tmp_path)["files"]
+    sparse = load(tiny("v05") / "manifest.json")["files"]
+    assert {name for name in files if files[name] != sparse[name]} == {"val.json", "dev.json"}
+    for split in ("val", "dev"):
+        many, few = load(tmp_path / f"{split}.json"), load(tiny("v05") / f"{split}.json")
+        for key in ("annotations", "categories"):
+            assert many[key] == few[key]
+        for more, fewer in zip(many["images"], few["images"], strict=True):
+            negative = set(more.pop("neg_category_ids")), set(fewer.pop("neg_category_ids"))
+            assert negative[1] <= negative[0] and more == fewer
+
+
+@pytest.mark.parametrize("count", [60, 180])
+def test_the_number_of_negative_categories_does_not_depend_on_the_number_of_classes(count):
+    recipe = Recipe(classes=count, train_images=400)
+    scenes, cluster = plan(recipe, "v05")["val"], clusters(count)
+    names = classes("v05", count)
+    other, lookalike = negative_chances(scenes, names, cluster, recipe.negatives)
+    expected = [0.0, 0.0]
+    for objects in scenes:
+        present = {item.name for item in objects}
+        shown = {cluster[name] for name in present}
+        for name in set(names) - present:
+            expected[cluster[name] in shown] += lookalike if cluster[name] in shown else other
+    assert sum(expected) / len(scenes) == pytest.approx(9.4)
+    assert expected[1] / sum(expected) == pytest.approx(0.02)
+
+
+def test_more_negative_categories_than_absent_classes_are_an_error(tmp_path):
+    for negatives in (Negatives(per_image=58), Negatives(lookalikes=1.0, per_image=40)):
+        with pytest.raises(UserError, match="lacks only"):
+            write_dataset(replace(TINY, negatives=negatives), "v05", tmp_path)
 
 
 def test_some_train_images_have_no_usable_label():
@@ -186,6 +260,8 @@ def test_mistakes_in_a_recipe_are_reported(tmp_path):
         Recipe.read(None)
     with pytest.raises(UserError, match=r"unknown keys.*colour"):
         Recipe.read({"colour": 1})
+    with pytest.raises(UserError, match=r"synthetic.negatives: unknown keys.*share"):
+        Recipe.read({"negatives": {"share": 1}})
     with pytest.raises(UserError, match="60 images, but train has only 39"):
         write_dataset(Recipe(train_images=40), "v05", tmp_path)
     with pytest.raises(UserError, match="no synthetic data set 'coco'"):
@@ -222,4 +298,5 @@ def test_sprites_can_be_enlarged_and_defaults_stay_out_of_the_manifest():
     rows, columns = np.nonzero(mask)
     assert 80 <= max(np.ptp(rows), np.ptp(columns)) <= 92, "a sprite of 64 pixels, enlarged"
     assert {"classes", "sprite"}.isdisjoint(TINY.stored()), "old manifests still match"
+    assert TINY.stored()["negatives"] == {"per_image": 9.4, "lookalikes": 0.02}
     assert Recipe.read({"classes": 180, "sprite": [40, 96]}).stored()["sprite"] == (40, 96)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pcb.data.download import missing_file_fix
 from pcb.data.lvis.annotations import examples
+from pcb.data.lvis.federated import federated_statistics
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
@@ -243,4 +244,5 @@ def describe(index: LVISIndex) -> dict:
         "groups": group_sizes(index),
         "thresholds": index.info.get("thresholds", list(THRESHOLDS)),
         "image_count": index.image_count,
+        "federated": federated_statistics(index),
     }

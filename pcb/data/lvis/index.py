@@ -142,6 +142,14 @@ class LVISIndex:
         """Sorted distinct labels of every image's usable annotations."""
         return list(map(tuple, self._column("labels").to_pylist()))
 
+    def listed_categories(self, key: str) -> list[list[int]]:
+        """Return a list of category ids of every image.
+
+        Args:
+            key: `neg_category_ids` or `not_exhaustive_category_ids`.
+        """
+        return [ids or [] for ids in self._column(key).to_pylist()]
+
     def labels_of(self, row: int) -> list[int]:
         """Return the sorted distinct labels of one image."""
         return self._view(row).labels(row % BATCH_IMAGES).tolist()
