@@ -294,6 +294,22 @@ def confusion(arguments: Namespace) -> None:
         train_confusion(study, arguments.run, arguments.seed)
 
 
+def oracle(arguments: Namespace) -> None:
+    """Calibrate a run with statistics of the scored images, and of other images.
+
+    Reads run.json, writes oracle.json: AP on parts of the validation set, each calibrated with its
+    own statistics and with those of a part that has no image in common with it.
+    """
+    from pcb.cluster.gpus import lease
+
+    study = load(arguments)
+    check_run(study, arguments)
+    with lease(min(1, study.scale["hardware"]["gpus_per_job"])):
+        from pcb.inference.oracle import oracle as run
+
+        run(study, arguments.run, arguments.seed)
+
+
 def score(arguments: Namespace) -> None:
     """Score a run's detections by LVIS's rules.
 
@@ -469,7 +485,7 @@ def contents() -> str:
     groups: dict[str, tuple[FunctionType, ...]] = {
         "the whole": (reproduce, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
-        "one run": (pretrain, trunk, train, infer, confusion, score),
+        "one run": (pretrain, trunk, train, infer, confusion, score, oracle),
         "pages": (gather, render, site, publish),
         "any detector": (bias,),
     }
@@ -605,7 +621,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="train", help="train (default), val or dev")
     command.add_argument("--out", default="contact-sheet.png", metavar="PNG")
     verb(pretrain).add_argument("backbone", help="a backbone of the scale, such as r50")
-    for do in (trunk, train, infer, confusion, score):
+    for do in (trunk, train, infer, confusion, score, oracle):
         command = verb(do)
         command.add_argument("run", help="the id of an experiment, as `pcb plan` lists it")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")

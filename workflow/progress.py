@@ -43,6 +43,7 @@ COSTS = {
     "train": 1.0,
     "infer": 0.25,
     "infer_split": 0.25,
+    "oracle": 0.5,
     "train_confusion": 0.25,
     "score": 0.05,
     "gather": 0.02,

@@ -14,7 +14,7 @@ network runs twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from pcb.errors import UserError
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
 from pcb.inference.calibrations import ScoreFunction, score_functions
-from pcb.inference.forward import Image, by_shape, detect, forward, segment
+from pcb.inference.forward import Image, Selection, by_shape, detect, forward, segment
 from pcb.inference.proposal_confusion import (
     ConfusionShards,
     ConfusionSums,
@@ -275,15 +275,19 @@ class SplitDetector:
     def count(self, sums: ConfusionSums, images: Sequence[Image]) -> None:
         """Add the proposals of images to the sums of the confusion matrix."""
         for image in images:
-            info = self.dataset.get_data_info(self.index[image.meta["img_id"]])
-            instances = info["instances"]  # boxes in pixels of the original image
-            if not instances or not image.logits:
-                continue
-            scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
-            boxes = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
-            labels = torch.tensor([i["bbox_label"] for i in instances], device=boxes.device)
-            rows, labels = match(image.proposals, boxes, labels)
-            sums.add(labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows]))
+            sums.add(*self.matched(image))
+
+    def matched(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """The n proposals of an image that match an object: classes (n,) and p̂ (n, C) float64."""
+        info = self.dataset.get_data_info(self.index[image.meta["img_id"]])
+        instances = info["instances"]  # boxes in pixels of the original image
+        if not instances or not image.logits:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.classes)
+        scale = image.proposals.new_tensor(image.meta["scale_factor"]).repeat(2)
+        boxes = image.proposals.new_tensor([i["bbox"] for i in instances]) * scale
+        labels = torch.tensor([i["bbox_label"] for i in instances], device=boxes.device)
+        rows, labels = match(image.proposals, boxes, labels)
+        return labels, foreground(self.model.roi_head.bbox_head, image.logits[-1][rows])
 
 
 def trained(study: Study, run: str, seed: int) -> dict:
@@ -347,14 +351,35 @@ def detect_shard(
     Returns:
         The columns of the shard (`pcb.evaluation.shards`), one row for each detection.
     """
-    names = ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in functions))
+
+    def select(image: Image) -> Selection:
+        if sums:
+            detector.count(sums, [image])
+        return detect(detector.model, image, functions)
+
+    return shard_columns(detector.model, batches, list(functions), select)
+
+
+def shard_columns(
+    model: TwoStageDetector,
+    batches: Iterable[list[Image]],
+    scores: Iterable[str],
+    select: Callable[[Image], Selection],
+) -> dict[str, np.ndarray | list]:
+    """The columns of a shard, with masks, of what `select` selects of each image.
+
+    Args:
+        model: The detector.
+        batches: The network's outputs for the images.
+        scores: The columns of scores of every selection.
+        select: Detects on one image.
+    """
+    names = ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in scores))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     rles: list[bytes] = []
     for images in batches:
-        if sums:
-            detector.count(sums, images)
-        selections = [detect(detector.model, image, functions) for image in images]
-        masks = segment(detector.model, images, selections)
+        selections = [select(image) for image in images]
+        masks = segment(model, images, selections)
         for image, selection, (boxes, counts) in zip(images, selections, masks, strict=True):
             rles += counts
             height, width = image.meta["ori_shape"][:2]
@@ -364,8 +389,8 @@ def detect_shard(
             parts["box"].append(to_xywh(boxes))
             # Category ids are 1 … C, labels 0 … C-1.
             parts["category_id"].append(selection.labels.cpu().numpy() + 1)
-            for column, scores in selection.scores.items():
-                parts[SCORE + column].append(scores.cpu().numpy())
+            for column, values in selection.scores.items():
+                parts[SCORE + column].append(values.cpu().numpy())
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     boxes = columns.pop("box")
     return columns | dict(zip(BOX, boxes.T, strict=True)) | {"rle": rles}

@@ -83,6 +83,10 @@ class Paths:
         """All metrics of a run on a split, of every evaluation variant."""
         return self.run(run, seed) / f"metrics{_of(split)}.json"
 
+    def oracle(self, run: str, seed: int) -> Path:
+        """AP of a run calibrated with its own and with other images of val (`pcb oracle`)."""
+        return self.run(run, seed) / "oracle.json"
+
     def gathered(self, target: str) -> Path:
         """A notebook's only input: a table or figure with our numbers, or what a page shows."""
         return self.root / "gathered" / f"{target}.json"

@@ -16,6 +16,9 @@ NORCAL = "norcal"
 TRAIN_SUBSET = "train-subset"  # a fixed sample of the training images, as a split
 TRAIN_SUBSET_IMAGES = 5000
 GAMMA_SPLITS = ("dev", TRAIN_SUBSET)
+# `pcb oracle` divides val at random into parts of equal size, {parts: number of divisions}, and
+# calibrates each with its own statistics and with those of another one; 2 is the cross-fit.
+ORACLE_PARTS = {1: 1, 2: 4, 3: 3, 8: 1, 20: 1}
 
 
 def score_columns(variants: Iterable[str]) -> list[str]:
@@ -39,6 +42,11 @@ def confusion_splits(variants: Iterable[str]) -> set[str]:
     """The splits whose confusion matrix variants need: `val` (the split itself), `train`."""
     splits = {CALIBRATIONS[v].statistics_of for v in variants if v in CALIBRATIONS}
     return {split for split in splits if split}
+
+
+def oracle_runs(study: Study) -> list[str]:
+    """The runs that some table shows calibrated by a confusion matrix: those of `pcb oracle`."""
+    return [run for run in study.runs() if confusion_splits(study.variants(run))]
 
 
 def gamma_split(study: Study, run: str) -> str:

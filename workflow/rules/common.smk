@@ -16,7 +16,14 @@ from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
 from pcb.study.departures import departures
 from pcb.study.load import notice_of_old_results, save_study_json
-from pcb.study.variants import GAMMA_SPLITS, NORCAL, confusion_splits, gamma_split
+from pcb.study.variants import (
+    GAMMA_SPLITS,
+    NORCAL,
+    ORACLE_PARTS,
+    confusion_splits,
+    gamma_split,
+    oracle_runs,
+)
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
 from workflow import progress
@@ -203,6 +210,11 @@ def confusions_shown(*targets):
         for target, row in rows
         if target.startswith("figure") or (target, row.id) in compared
     )
+
+
+def oracle_results():
+    """The comparisons of own and other statistics, of the runs that have them, at all seeds."""
+    return [paths.oracle(run, seed) for run in oracle_runs(study) for seed in study.seeds]
 
 
 def page_results(page):

@@ -83,6 +83,32 @@ rule train_confusion:
         "pcb confusion {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
 
 
+# Only for the runs that a table shows calibrated by a confusion matrix (`oracle_runs`).
+rule oracle:
+    input:
+        paths.train("{run}", "{seed}"),
+    output:
+        paths.oracle("{run}", "{seed}"),
+    log:
+        paths.log("oracle/{run}/seed{seed}"),
+    benchmark:
+        paths.benchmark("oracle/{run}/seed{seed}")
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: HARDWARE["threads_per_job"]
+    resources:
+        gpu=min(1, HARDWARE["gpus_per_job"]),
+        mem_mb=HARDWARE["mem_mb"],
+    params:
+        job=job(lambda w: study.eval_job(w.run, int(w.seed)) | {"parts": ORACLE_PARTS}),
+        described=described("Own and other statistics:"),
+    message:
+        "{params.described}"
+    shell:
+        "pcb oracle {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
+
+
 rule score:
     input:
         detections=paths.detections("{run}", "{seed}"),
