@@ -1,4 +1,4 @@
-"""Pairwise bias in a measured confusion matrix: the metrics Mrf, Mfr, Mup and its one-sided pairs.
+"""Bias in a measured confusion matrix: the metrics Mrf, Mfr, Mup, Mcor and its one-sided pairs.
 
 M[i, j] is the mean probability that a proposal on an object of class i is predicted as class j,
 over the foreground classes (Eq. 1, 3). Rows are divided by their sums, as for PwB: that changes
@@ -115,10 +115,11 @@ def group_means(matrix: np.ndarray, shown: np.ndarray, groups: Sequence[str]) ->
 
 
 def bias_metrics(confusion: Confusion) -> dict[str, float | None]:
-    """The metrics Mrf, Mfr and Mup of `pcb.study.METRICS`.
+    """The metrics Mrf, Mfr, Mup and Mcor of `pcb.study.METRICS`.
 
     Returns:
-        Percent. None where the split shows no class of a group, or where no pair leans either way.
+        Percent, for Mcor a rank correlation. None where the split shows no class of a group, where
+        no pair leans either way, or where all mean scores or numbers of images are equal.
     """
     groups, pairs = 100 * confusion.by_group(), confusion.both_ways()
     leaning = pairs.up != pairs.down
@@ -128,7 +129,27 @@ def bias_metrics(confusion: Confusion) -> dict[str, float | None]:
         "Mrf": float(groups[0, 2]) if both else None,
         "Mfr": float(groups[2, 0]) if both else None,
         "Mup": 100 * float((pairs.up > pairs.down)[leaning].mean()) if leaning.any() else None,
+        "Mcor": score_count_correlation(confusion),
     }
+
+
+def score_count_correlation(confusion: Confusion) -> float | None:
+    """Spearman's rank correlation of the mean scores M_ii of shown classes with their train images.
+
+    Source: §3.2, "positive correlation exists between the mean classification score and the number
+    of instances"; the paper states neither the coefficient nor a value.
+    """
+    shown = np.asarray(confusion.seen) > 0
+    scores, images = np.diag(confusion.matrix)[shown], np.asarray(confusion.train_images)[shown]
+    a, b = (ranks(values) - (len(values) - 1) / 2 for values in (scores, images))
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale else None
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 of (n,) values; equal values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 def read_pairwise_bias(path: Path) -> dict[str, float]:

@@ -139,7 +139,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
 
     Returns:
         The metrics, which it also writes to `study.paths.metrics(run, seed, split)`: all variants,
-        mask and box AP, and of `plain` the bias metrics PwB, Mrf, Mfr and Mup.
+        mask and box AP, and of `plain` the bias metrics PwB, Mrf, Mfr, Mup and Mcor.
 
     Raises:
         UserError: Detections are missing or of another training, or a file is broken.

@@ -1,62 +1,117 @@
 """Verdicts on the paper's claims, by the published numbers and by ours, as JSON values for a page.
 
-The page of a table shows the claims that its own runs decide. Those that need several tables are on
-the index of the site.
+The page of a table shows the claims that its own runs decide. The site and the page of findings
+show all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pcb.reporting.results import Results
-from pcb.study import METRICS, Study
+from pcb.study import Study
 from pcb.study.claims import (
+    DIRECTION,
+    FAILS,
+    GROUPS,
+    HOLDS,
     NO_SUCH_CLASS,
+    NOT_COMPARABLE,
+    NOT_JUDGED,
     NOT_PRINTED,
     NOT_RUN,
+    SIZE,
+    WITHIN_NOISE,
     Check,
     Claim,
     Verdict,
     evaluate,
+    evaluate_published,
     published,
 )
+from pcb.study.study import BIAS_METRICS
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pcb.study import Row
+
+# All verdicts, in the order of pages.
+VERDICTS = (
+    HOLDS,
+    WITHIN_NOISE,
+    FAILS,
+    NOT_COMPARABLE,
+    NO_SUCH_CLASS,
+    NOT_PRINTED,
+    NOT_RUN,
+    NOT_JUDGED,
+)
 # Values by (table, row, metric), one for each seed; None where it is missing.
 Measured = dict[tuple[str, str, str], list[float | None]]
+Resampled = dict[tuple[str, str, str], "list[np.ndarray | None]"]
 
 
-def verdicts(results: Results, target: str | None = None) -> list[dict]:
-    """Judge all claims, or those that the runs of one table or figure decide alone."""
+def verdicts(results: Results, target: str | None = None, protocol: str = "lvis") -> list[dict]:
+    """Judge all claims, or those that the runs of one table or figure decide alone.
+
+    Args:
+        results: The results.
+        target: Table or figure; None means all claims.
+        protocol: The rule by which detections were scored.
+
+    Returns:
+        For each claim its id, `group`, `kind`, `where`, `quote`, `statement`, `tables`, `unjudged`;
+        `cause` where it fails at the scale of the cause; `comparable`; `ours` and `paper`, each
+        with its `verdict` and the `counts` of its checks by verdict; and `checks`, each with
+        `text`, `differences` (their number) and what `ours` and `paper` are: verdict, margin and,
+        of ours, `low` and `high`, `seeds`, and whether the interval covers the sampling of
+        `images`.
+    """
     study = results.study
     claims = [c for c in study.claims if target is None or decides(study, target, c)]
-    paper, ours = published(study.tables), measured(results, claims)
-    return [entry(claim, paper, ours) for claim in claims]
+    paper = published(study.tables)
+    ours, resampled = measured(results, claims, protocol)
+    return [entry(results, claim, paper, ours, resampled) for claim in claims]
 
 
 def decides(study: Study, target: str, claim: Claim) -> bool:
     """Whether a claim is about a table and needs no run that is not a row of it."""
     here = {(row.run, row.variant) for row in study.tables[target].rows}
-    rows = {(table, row.id): row for table in claim.tables for row in study.tables[table].rows}
+    rows = rows_of(study)
     needed = {(rows[row].run, rows[row].variant) for check in claim.checks for row in check.rows}
     return target in claim.tables and needed <= here
 
 
-def measured(results: Results, claims: Sequence[Claim]) -> Measured:
-    """Our numbers for some claims, in the form that `pcb.study.claims.evaluate` takes."""
-    study = results.study
-    rows = {(table.id, row.id): row for table in study.tables.values() for row in table.rows}
-    out: Measured = {}
-    for key, row in rows.items():
-        of_seed = [results.values(row.run, seed, row.variant) or {} for seed in study.seeds]
-        for metric in METRICS:
-            out[*key, metric] = [values.get(metric) for values in of_seed]
-    for claim in claims:
-        for cell in (cell for check in claim.checks for cell in check.cells):
-            table, row_id, metric = cell
-            if metric.startswith("M["):
-                run = rows[table, row_id].run
-                out[cell] = [matrix_entry(results, run, seed, metric) for seed in study.seeds]
-    return out
+def rows_of(study: Study) -> dict[tuple[str, str], Row]:
+    """The rows of all tables by (table, row)."""
+    return {(table.id, row.id): row for table in study.tables.values() for row in table.rows}
+
+
+def measured(
+    results: Results, claims: Sequence[Claim], protocol: str = "lvis"
+) -> tuple[Measured, Resampled]:
+    """Our numbers for some claims, in the form that `pcb.study.claims.evaluate` takes.
+
+    Returns:
+        The values of all cells that the claims read, and the same on resamples of the images.
+    """
+    rows, seeds = rows_of(results.study), results.study.seeds
+    ours: Measured = {}
+    resampled: Resampled = {}
+    for cell in dict.fromkeys(c for claim in claims for check in claim.checks for c in check.cells):
+        row, metric = rows[cell[:2]], cell[2]
+        if metric.startswith("M["):
+            ours[cell] = [matrix_entry(results, row.run, seed, metric) for seed in seeds]
+            continue
+        rule = "lvis" if metric in BIAS_METRICS else protocol  # the matrix has no protocol
+        values = [results.values(row.run, seed, row.variant, rule) or {} for seed in seeds]
+        arrays = [results.resampled(row.run, seed, row.variant, rule) or {} for seed in seeds]
+        ours[cell] = [found.get(metric) for found in values]
+        resampled[cell] = [found.get(metric) for found in arrays]
+    return ours, resampled
 
 
 def matrix_entry(results: Results, run: str, seed: int, metric: str) -> float | None:
@@ -69,36 +124,76 @@ def matrix_entry(results: Results, run: str, seed: int, metric: str) -> float | 
     return 100 * float(confusion.matrix[i, j]) if confusion.seen[i] else None
 
 
-def entry(claim: Claim, paper: dict, ours: Measured) -> dict:
+def entry(
+    results: Results, claim: Claim, paper: dict, ours: Measured, resampled: Resampled
+) -> dict:
     """A claim with its checks and the verdicts on both sets of numbers."""
-    out: dict = {
-        "id": claim.id,
-        "where": claim.where,
-        "statement": claim.statement,
-        "tables": claim.tables,
-        "checks": [str(check) for check in claim.checks],
-    }
-    for source, values, missing in (("paper", paper, NOT_PRINTED), ("ours", ours, NOT_RUN)):
-        status, judged = evaluate(claim, values)
-        reasons = [
-            NO_SUCH_CLASS if source == "ours" and lacks_classes(check, ours) else missing
-            for check in claim.checks
-        ]
-        out[source] = {
-            "verdict": missing if status == NOT_RUN else status,
-            "checks": [
-                verdict_json(verdict, reason)
-                for verdict, reason in zip(judged, reasons, strict=True)
-            ],
+    study, rows = results.study, rows_of(results.study)
+    runs = {rows[row].run for check in claim.checks for row in check.rows}
+    comparable = all(results.release(study.experiments[run].dataset) for run in runs)
+    status, judged = evaluate(claim, ours, resampled, comparable)
+    printed, judged_printed = evaluate_published(claim, paper)
+    checks: list[dict] = [
+        {
+            "text": str(check),
+            "differences": 1 if check.form == "opposed" else count_differences(check),
+            "ours": verdict_json(
+                ours_, NO_SUCH_CLASS if lacks_classes(results, check) else NOT_RUN
+            ),
+            "paper": verdict_json(paper_, NOT_PRINTED),
         }
-    return out
+        for check, ours_, paper_ in zip(claim.checks, judged, judged_printed, strict=True)
+    ]
+    reasons = {check["ours"]["verdict"] for check in checks}
+    cause = claim.cause
+    return {
+        "id": claim.id,
+        "group": claim.group,
+        "kind": claim.kind,
+        "where": claim.where,
+        "quote": claim.quote,
+        "statement": claim.statement,
+        "unjudged": claim.unjudged,
+        "tables": claim.tables,
+        "comparable": comparable,
+        "cause": cause if cause and status == FAILS and is_of(study, cause) else None,
+        "checks": checks,
+        "ours": {
+            "verdict": NO_SUCH_CLASS if reasons == {NO_SUCH_CLASS} else status,
+            "counts": counts(check["ours"]["verdict"] for check in checks),
+            "provisional": any(check["ours"]["seeds"] == 1 for check in checks),
+        },
+        "paper": {
+            "verdict": NOT_PRINTED if printed == NOT_RUN else printed,
+            "counts": counts(check["paper"]["verdict"] for check in checks),
+        },
+    }
 
 
-def lacks_classes(check: Check, ours: Measured) -> bool:
+def is_of(study: Study, cause: dict[str, str]) -> bool:
+    """Whether a cause was found at this scale."""
+    return cause["scale"] == study.scale["name"]
+
+
+def count_differences(check: Check) -> int:
+    """How many inequalities a check consists of."""
+    return len(check.differences(dict.fromkeys(check.cells, 0.0)))
+
+
+def counts(found: Iterable[str]) -> dict[str, int]:
+    """How often each verdict occurs, in the order of `VERDICTS`."""
+    number = Counter(found)
+    return {verdict: number[verdict] for verdict in VERDICTS if number[verdict]}
+
+
+def lacks_classes(results: Results, check: Check) -> bool:
     """Whether a check names two classes, was run, and the data set does not have them."""
-    return check.form == "taken" and any(
-        value is not None for row in check.rows for value in ours[*row, "PwB"]
-    )
+    if check.form != "taken":
+        return False
+    names = check.metrics[0][2:-1].split(">")
+    runs = {rows_of(results.study)[row].run for row in check.rows}
+    found = [results.confusion(run, seed) for run in runs for seed in results.study.seeds]
+    return any(c is not None and not set(names) <= set(c.names) for c in found)
 
 
 def verdict_json(verdict: Verdict, missing: str) -> dict:
@@ -106,6 +201,43 @@ def verdict_json(verdict: Verdict, missing: str) -> dict:
     return {
         "verdict": missing if verdict.status == NOT_RUN else verdict.status,
         "margin": verdict.margin,
-        "noise": verdict.noise,
+        "low": verdict.low,
+        "high": verdict.high,
         "seeds": verdict.seeds,
+        "images": verdict.images,
     }
+
+
+def summary(claims: Sequence[dict]) -> dict:
+    """How many claims and checks of each kind have each verdict, on our numbers and the paper's.
+
+    Returns:
+        For each of `direction` and `size`: `claims` and `checks` (their numbers), and of `ours` and
+        `paper` the same two by verdict, for instance `["direction"]["ours"]["checks"]["holds"]`.
+    """
+    out: dict = {}
+    for kind in (DIRECTION, SIZE):
+        of_kind = [claim for claim in claims if claim["kind"] == kind]
+        checks = [check for claim in of_kind for check in claim["checks"]]
+        out[kind] = {
+            "claims": len(of_kind),
+            "checks": len(checks),
+            **{
+                source: {
+                    "claims": counts(claim[source]["verdict"] for claim in of_kind),
+                    "checks": counts(check[source]["verdict"] for check in checks),
+                }
+                for source in ("ours", "paper")
+            },
+        }
+    return out
+
+
+def grouped(claims: Sequence[dict]) -> list[dict]:
+    """The claims by group, in the order of `GROUPS`: `id`, `title`, `claims`; no empty group."""
+    by_group = {key: [claim for claim in claims if claim["group"] == key] for key in GROUPS}
+    return [
+        {"id": key, "title": GROUPS[key], "claims": members}
+        for key, members in by_group.items()
+        if members
+    ]

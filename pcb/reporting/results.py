@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pcb.evaluation.bootstrap import Bootstrap, read_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion, read_confusion
 from pcb.study import Study
 from pcb.study.records import current_record, read_record
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pcb.evaluation.shards import Shards
 
 
@@ -30,6 +33,7 @@ class Results:
     def __init__(self, study: Study):
         self.study = study
         self._metrics: dict[tuple[str, int], dict | None] = {}
+        self._bootstraps: dict[tuple[str, int], Bootstrap] = {}
 
     def metrics(self, run: str, seed: int) -> dict | None:
         """The content of metrics.json; None where the run was not scored."""
@@ -38,14 +42,36 @@ class Results:
             self._metrics[run, seed] = self._current(path, run, seed)
         return self._metrics[run, seed]
 
-    def values(self, run: str, seed: int, variant: str) -> dict[str, float | None] | None:
+    def values(
+        self, run: str, seed: int, variant: str, protocol: str = "lvis"
+    ) -> dict[str, float | None] | None:
         """Metrics of one evaluation variant by name; None where it was not evaluated.
 
         A metric is None where the data set has nothing to compute it from, such as AP_r without
         rare classes.
         """
         metrics = self.metrics(run, seed)
-        return metrics["variants"].get(variant) if metrics else None
+        if metrics is None:
+            return None
+        if protocol == "lvis":
+            return metrics["variants"].get(variant)
+        return metrics.get("protocols", {}).get(protocol, {}).get(variant)
+
+    def resampled(
+        self, run: str, seed: int, variant: str, protocol: str = "lvis"
+    ) -> dict[str, np.ndarray] | None:
+        """Metrics of a variant on B resamples of the validation images, as (B,) arrays.
+
+        The resamples are the same for all runs of a data set. None where there are none, as for
+        metrics that were written before there was a bootstrap.
+        """
+        metrics = self.metrics(run, seed)
+        if metrics is None:
+            return None
+        if (run, seed) not in self._bootstraps:
+            path = self.study.paths.bootstrap(run, seed)
+            self._bootstraps[run, seed] = read_bootstrap(path, metrics["fingerprint"])
+        return self._bootstraps[run, seed].get((protocol, variant))
 
     def record(self, run: str, seed: int) -> dict | None:
         """The record of a finished training (run.json); None where it was not trained."""

@@ -30,7 +30,7 @@ FORMAT = 1  # of gathered files; a change of their structure raises it
 OURS, PAPER, DELTA, SEEDS = "ours", "paper", "Δ", "seeds"
 NOT_RUN, NO_VALUE = "not run", "–"
 KINDS = {"": "label", OURS: "ours", PAPER: "paper", DELTA: "delta"}  # CSS classes
-LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup"}  # measures of bias
+LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup", "Mcor"}  # measures of bias
 MARKS = "†‡§¶"  # sources of copied rows, in order of appearance
 NAMED_BY_PAPER = {"Dataset", "Backbone", "Model"}  # label columns; ours may be others
 
@@ -266,12 +266,12 @@ def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
 def decimals(block: str, metric: str) -> int:
     """Decimals of a number: one, with three exceptions.
 
-    Our PwB, a norm that grows with the number of classes, has two. The paper prints 0.19 and 0.01
-    for M_rf and M_fr, so its percentages have none.
+    Our PwB, a norm that grows with the number of classes, and correlations have two. The paper
+    prints 0.19 and 0.01 for M_rf and M_fr, so its percentages have none.
     """
     if metric in ("Mrf", "Mfr"):
         return 1 if block == OURS else 0
-    return 2 if block == OURS and metric == "PwB" else 1
+    return 2 if block == OURS and metric in ("PwB", "Mcor") else 1
 
 
 def row_spans(labels: list[list[str]]) -> list[list[int]]:

@@ -127,7 +127,7 @@ def check_plots(table: str, spec: dict, source: str) -> None:
 
 
 def check_claims(resolved: dict, source: str) -> None:
-    """Check that claims have an id and name cells (table/row, metric) that exist."""
+    """Check that claims have an id, checks of one kind, and cells that exist."""
     tables = {key: Table.read(key, spec) for key, spec in resolved["tables"].items()}
     cells = {
         (table.id, row.id, metric)
@@ -142,6 +142,16 @@ def check_claims(resolved: dict, source: str) -> None:
         if claim.id in seen:
             raise UserError(f"{where} appears twice", "give one of them another id")
         seen.add(claim.id)
+        if len({check.kind for check in claim.checks}) > 1:
+            raise UserError(
+                f"{where} has checks of direction and of size",
+                "make it two claims: sizes are judged only where numbers are comparable",
+            )
+        if any(check.form == "sometimes" and len(check.rows) % 2 for check in claim.checks):
+            raise UserError(
+                f"{where}: `sometimes` and `over` differ in length",
+                "give each row its counterpart",
+            )
         for table, row, metric in (cell for check in claim.checks for cell in check.cells):
             of_matrix = metric.startswith("M[") and (table, row) in rows
             if (table, row, metric) not in cells and not of_matrix:

@@ -87,6 +87,10 @@ class Paths:
         """AP of a run calibrated with its own and with other images of val (`pcb oracle`)."""
         return self.run(run, seed) / "oracle.json"
 
+    def bootstrap(self, run: str, seed: int) -> Path:
+        """The metrics of a run on resamples of the validation images."""
+        return self.run(run, seed) / "bootstrap.npz"
+
     def gathered(self, target: str) -> Path:
         """A notebook's only input: a table or figure with our numbers, or what a page shows."""
         return self.root / "gathered" / f"{target}.json"

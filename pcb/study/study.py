@@ -23,8 +23,11 @@ FORMAT = 3
 # AP in points, 0-100, as the paper prints it. Of the confusion matrix: PwB; in percent M_rf and
 # M_fr, the probability that an object of a rare class is predicted as any frequent one and the
 # reverse, and Mup, the share of pairs of classes of different groups in which the rarer is
-# predicted as the more frequent one more often than the reverse.
-METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb", "PwB", "Mrf", "Mfr", "Mup")
+# predicted as the more frequent one more often than the reverse; Mcor, the rank correlation of the
+# classes' mean scores M_ii with their training images.
+AP_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb")
+BIAS_METRICS = ("PwB", "Mrf", "Mfr", "Mup", "Mcor")
+METRICS = (*AP_METRICS, *BIAS_METRICS)
 
 # Label columns of a table that compares each method with the same method with PCB (✗ and ✓).
 PAIRED_LABELS = ("Dataset", "Method", "PCB")

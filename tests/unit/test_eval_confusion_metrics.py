@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from pcb.evaluation.confusion_metrics import Confusion, bias_metrics
+from pcb.evaluation.confusion_metrics import Confusion, bias_metrics, score_count_correlation
 
 RARE_TO_FREQUENT = np.array([[0.5, 0.1, 0.4], [0.0, 0.8, 0.2], [0.05, 0.0, 0.95]])
 ONE_OF_EACH = np.array([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.05, 0.0, 0.95]])
@@ -38,9 +39,20 @@ def test_both_ways_lists_each_pair_of_groups_once():
 def test_bias_metrics_are_percentages():
     """Of the pairs rare-common, rare-frequent and common-frequent, two lean to the frequent one."""
     metrics = bias_metrics(confusion(ONE_OF_EACH, "rcf"))
-    assert metrics == pytest.approx({"Mrf": 30.0, "Mfr": 5.0, "Mup": 200 / 3})
+    assert metrics == pytest.approx({"Mrf": 30.0, "Mfr": 5.0, "Mup": 200 / 3, "Mcor": 1.0})
 
 
 def test_bias_metrics_without_a_rare_class_are_none():
     metrics = bias_metrics(confusion(ONE_OF_EACH, "rcf", seen=(0, 3, 3)))
-    assert metrics == {"Mrf": None, "Mfr": None, "Mup": 100.0}
+    assert metrics == {"Mrf": None, "Mfr": None, "Mup": 100.0, "Mcor": 1.0}
+
+
+def test_the_correlation_with_counts_is_spearmans_over_shown_classes():
+    rng = np.random.default_rng(0)
+    scores, images = rng.integers(1, 9, 20) / 10, rng.integers(1, 30, 20)  # with ties
+    seen = rng.integers(0, 2, 20)
+    measured = Confusion(np.diag(scores), seen, [""] * 20, ["r"] * 20, images.tolist())
+    expected = spearmanr(scores[seen > 0], images[seen > 0]).statistic
+    assert score_count_correlation(measured) == pytest.approx(expected)
+    constant = Confusion(np.eye(20), seen, [""] * 20, ["r"] * 20, images.tolist())
+    assert score_count_correlation(constant) is None

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from matplotlib.text import Text
 
 import pcb.reporting
 from pcb.errors import UserError
+from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.reporting import captions, plots, tables
+from pcb.reporting.claims import summary, verdicts
 from pcb.reporting.gather import gather
 from pcb.reporting.results import Results
 from pcb.study.records import write_record
@@ -244,7 +247,7 @@ def test_claims_on_a_page_rest_on_its_own_runs(tmp_path):
     claims = gathered(study, "table06").claims
     (best,) = [claim for claim in claims if claim["id"] == "alpha-best"]
     assert best["ours"]["verdict"] == "holds"
-    assert all("table02" not in check for claim in claims for check in claim["checks"])
+    assert all("table02" not in check["text"] for claim in claims for check in claim["checks"])
     empty = gathered(study_in(tmp_path / "empty"), "table06").claims
     assert {claim["ours"]["verdict"] for claim in empty} == {"not run"}
     assert "holds" in {claim["paper"]["verdict"] for claim in empty}
@@ -262,13 +265,96 @@ def test_claims_on_the_matrix_are_judged_over_seeds(tmp_path):
     claims = {claim["id"]: claim for claim in gathered(study, "figure1").claims}
     bias, pair = claims["bias-is-pairwise"], claims["figure-pair"]
     assert bias["ours"]["verdict"] == bias["paper"]["verdict"] == "holds"
-    assert bias["paper"]["checks"][0]["margin"] == 18
-    check = bias["ours"]["checks"][0]
-    assert check["seeds"] == 3
-    assert check["margin"] == pytest.approx(33 - 0.25)
-    assert check["noise"] == pytest.approx(3)
-    assert [c["verdict"] for c in pair["ours"]["checks"]] == ["holds", "no such class here"]
+    check = bias["checks"][0]
+    assert check["paper"]["margin"] == 18
+    assert check["ours"]["seeds"] == 3 and not check["ours"]["images"]
+    assert check["ours"]["margin"] == pytest.approx(33 - 0.25)
+    reach = 4.302653 * 3 / 3**0.5  # Student's, of a standard deviation of 3 over 3 seeds
+    assert check["ours"]["high"] - check["ours"]["margin"] == pytest.approx(reach, abs=1e-4)
+    assert pair["ours"]["verdict"] == "no such class here"
     assert pair["paper"]["verdict"] == "not printed"
+
+
+def test_verdicts_use_the_resamples_of_the_images(tmp_path):
+    """Without them one seed has no interval; with them a difference of 2 may be noise."""
+    study = study_in(tmp_path)
+    for row in study.tables["table10"].rows:
+        fabricate(study, row.run, AP=40.0)
+    help_row, base = (study.tables["table10"].rows[k].run for k in (1, 0))
+    fabricate(study, help_row, AP=42.0)
+
+    def judged():
+        claims = {claim["id"]: claim for claim in verdicts(Results(study))}
+        return claims["plain-alpha-helps"]
+
+    assert (
+        judged()["ours"]["verdict"] == "holds" and judged()["checks"][0]["ours"]["images"] is False
+    )
+    noise = np.random.default_rng(0).normal(size=50)
+    for run, values in ((help_row, 42 + 3 * noise), (base, 40 + noise)):
+        path = study.paths.bootstrap(run, 0)
+        of_run = study.fingerprint(run, 0)
+        write_bootstrap(path, of_run, {("lvis", "plain"): {"AP": values}})
+    claim = judged()
+    assert claim["ours"] == {
+        "verdict": "within noise",
+        "counts": {"within noise": 1},
+        "provisional": True,
+    }
+    assert claim["checks"][0]["ours"]["images"] is True
+    write_bootstrap(study.paths.bootstrap(base, 0), "of another training", {})
+    assert judged()["checks"][0]["ours"]["images"] is False
+
+
+def test_verdicts_under_another_protocol_read_its_numbers(tmp_path):
+    study = study_in(tmp_path)
+    for row in study.tables["table10"].rows:
+        fabricate(study, row.run, AP=40.0)
+    path = study.paths.metrics(study.tables["table10"].rows[1].run, 0)
+    metrics = json.loads(path.read_text())
+    metrics["protocols"] = {"fixed": {"plain": {"AP": 41.0}}}
+    write_record(path, metrics)
+    base = study.paths.metrics(study.tables["table10"].rows[0].run, 0)
+    metrics = json.loads(base.read_text())
+    metrics["protocols"] = {"fixed": {"plain": {"AP": 42.0}}}
+    write_record(base, metrics)
+    results = Results(study)
+    by_protocol = {
+        protocol: {c["id"]: c["ours"]["verdict"] for c in verdicts(results, protocol=protocol)}
+        for protocol in ("lvis", "fixed", "verified")
+    }
+    found = [by_protocol[p]["plain-alpha-helps"] for p in ("lvis", "fixed", "verified")]
+    assert found == ["within noise", "fails", "not run"]
+
+
+def test_a_cause_is_shown_only_where_the_claim_fails_at_its_scale(tmp_path):
+    study = study_in(tmp_path)
+    rows = study.tables["table10"].rows
+    cause = {"text": "why", "experiment": "results/benchmarks/experiments/x.json"}
+
+    def shown(difference, scale):
+        for row in rows:
+            fabricate(study, row.run, AP=40.0 + (row.id == "a0.2") * difference)
+        results = Results(study)
+        study.claims = tuple(
+            replace(c, cause={**cause, "scale": scale}) if c.id == "plain-alpha-helps" else c
+            for c in study.claims
+        )
+        (claim,) = (c for c in verdicts(results) if c["id"] == "plain-alpha-helps")
+        return claim["cause"]
+
+    assert shown(-1.0, "mini")["text"] == "why"
+    assert shown(-1.0, "lvis") is None and shown(1.0, "mini") is None
+
+
+def test_sizes_are_counted_apart(tmp_path):
+    study = study_in(tmp_path)
+    for row in study.tables["table01"].rows:
+        fabricate(study, row.run)
+    found = summary(verdicts(Results(study)))
+    assert found["direction"]["claims"] + found["size"]["claims"] == len(study.claims)
+    assert found["size"]["ours"]["claims"]["not comparable"] == 2  # cm-over-ms-size, bias-size
+    assert found["size"]["paper"]["claims"] == {"holds": found["size"]["claims"]}
 
 
 # What plots show

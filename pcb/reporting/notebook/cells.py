@@ -76,7 +76,8 @@ def pairs(shown: ResultTable) -> Html:
 def claims(shown: ResultTable) -> Html:
     """The paper's claims about a table, judged by its own numbers and by ours."""
     text = "\n".join(
-        f"{c['statement']} Paper: {c['paper']['verdict']}. Ours: {c['ours']['verdict']}."
+        f"{c['statement']} Paper: {c['paper']['verdict']}. Ours: {c['ours']['verdict']}"
+        f"{f' ({tally})' if (tally := style.tally_text(c['ours']['counts'])) else ''}."
         for c in shown.claims
     )
     text = text or "The paper makes no claim on this table alone."

@@ -15,15 +15,12 @@ from pathlib import Path
 from pcb import formatting
 from pcb.files import write_text
 from pcb.reporting import captions, style, tables
-from pcb.reporting.claims import verdicts
+from pcb.reporting.claims import VERDICTS, summary, verdicts
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import data
 from pcb.reporting.tables import ResultTable
 from pcb.study import Study
-from pcb.study.claims import FAILS, HOLDS, NOT_PRINTED, NOT_RUN, WITHIN_NOISE
-
-VERDICTS = (HOLDS, WITHIN_NOISE, FAILS, NOT_RUN, NOT_PRINTED)
 
 
 def build(study: Study) -> Path:
@@ -54,6 +51,7 @@ def build(study: Study) -> Path:
             claims=claims,
             all=True,
             tally=tally(claims),
+            summary=summary(claims),
             verdicts=VERDICTS,
             pages=[image_page(study, page) for page in study.pages],
             runs=run_lines(study, runs),

@@ -2,8 +2,9 @@
 
     metrics.csv    run, seed, variant, metric, value: everything that was measured
     runs.json      where each run comes from: code, hardware, versions, times, trunk
-    claims.json    each claim of the paper, its checks, and the verdicts on both sets of numbers
-    claims.csv     the same in short
+    claims.json    each claim of the paper, its quote, its checks, and the verdicts on both sets of
+                   numbers, with margins and intervals
+    claims.csv     the same, one line a check
 
 None of them contains a path of this machine.
 """
@@ -22,6 +23,10 @@ from pcb.reporting.tables import ResultTable
 from pcb.study import METRICS
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
+CLAIM_COLUMNS = (
+    *("claim", "group", "kind", "where", "quote", "statement", "claim_ours", "claim_paper"),
+    *("check", "ours", "margin", "low", "high", "seeds", "images", "paper", "paper_margin"),
+)
 LOCAL = {"checkpoint"}  # fields of run.json that mean nothing on another machine
 
 
@@ -57,16 +62,16 @@ def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dic
     """
     paths = results.study.paths
     numbers = csv_text(("run", "seed", "variant", "metric", "value"), metric_lines(results))
-    judged = csv_text(("id", "where", "statement", "ours", "paper"), claim_lines(claims))
+    judged = csv_text(CLAIM_COLUMNS, claim_lines(claims))
     write_text(paths.download("metrics.csv"), numbers)
     write_json(paths.download("runs.json"), entries)
     write_json(paths.download("claims.json"), claims)
     write_text(paths.download("claims.csv"), judged)
     described = {
         "metrics.csv": "every metric of every run, seed and variant",
-        "claims.csv": "the verdict on each claim",
+        "claims.csv": "each check of each claim, with margin, interval and verdict",
         "runs.json": "where every run comes from",
-        "claims.json": "claims with their checks, margins and noise",
+        "claims.json": "claims with the paper's sentence, their checks, margins and intervals",
     }
     return [
         {"name": name, "about": about, "path": paths.download(name)}
@@ -86,10 +91,16 @@ def metric_lines(results: Results) -> Iterator[tuple]:
 
 
 def claim_lines(claims: list[dict]) -> Iterator[tuple]:
-    """The lines of claims.csv."""
+    """The lines of claims.csv, one for each check; of a claim without checks a line without one."""
     for claim in claims:
-        verdicts = claim["ours"]["verdict"], claim["paper"]["verdict"]
-        yield claim["id"], claim["where"], claim["statement"], *verdicts
+        about = [claim[key] for key in ("id", "group", "kind", "where", "quote", "statement")]
+        about += [claim["ours"]["verdict"], claim["paper"]["verdict"]]
+        for check in claim["checks"]:
+            ours, paper = check["ours"], check["paper"]
+            limits = [ours[key] for key in ("verdict", "margin", "low", "high", "seeds", "images")]
+            yield *about, check["text"], *limits, paper["verdict"], paper["margin"]
+        if not claim["checks"]:
+            yield *about, *[None] * (len(CLAIM_COLUMNS) - len(about))
 
 
 def csv_text(head: tuple[str, ...], lines: Iterable[tuple]) -> str:

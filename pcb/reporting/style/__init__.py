@@ -29,6 +29,7 @@ METRICS = {
     "Mrf": ("M_rf %", "M<sub>rf</sub> %", r"$M_{rf}$ \%"),
     "Mfr": ("M_fr %", "M<sub>fr</sub> %", r"$M_{fr}$ \%"),
     "Mup": ("one-sided %", "one-sided %", r"one-sided \%"),
+    "Mcor": ("score–count r", "score–count <i>r</i>", "score-count $r$"),
 }
 COLOURS = {
     "AP": "#333333",
@@ -42,6 +43,18 @@ COLOURS = {
 MARKERS = {"AP": "o", "APr": "v", "APc": "s", "APf": "^", "APb": "D", "AP50": "P", "AP75": "X"}
 # Methods, in order of appearance.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+
+# Verdicts on claims; the words stand beside them.
+SIGNS = {
+    "holds": "✓",
+    "fails": "✗",
+    "within noise": "≈",
+    "not comparable": "↔",
+    "no such class here": "·",
+    "not printed": "·",
+    "not run": "·",
+    "not judged": "·",
+}
 
 RC: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -86,6 +99,14 @@ def notation(text: str) -> Markup:
     return Markup(re.sub(r"\bAP\^(\w)", r"AP<sup>\1</sup>", text))
 
 
+def tally_text(counts: dict[str, int]) -> str:
+    """`7 of 8 checks hold`, from the counts of a claim's checks; empty without checks."""
+    total, held = sum(counts.values()), counts.get("holds", 0)
+    if total == 1:
+        return "its one check" + (" holds" if held else f": {next(iter(counts))}")
+    return f"{held} of {total} checks hold" if total else ""
+
+
 @lru_cache
 def templates() -> Environment:
     """The jinja2 environment of the templates in this folder; values are escaped."""
@@ -93,7 +114,12 @@ def templates() -> Environment:
         loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["notation"] = notation
-    functions: dict[str, Any] = {"css": read, "margin": signed}
+    functions: dict[str, Any] = {
+        "css": read,
+        "margin": signed,
+        "tally_text": tally_text,
+        "signs": SIGNS,
+    }
     environment.globals.update(functions)
     return environment
 
