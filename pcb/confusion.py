@@ -135,8 +135,8 @@ class ConfusionMatrix(nn.Module):
         active: Which matrix `matrix` and `columns` use: a float is a momentum, an int an index in
             the bank. May be None when there is only one.
         normalise: Divide updated rows by their sum (released code, softmax and Seesaw). From the
-            zero start, the first sample of a class then replaces its row. Without it (EQL v2), rows
-            grow as 1 - γ^k.
+            zero start, the first sample of a class then replaces its row. Without it (Eq. 9 as
+            printed; EQL v2), rows grow as 1 - γ^k.
 
     Attributes:
         bank: Buffer (G, C, C) float32, zero at first.

@@ -139,20 +139,23 @@ class Calibration(Entry):
 
 BOX_HEAD = "roi_head.bbox_head."
 SPACE = {"space": Option(("full", "fg"))}
-UPDATE = {"update": Option(("each", "last"), from_start=True)}
+# Options of `Regulariser`.
+PCB = {"gate": Option(("seen", "epoch")), "update": Option(("each", "last"), from_start=True)}
+NORMALISE = {"normalise": Option((True, False), from_start=True)}
+START = {"start": Option(("pcb", "first"), from_start=True)}
 
 LOSSES: dict[str, Loss] = {
     "softmax": Loss(
         "pcb.losses.softmax:PCBCrossEntropyLoss",
         "softmax cross entropy; with PCB Eq. 10, 11",
         takes=(*PCB_ARGUMENTS, "soft_labels"),
-        options=SPACE | UPDATE,
+        options=SPACE | NORMALISE | PCB,
     ),
     "eqlv2": Loss(
         "pcb.losses.eqlv2:PCBEQLv2Loss",
         "equalization loss v2 (Tan et al. 2021); with PCB App. A, Eq. 13-15",
         takes=PCB_ARGUMENTS,
-        options={"literal": Option((False, True))} | UPDATE,
+        options={"literal": Option((False, True))} | PCB,
     ),
     "seesaw": Loss(
         "pcb.losses.seesaw:PCBSeesawLoss",
@@ -162,20 +165,21 @@ LOSSES: dict[str, Loss] = {
             "factors": Option(("label", "class")),
             "counts": Option(("all", "rank"), from_start=True),
         }
-        | UPDATE,
+        | NORMALISE
+        | PCB,
     ),
     "ls": Loss(
         "pcb.losses.label_smoothing:LabelSmoothingLoss",
         "label smoothing",
         takes=("start_epoch",),
-        options={"scope": Option(("fg", "all"))} | SPACE,
+        options={"scope": Option(("fg", "all"))} | SPACE | START,
         late=True,
     ),
     "ols": Loss(
         "pcb.losses.label_smoothing:OnlineLabelSmoothingLoss",
         "online label smoothing (Zhang et al. 2021)",
         takes=("start_epoch",),
-        options=SPACE,
+        options=SPACE | START,
         late=True,
     ),
     "bags": Loss(

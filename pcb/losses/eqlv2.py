@@ -185,9 +185,8 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
         super().__init__(num_classes, gamma, mu, weight_of_positives, loss_weight, reduction)
         require_choice("literal", literal, (False, True))
         self.literal = literal
-        self.pcb = Regulariser(
-            num_classes, alpha, momentum, num_steps, start_epoch, posterior=False, **pcb
-        )
+        schedule = (alpha, momentum, num_steps, start_epoch)
+        self.pcb = Regulariser(num_classes, *schedule, posterior=False, normalise=False, **pcb)
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         """Compute the loss; see `ClassifierLoss.compute`."""

@@ -2,7 +2,7 @@
 
 The paper does not state to which RoIs, over which classes and from which epoch it applied them.
 Our guess treats them like PCB: positives only, the C foreground classes, from epoch 17 on. The
-other reading is `scope='all', start_epoch=1`.
+other reading is `scope='all', start='first'`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         epsilon: ε.
         start_epoch: First 1-based epoch with smoothing.
         scope: 'fg': on positives, K = C; 'all': on all RoIs, K = C+1 (background included).
+        start: 'pcb': from `start_epoch` on, as PCB; 'first': from the first epoch on.
         **kwargs: See `SoftTargetCrossEntropy`.
     """
 
@@ -34,11 +35,13 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         epsilon: float = 0.1,
         start_epoch: int = 17,
         scope: str = "fg",
+        start: str = "pcb",
         **kwargs,
     ):
         super().__init__(num_classes, **kwargs)
         require_choice("scope", scope, ("fg", "all"))
-        self.epsilon, self.start_epoch, self.scope = epsilon, start_epoch, scope
+        self.epsilon, self.scope = epsilon, scope
+        self.start_epoch = first_epoch(start, start_epoch)
         self.epoch = 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,13 +74,22 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
         num_classes: C.
         alpha: a.
         start_epoch: First 1-based epoch with smoothing.
+        start: 'pcb': from `start_epoch` on, as PCB; 'first': from the first epoch on, in which S is
+            uniform.
         **kwargs: See `SoftTargetCrossEntropy`.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 0.5, start_epoch: int = 17, **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.5,
+        start_epoch: int = 17,
+        start: str = "pcb",
+        **kwargs,
+    ):
         super().__init__(num_classes, **kwargs)
         self.alpha = alpha
-        self.soft_labels = SoftLabels(num_classes, start_epoch)
+        self.soft_labels = SoftLabels(num_classes, first_epoch(start, start_epoch))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the 1-based epoch; `PCBEpochHook` calls it."""
@@ -94,3 +106,9 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
     def soft_targets(self, classes: Tensor) -> Tensor:
         """Return the soft labels (n, C) of the last epoch."""
         return self.soft_labels.rows(classes)
+
+
+def first_epoch(start: str, start_epoch: int) -> int:
+    """First 1-based epoch with smoothing, by the option `start`."""
+    require_choice("start", start, ("pcb", "first"))
+    return start_epoch if start == "pcb" else 1

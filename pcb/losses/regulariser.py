@@ -32,8 +32,11 @@ class Regulariser(nn.Module):
         active: The matrix of the bank that gives the targets; see `ConfusionMatrix`.
         absent: Classes without any training sample. Regularisation waits until all other classes
             have been seen.
-        posterior: Targets from M̂ (Eq. 5), with the rows of M normalised; False (sigmoid
-            classifiers): from M as it is.
+        posterior: Targets from M̂ (Eq. 5); False (sigmoid classifiers): from M as it is.
+        normalise: Divide updated rows of M by their sum (released code), see `ConfusionMatrix`.
+            False: Eq. 9 as printed, and sigmoid classifiers.
+        gate: When regularisation starts: 'seen', from `start_epoch` on, once every class has been
+            seen (released code); 'epoch', from `start_epoch` on (the paper).
         update: 'each' step updates the matrix (released code), or only the 'last' one (Eq. 9 read
             literally: once per minibatch).
     """
@@ -48,14 +51,18 @@ class Regulariser(nn.Module):
         active: float | int | None = None,
         absent: Sequence[int] = (),
         posterior: bool = True,
+        normalise: bool = True,
+        gate: str = "seen",
         update: str = "each",
     ):
         super().__init__()
         require_choice("update", update, ("each", "last"))
+        require_choice("normalise", normalise, (True, False))
+        require_choice("gate", gate, ("seen", "epoch"))
         self.alpha, self.num_steps, self.start_epoch = alpha, num_steps, start_epoch
-        self.posterior, self.update = posterior, update
+        self.posterior, self.gate, self.update = posterior, gate, update
         self.absent = sorted(set(absent))
-        self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise=posterior)
+        self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise)
         self.epoch = 1
         self.epoch_is_set = False
         self.iteration: int | None = None  # of MMEngine's runner, while the epoch is not set
@@ -93,14 +100,14 @@ class Regulariser(nn.Module):
     def is_active(self) -> bool:
         """Whether regularisation acts now: `start_epoch` is reached and every class has been seen.
 
-        The second condition is the released code's, not the paper's. Checking it synchronises with
-        a GPU; once true, it is not checked again.
+        The second condition is the released code's, not the paper's; `gate` removes it. Checking
+        it synchronises with a GPU; once true, it is not checked again.
         """
         if self.epoch < self.start_epoch:
             if not self.epoch_is_set:
                 self._require_epoch()
             return False
-        self.all_seen = self.all_seen or not self.unseen_classes()
+        self.all_seen = self.all_seen or self.gate == "epoch" or not self.unseen_classes()
         return self.all_seen
 
     def is_last(self, step: int | None) -> bool:

@@ -101,6 +101,35 @@ def test_pcb_becomes_active_in_epoch_17_once_every_class_has_been_seen():
     assert fewer.pcb.is_active
 
 
+def test_gate_epoch_does_not_wait_for_unseen_classes():
+    z, label = torch.randn(C, C + 1), torch.tensor([0, 1, 2, 3, 0])
+    loss = build(start_epoch=17, absent=(), momentum=0.5, gate="epoch")
+    plain = F.cross_entropy(z, label, reduction="none").mean()
+    loss.set_epoch(16)
+    assert torch.equal(loss(z, label), plain)
+    loss.set_epoch(17)
+    assert loss.pcb.unseen_classes() == [4] and not torch.equal(loss(z, label), plain)
+
+
+def test_without_row_normalisation_the_matrix_is_eq_9_as_printed():
+    """From the zero matrix, k updates leave a row with the sum 1 - γ^k; Eq. 5 then differs."""
+    gamma = 0.9
+    printed, released = (build(momentum=gamma, normalise=n).double() for n in (False, True))
+    m, updates = torch.zeros(C, C, dtype=torch.float64), torch.zeros(C)
+    for z, label in oracle.batches(4, N, C, C + 1):
+        printed(z, label)
+        released(z, label)
+        p = z[:, :C].softmax(1)
+        for y in label[label < C].unique():
+            m[y] = gamma * m[y] + (1 - gamma) * p[label == y].mean(0)
+            updates[y] += 1
+    torch.testing.assert_close(printed.confusion.matrix, m)
+    torch.testing.assert_close(m.sum(1).float(), 1 - gamma**updates)
+    targets = [loss.pcb.soft_targets(torch.arange(C)) for loss in (printed, released)]
+    torch.testing.assert_close(targets[0], (m / m.sum(0)).T)
+    assert len(set(updates.tolist())) > 1 and (targets[0] - targets[1]).abs().max() > 0.01
+
+
 def test_update_last_learns_once_per_iteration():
     each, last, only = build(momentum=0.9), build(momentum=0.9, update="last"), build(momentum=0.9)
     (z, label), *_ = oracle.batches(1, N, C, C + 1)

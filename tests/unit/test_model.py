@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from test_heads import EXPERIMENTS
@@ -89,23 +90,42 @@ def test_bags_and_loce_have_a_second_stage():
     assert first["mask_head"] == last["mask_head"] == normed
 
 
-@pytest.mark.parametrize(
-    "loss, option, value",
-    [
-        (loss, o, v)
-        for loss, e in LOSSES.items()
-        for o, opt in e.options.items()
-        for v in opt.values
-    ],
-)
-def test_every_option_of_the_paper_s_text_reaches_the_loss(loss, option, value):
-    experiment = Experiment("x", "v05", "r50", "rfs", loss, options={option: value})
-    head = roi_head(experiment, stage=-1)
+OPTIONS = [
+    (loss, option, value)
+    for loss, entry in LOSSES.items()
+    for option, choices in entry.options.items()
+    for value in choices.values[1:]
+]
+
+
+@pytest.fixture(scope="module")
+def with_every_option(tmp_path_factory):
+    """A study of one's own, whose experiments choose each option that is not a default."""
+    path = tmp_path_factory.mktemp("overlay") / "options.yaml"
+    experiments = {}
+    for loss, option, value in OPTIONS:
+        spec = {"dataset": "v05", "backbone": "r50", "sampler": "rfs", "loss": loss}
+        spec["options"] = {option: value}
+        experiments[Experiment.read("", spec).computed_id] = spec
+    path.write_text(json.dumps({"experiments": experiments}))
+    return load_study("smoke", path)
+
+
+@pytest.mark.parametrize("loss, option, value", OPTIONS)
+def test_every_option_of_the_paper_s_text_reaches_the_loss(with_every_option, loss, option, value):
+    spelled = f"v05_r50_rfs_{loss}_plain_{option}-{value}".lower()
+    head = roi_head(with_every_option.experiments[spelled])
     arguments = {k: v for k, v in head["bbox_head"]["loss_cls"].items() if k[0] != "_"}
     arguments.pop("type")
     assert arguments[option] == value
     built = LOSSES[loss].load()(**arguments)
-    holder = built.pcb if option == "update" else built
+    holder = built
+    if option in ("gate", "update"):
+        holder = built.pcb
+    elif option == "normalise":
+        holder = built.confusion
+    elif option == "start":  # the only value that is not the default is "first"
+        holder, option, value = getattr(built, "soft_labels", built), "start_epoch", 1
     assert getattr(holder, option) == value
 
 
