@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pcb.errors import UserError
 
 # The repository or, of an installed wheel, the folder that holds the package.
 ROOT = Path(__file__).resolve().parents[1]
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written
+HASHED = re.compile(r"\.([0-9a-f]{16})\.\w+$")  # ends the name of a file of `save_hashed`
 FOLDER = "pcb-tmp-"  # begins the name of a temporary folder
 FULL = {errno.ENOSPC, errno.EDQUOT}
 ELSEWHERE = (
@@ -64,7 +69,7 @@ def atomic(path: str | Path, durable: bool = True) -> Generator[Path]:
         UserError: The folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}{path.suffix}")
+    temporary = _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Made here rather than by its writer: with the user's umask, and only where it is new.
@@ -83,6 +88,10 @@ def atomic(path: str | Path, durable: bool = True) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}{path.suffix}")
+
+
 def _sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -99,6 +108,84 @@ def sha256(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the content of a file of `save_hashed` matches the digest in its name."""
+    digits = HASHED.search(path.name)
+    return digits is not None and path.is_file() and sha256(path).startswith(digits[1])
+
+
+def save_hashed(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file whose name carries a digest of its content, in place of any other of `path`.
+
+    Args:
+        path: Its name without the digest: `a.npz` becomes `a.<16 digits>.npz`.
+        write: Writes the content to the path that it is given.
+
+    Returns:
+        The path of the file.
+    """
+    staged = _temporary_name(path)
+    with atomic(staged) as temporary:
+        write(temporary)
+    hashed = path.with_suffix(f".{sha256(staged)[:16]}{path.suffix}")
+    os.replace(staged, hashed)
+    _sync(hashed.parent)
+    for other in set(hashed_files(path)) - {hashed}:
+        other.unlink(missing_ok=True)
+    return hashed
+
+
+def hashed_files(path: Path) -> list[Path]:
+    """The files that `save_hashed` wrote for `path`, intact or not; usually one."""
+    found = path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")
+    return sorted(file for file in found if HASHED.search(file.name))
+
+
+def intact_files(path: Path) -> list[Path]:
+    """The intact files that `save_hashed` wrote for `path`; a line names each damaged one."""
+    files = {file: is_intact(file) for file in hashed_files(path)}
+    for file, intact in files.items():
+        if not intact:
+            print(f"{file} is damaged: it is made again", flush=True)
+    return [file for file, intact in files.items() if intact]
+
+
+def save_npz(path: Path, **arrays: object) -> str:
+    """Write arrays as npz; return the SHA-256 of the file."""
+    import numpy as np  # here, so that `pcb --help` starts without it
+
+    with atomic(path) as temporary:
+        np.savez(temporary, **arrays)  # ty: ignore[invalid-argument-type] (no name is a keyword)
+        return sha256(temporary)
+
+
+def load_npz(path: Path, fix: str, digest: str | None = None) -> dict[str, Any]:
+    """Read all arrays of an npz file, which holds a checksum of each.
+
+    Args:
+        path: The file.
+        fix: What the user can do about a broken one.
+        digest: SHA-256 that the file must have, if that was recorded.
+
+    Raises:
+        UserError: The file is missing, damaged, or of another digest.
+    """
+    import numpy as np  # here, so that `pcb --help` starts without it
+
+    try:
+        content = path.read_bytes()
+        if digest and hashlib.sha256(content).hexdigest() != digest:
+            raise UserError(f"{path} is damaged: its content is not what was recorded", fix)
+        with np.load(io.BytesIO(content)) as file:
+            return {name: file[name] for name in file.files}
+    except (UserError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", fix) from None
+    except Exception as error:  # zip and array headers that are damaged raise any of a dozen
+        raise UserError(f"{path} cannot be read: {error}", fix) from error
 
 
 @contextmanager

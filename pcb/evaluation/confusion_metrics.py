@@ -15,7 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from pcb.errors import UserError
+from pcb.files import load_npz
 from pcb.frequency import GROUPS
+
+FIX = "run `pcb infer` and `pcb score` of this run again"
 
 
 class BothWays(NamedTuple):
@@ -152,39 +155,37 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
-def read_pairwise_bias(path: Path) -> dict[str, float]:
-    """Read PwB as inference stored it beside its matrix.
+def read_pairwise_bias(path: Path, digest: str | None = None) -> dict[str, float]:
+    """Read PwB as inference stored it beside its matrix; `digest` as for `read_confusion`.
 
     Returns:
         PwB of the matrix with normalised rows, PwB_seen of its classes with a matched proposal,
         PwB_raw of the matrix as it is.
     """
-    with np.load(path) as file:
-        return {
-            "PwB": float(file["pwb"]),
-            "PwB_seen": float(file["pwb_seen"]),
-            "PwB_raw": float(file["pwb_raw"]),
-        }
+    arrays = load_npz(path, FIX, digest)
+    return {
+        "PwB": float(arrays["pwb"]),
+        "PwB_seen": float(arrays["pwb_seen"]),
+        "PwB_raw": float(arrays["pwb_raw"]),
+    }
 
 
-def read_confusion(path: Path, classes: Sequence[dict]) -> Confusion:
+def read_confusion(path: Path, classes: Sequence[dict], digest: str | None = None) -> Confusion:
     """Read a confusion matrix.
 
     Args:
         path: confusion.npz, as inference wrote it.
         classes: C mappings with `name`, `frequency` and `train_images`, in the matrix's order, as
             metrics.json lists them.
+        digest: SHA-256 of the file, as the record beside it holds it.
 
     Raises:
         UserError: The file cannot be read, or its matrix is not one of these classes.
     """
-    try:
-        with np.load(path) as file:
-            matrix, seen = file["matrix"].astype(float), file["seen"]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}", "run the inference of this run again"
-        ) from error
+    arrays = load_npz(path, FIX, digest)
+    if not {"matrix", "seen"} <= arrays.keys():
+        raise UserError(f"{path} holds no confusion matrix", FIX)
+    matrix, seen = arrays["matrix"].astype(float), arrays["seen"]
     if matrix.shape != (len(classes),) * 2:
         raise UserError(
             f"{path} is of shape {matrix.shape}, but the metrics list {len(classes)} classes",

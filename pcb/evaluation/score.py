@@ -187,8 +187,9 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             for c, count in zip(gt.categories, train.image_count, strict=True)
         ]
     path = study.paths.confusion(run, seed, split)
-    confusion = read_confusion(path, out["classes"]["plain"])
-    out["variants"]["plain"] |= read_pairwise_bias(path) | bias_metrics(confusion)
+    out["confusion"] = digest = manifest.get("confusion")
+    confusion = read_confusion(path, out["classes"]["plain"], digest)
+    out["variants"]["plain"] |= read_pairwise_bias(path, digest) | bias_metrics(confusion)
     write_record(study.paths.metrics(run, seed, split), out)
     return out
 
@@ -202,7 +203,11 @@ class SplitDetections:
         of_split = "" if split == "val" else f" --split {split}"
         self._command = f"pcb infer {run} --seed {seed}{of_split}"
         self.manifest = require_record(path, study.fingerprint(run, seed), self._command)
-        self.shards = Shards(path.parent / self.manifest["folder"], self.manifest["shards"])
+        self.shards = Shards(
+            path.parent / self.manifest["folder"],
+            self.manifest["shards"],
+            f"run `{self._command}` again: it detects anew where a shard is broken",
+        )
         files = study.scale["datasets"][study.experiments[run].dataset]
         self._annotations = files[annotation_split(split)]
         self._cache, self._whole_file = study.paths.indices, annotation_split(split) == split

@@ -11,8 +11,8 @@
 Columns are image_id, category_id, x, y, w, h (pixels of the original image), height and width of
 the image, rle (COCO's compressed counts of the mask) and `score:<column>` for each column of
 scores, null where that variant does not keep the row. A shard's metadata holds the fingerprint of
-what made it and all images that it covers, those without detections too, so a shard can be trusted
-alone.
+what made it and all images that it covers, those without detections too, and its name a digest of
+its content, which every reader verifies: a shard can be trusted alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pcb.errors import UserError
-from pcb.files import atomic
+from pcb.files import intact_files, is_intact, save_hashed
 
 IMAGES_PER_SHARD = 256  # with 300 detections an image about 15 MB a shard
 SCORE = "score:"
@@ -111,19 +111,21 @@ class ShardWriter:
 
     def __init__(self, folder: str | Path, fingerprint: str, columns: Sequence[str]):
         self.folder, self.fingerprint, self.columns = Path(folder), fingerprint, list(columns)
+        self._verified: dict[int, Path] = {}  # first image of a shard -> its file
 
     def path(self, image_ids: Sequence[int]) -> Path:
-        """The file of a shard, named by its first image."""
+        """The file of a shard, named by its first image, without the digest."""
         return self.folder / f"images-{image_ids[0]:012d}.parquet"
 
     def has(self, image_ids: Sequence[int]) -> bool:
-        """Whether a whole shard of exactly these images, columns and fingerprint is on disk."""
-        try:
-            stored = pq.read_schema(self.path(image_ids))
-        except (OSError, pa.ArrowInvalid):
-            return False
+        """Whether an intact shard of exactly these images, columns and fingerprint is on disk."""
         metadata = {k.encode(): v.encode() for k, v in self._metadata(image_ids).items()}
-        return stored.equals(schema(self.columns)) and stored.metadata == metadata
+        for path in intact_files(self.path(image_ids)):
+            stored = pq.read_schema(path)
+            if stored.equals(schema(self.columns)) and stored.metadata == metadata:
+                self._verified[image_ids[0]] = path
+                return True
+        return False
 
     def write(self, image_ids: Sequence[int], rows: Mapping[str, np.ndarray | list]) -> Path:
         """Write the shard of these images.
@@ -141,23 +143,23 @@ class ShardWriter:
             for f in fields
         ]
         table = pa.Table.from_arrays(arrays, schema=fields)
-        with atomic(self.path(image_ids)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-        return self.path(image_ids)
+        path = save_hashed(
+            self.path(image_ids), lambda file: pq.write_table(table, file, compression="zstd")
+        )
+        self._verified[image_ids[0]] = path
+        return path
 
     def finish(self, shards: Sequence[Sequence[int]]) -> list[dict]:
-        """Describe the shards in order, for the manifest, and remove files of other shards."""
-        names = {self.path(ids).stem for ids in shards}
-        for path in self.folder.iterdir():
-            if path.stem not in names:
-                path.unlink()
+        """Describe the shards in order, for the manifest, and remove all other files.
+
+        Every shard was found by `has` or written by `write`.
+        """
+        paths = [self._verified[ids[0]] for ids in shards]
+        for path in set(self.folder.iterdir()) - set(paths):
+            path.unlink()
         return [
-            {
-                "file": self.path(ids).name,
-                "images": len(ids),
-                "rows": pq.read_metadata(self.path(ids)).num_rows,
-            }
-            for ids in shards
+            {"file": path.name, "images": len(ids), "rows": pq.read_metadata(path).num_rows}
+            for ids, path in zip(shards, paths, strict=True)
         ]
 
     def _metadata(self, image_ids: Sequence[int]) -> dict[str, str]:
@@ -165,15 +167,26 @@ class ShardWriter:
 
 
 class Shards:
-    """Reads the shards that a manifest lists. Memory is that of one shard."""
+    """Reads the shards that a manifest lists. Memory is that of one shard.
 
-    def __init__(self, folder: str | Path, manifest: Sequence[dict]):
+    The first reading of a shard verifies its digest.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        manifest: Sequence[dict],
+        fix: str = "run the inference of this run again",
+    ):
+        """`fix` is what the user can do about a broken shard."""
         self.paths = [Path(folder) / entry["file"] for entry in manifest]
+        self.fix = fix
+        self._verified: set[Path] = set()
 
     @property
     def columns(self) -> list[str]:
         """The columns of scores."""
-        with _opened(self.paths[0]) as file:
+        with self._opened(self.paths[0]) as file:
             names = file.schema_arrow.names
         return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]
 
@@ -209,12 +222,12 @@ class Shards:
         names = [SCORE + column for column in columns]
         wanted = ["image_id", "category_id", *BOX, "height", "width", *names]
         for path in self.paths:
-            with _opened(path) as file:
+            with self._opened(path) as file:
                 for column, name in zip(columns, names, strict=True):
                     if name not in file.schema_arrow.names:
                         raise UserError(
                             f"{path} holds no variant {column!r}, only {', '.join(self.columns)}",
-                            "run the inference of this run again",
+                            self.fix,
                         )
                 images = json.loads(file.schema_arrow.metadata[b"images"])
                 table = file.read(columns=[*wanted, "rle"] if masks else wanted)
@@ -232,14 +245,17 @@ class Shards:
             kept = (~np.isnan(scores)).sum(0) > 0
             yield rows if kept.all() else rows.where(kept)
 
-
-@contextmanager
-def _opened(path: Path) -> Generator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}",
-            "delete the manifest beside its folder (detections.json) and run the inference again",
-        ) from error
+    @contextmanager
+    def _opened(self, path: Path) -> Generator[pq.ParquetFile]:
+        try:
+            if path not in self._verified:
+                if not is_intact(path):
+                    raise UserError(
+                        f"{path} is missing or damaged: its content is not as its name records",
+                        self.fix,
+                    )
+                self._verified.add(path)
+            with pq.ParquetFile(path) as file:
+                yield file
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} cannot be read: {error}", self.fix) from error

@@ -115,7 +115,7 @@ def infer(
                     confusions.save(ids, sums)
                 writer.write(ids, columns)
         detector.save_cache()
-    write_confusion(confusion_path, confusions.total(shards), record["sha256"])
+    confusion = write_confusion(confusion_path, confusions.total(shards), record["sha256"])
     manifest = {
         "run": run,
         "seed": seed,
@@ -127,6 +127,7 @@ def infer(
         "images": len(detector.index),
         "folder": writer.folder.name,
         "shards": writer.finish(shards),
+        "confusion": confusion,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_record(manifest_path, manifest)
@@ -305,7 +306,8 @@ def trained(study: Study, run: str, seed: int) -> dict:
             f"delete {path}, then run `{command}`",
         )
     if checkpoint.sha256(record["checkpoint"]) != record["sha256"]:
-        raise checkpoint.damaged(record["checkpoint"])
+        fix = f"run `{command}` again: it repeats what led to that checkpoint"
+        raise checkpoint.damaged(record["checkpoint"], fix)
     return record
 
 

@@ -8,7 +8,6 @@ training. PwB and the post-hoc calibrations are computed from it.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from pcb.confusion import pairwise_bias
 from pcb.errors import UserError
-from pcb.files import atomic
+from pcb.files import intact_files, load_npz, save_hashed, save_npz
 
 IOU_THRESHOLD = 0.5
 
@@ -96,44 +95,50 @@ class ConfusionShards:
         self.folder, self.fingerprint, self.classes = Path(folder), fingerprint, classes
 
     def path(self, image_ids: Sequence[int]) -> Path:
-        """The file of a shard, named by its first image."""
+        """The file of a shard, named by its first image, without its digest."""
         return self.folder / f"images-{image_ids[0]:012d}.npz"
 
     def has(self, image_ids: Sequence[int]) -> bool:
-        """Whether a whole shard of exactly these images and this fingerprint is on disk."""
-        try:
-            with np.load(self.path(image_ids)) as file:
-                images, fingerprint = file["images"].tolist(), str(file["fingerprint"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False
-        return fingerprint == self.fingerprint and images == list(image_ids)
+        """Whether an intact shard of exactly these images and this fingerprint is on disk."""
+        return self._read(image_ids) is not None
+
+    def _read(self, image_ids: Sequence[int]) -> dict[str, np.ndarray] | None:
+        for path in intact_files(self.path(image_ids)):
+            arrays = load_npz(path, "delete it")
+            same_images = arrays["images"].tolist() == list(image_ids)
+            if same_images and str(arrays["fingerprint"]) == self.fingerprint:
+                return arrays
+        return None
 
     def save(self, image_ids: Sequence[int], sums: ConfusionSums) -> None:
         """Write the shard of these images."""
         rows = sums.counts.nonzero()[0]
-        with atomic(self.path(image_ids)) as temporary:
-            np.savez(
-                temporary,
+        save_hashed(
+            self.path(image_ids),
+            lambda file: np.savez(
+                file,
                 rows=rows,
                 sums=sums.sums[rows],
                 counts=sums.counts[rows],
                 fingerprint=self.fingerprint,
                 images=image_ids,
-            )
+            ),
+        )
 
     def total(self, shards: Sequence[Sequence[int]]) -> ConfusionSums:
         """The sums over all shards, added in their order."""
         total = ConfusionSums(self.classes)
         for image_ids in shards:
-            with np.load(self.path(image_ids)) as file:
-                total.sums[file["rows"]] += file["sums"]
-                total.counts[file["rows"]] += file["counts"]
+            arrays = self._read(image_ids)
+            assert arrays, f"{self.path(image_ids)} is counted before"
+            total.sums[arrays["rows"]] += arrays["sums"]
+            total.counts[arrays["rows"]] += arrays["counts"]
         return total
 
 
 def write_confusion(
     path: Path, total: ConfusionSums, checkpoint: str, dtype: type = np.float32
-) -> None:
+) -> str:
     """Write a confusion matrix as npz.
 
     Its arrays are `matrix` (C, C), `seen` (C,) matched proposals, `checkpoint`, and PwB three ways:
@@ -145,19 +150,21 @@ def write_confusion(
         total: Sums over the split.
         checkpoint: SHA-256 of the checkpoint that was measured.
         dtype: dtype of the stored `matrix`.
+
+    Returns:
+        SHA-256 of the file.
     """
     matrix, seen = torch.from_numpy(total.matrix), torch.from_numpy(total.counts > 0)
     rows = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-    with atomic(path) as temporary:
-        np.savez(
-            temporary,
-            matrix=total.matrix.astype(dtype),
-            seen=total.counts,
-            checkpoint=checkpoint,
-            pwb=pairwise_bias(rows).item(),
-            pwb_seen=pairwise_bias(rows[seen][:, seen]).item(),
-            pwb_raw=pairwise_bias(matrix).item(),
-        )
+    return save_npz(
+        path,
+        matrix=total.matrix.astype(dtype),
+        seen=total.counts,
+        checkpoint=checkpoint,
+        pwb=pairwise_bias(rows).item(),
+        pwb_seen=pairwise_bias(rows[seen][:, seen]).item(),
+        pwb_raw=pairwise_bias(matrix).item(),
+    )
 
 
 def load_matrix(path: Path, checkpoint: str, command: str) -> Tensor:
@@ -171,13 +178,7 @@ def load_matrix(path: Path, checkpoint: str, command: str) -> Tensor:
     Raises:
         UserError: The file is missing, broken, or of another checkpoint.
     """
-    try:
-        with np.load(path) as file:
-            matrix, measured = torch.from_numpy(file["matrix"]), str(file["checkpoint"])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", f"run `{command}` first") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}", f"run `{command}` again") from error
-    if measured != checkpoint:
+    arrays = load_npz(path, f"run `{command}` {'again' if path.exists() else 'first'}")
+    if "matrix" not in arrays or str(arrays.get("checkpoint")) != checkpoint:
         raise UserError(f"{path} is of another checkpoint", f"run `{command}` again")
-    return matrix
+    return torch.from_numpy(arrays["matrix"])

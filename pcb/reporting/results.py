@@ -82,7 +82,8 @@ class Results:
         metrics = self.metrics(run, seed)
         if metrics is None:
             return None
-        return read_confusion(self.study.paths.confusion(run, seed), metrics["classes"]["plain"])
+        path = self.study.paths.confusion(run, seed)
+        return read_confusion(path, metrics["classes"]["plain"], metrics.get("confusion"))
 
     def detections(self, run: str, seed: int) -> Shards | None:
         """The detections of a run on val; None where inference has not run."""
@@ -90,7 +91,10 @@ class Results:
 
         path = self.study.paths.detections(run, seed)
         manifest = self._current(path, run, seed)
-        return Shards(path.parent / manifest["folder"], manifest["shards"]) if manifest else None
+        if manifest is None:
+            return None
+        fix = f"run `pcb infer {run} --seed {seed}` again: it detects anew where a shard is broken"
+        return Shards(path.parent / manifest["folder"], manifest["shards"], fix)
 
     def release(self, dataset: str) -> str | None:
         """The LVIS release that a data set was found equal to, `v0.5` or `v1.0`.

@@ -33,6 +33,7 @@ from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pcb.errors import UserError
 from pcb.training import checkpoint
 
 TRAINING = "training"  # as a split: training images with the RPN's training settings
@@ -171,9 +172,18 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         return Path(self.cache_folder) / f"{split}-{digest.hexdigest()[:16]}.pth"
 
     def load_cache(self, split: str, device: torch.device) -> None:
-        """Replace a split's cache by the content of its file, or by nothing if there is none."""
-        path = self.cache_file(split)
-        rows = checkpoint.load(path, map_location=device)["rows"] if path and path.exists() else []
+        """Replace a split's cache by the content of its file, or by nothing if there is none.
+
+        A damaged file counts as none; it is replaced when the cache is saved.
+        """
+        path, rows = self.cache_file(split), []
+        if path and path.exists():
+            try:
+                stored = checkpoint.load(path, map_location=device)
+            except UserError as error:
+                print(f"{error.what}; its features are computed again", flush=True)
+            else:  # under the name of another cache it would be the features of other images
+                rows = stored["rows"] if stored.get("cache") == path.stem else []
         self.cache[split] = {tuple(key): (features, boxes) for *key, features, boxes in rows}
         self.loaded[split] = len(rows)
 
@@ -186,7 +196,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
                 (*key, [level.cpu() for level in features], boxes.cpu())
                 for key, (features, boxes) in entries.items()
             ]
-            checkpoint.save(path, {"rows": rows})
+            checkpoint.save(path, {"cache": path.stem, "rows": rows})
 
 
 @HOOKS.register_module()

@@ -11,13 +11,14 @@ import hashlib
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pcb.errors import UserError
-from pcb.files import atomic, sha256
+from pcb.files import atomic, is_intact, sha256
 
 NAME = re.compile(r"(\w+)\.([0-9a-f]{16})\.pth")
 
@@ -45,14 +46,13 @@ def save_hashed(folder: str | Path, stem: str, state: dict) -> Path:
     return path
 
 
-def is_intact(path: Path) -> bool:
-    """Whether the content of a file of `save_hashed` matches its name."""
-    name = NAME.fullmatch(path.name)
-    return name is not None and sha256(path).startswith(name[2])
+def load(path: str | Path, map_location="cpu", fix: str = "") -> dict:
+    """Read tensors and plain values, whose checksums are verified.
 
-
-def load(path: str | Path, map_location="cpu") -> dict:
-    """Read tensors and plain values.
+    Args:
+        path: The file.
+        map_location: Device of the tensors.
+        fix: What the user can do about a damaged file; "": delete it.
 
     Raises:
         UserError: The file is missing, damaged, or holds anything else.
@@ -63,6 +63,9 @@ def load(path: str | Path, map_location="cpu") -> dict:
             f"{path}: no such checkpoint",
             "give the path of an existing file, or run the job that writes it",
         )
+    error_if_damaged = damaged(path, fix) if fix else damaged(path)
+    if not has_valid_checksums(path):
+        raise error_if_damaged
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,7 +75,7 @@ def load(path: str | Path, map_location="cpu") -> dict:
             "use a file that holds a plain state dict",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise damaged(path) from error
+        raise error_if_damaged from error
     if not isinstance(state, dict):
         raise UserError(
             f"{path} holds a {type(state).__name__}, not a dictionary of weights",
@@ -81,19 +84,33 @@ def load(path: str | Path, map_location="cpu") -> dict:
     return state
 
 
-def load_recorded(path: str | Path, digest: str) -> dict:
+def has_valid_checksums(path: Path) -> bool:
+    """Whether each part of a file of torch matches its checksum, which torch does not verify.
+
+    True for a file of torch before 1.6, which has none.
+    """
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            return not file.read(4).startswith(b"PK")
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # a damaged zip raises any of a dozen
+        return False
+
+
+def load_recorded(path: str | Path, digest: str, fix: str) -> dict:
     """Load a file whose sha256 is recorded. Raises `UserError` as `load`, or if it differs."""
     if Path(path).exists() and sha256(path) != digest:
-        raise damaged(path)
-    return load(path)
+        raise damaged(path, fix)
+    return load(path, fix=fix)
 
 
-def damaged(path: str | Path) -> UserError:
+def damaged(
+    path: str | Path, fix: str = "delete it; the job that wrote it writes a new one"
+) -> UserError:
     """Return the error for a file whose content is not what was written."""
-    return UserError(
-        f"{path} is damaged: its content is not what was written",
-        "delete it; the job that wrote it writes a new one",
-    )
+    return UserError(f"{path} is damaged: its content is not what was written", fix)
 
 
 class Checkpoints:

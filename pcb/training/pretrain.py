@@ -28,13 +28,14 @@ def pretrain(study: Study, backbone: str) -> Path:
         UserError: The file is missing or damaged.
     """
     spec, path = study.scale["backbones"][backbone], study.paths.weights(backbone)
-    source = spec["weights"]
+    source, job = spec["weights"], fingerprint(study.pretrain_job(backbone))
     if source == "random":
-        save(path, {"meta": {"kind": "random"}, "state_dict": {}})
+        save(path, {"meta": {"kind": "random", "fingerprint": job}, "state_dict": {}})
     elif source != "pretrain":
-        save(path, from_file(Path(source), backbone, spec.get("sha256")))
+        content = from_file(Path(source), backbone, spec.get("sha256"))
+        content["meta"]["fingerprint"] = job
+        save(path, content)
     else:
-        job = fingerprint(study.pretrain_job(backbone))
         work = study.paths.work(job)
         with locked(work / ".lock", f"the pretraining of {backbone}"):
             runner = execute(build.pretraining(study, backbone, work), study, lambda runner: None)

@@ -195,7 +195,8 @@ def next_stage(runner: Runner, state: dict) -> None:
 
 def branch(runner: Runner, origin: dict) -> None:
     """Start where the trunk with the record `origin` ended; its seconds count for the trunk."""
-    state = load_recorded(origin["checkpoint"], origin["sha256"])
+    again = f"run `pcb trunk {origin['run']} --seed {origin['seed']}` again"
+    state = load_recorded(origin["checkpoint"], origin["sha256"], again)
     build.load_weights(runner.bare_model, state, origin["checkpoint"])
     runner.set_progress(state)
     runner.notes.update(seconds=0.0, cpu_seconds=0.0)

@@ -19,6 +19,7 @@ from pcb.data.download import missing_file_fix
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study import Study
+from pcb.study.study import fingerprint
 from pcb.training import checkpoint
 from pcb.training.hooks import print_once
 
@@ -39,7 +40,7 @@ def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
     """Load a backbone's starting weights into a detector.
 
     Raises:
-        UserError: The file is missing or does not fit.
+        UserError: The file is missing, damaged, of another configuration or does not fit.
     """
     path = study.paths.weights(backbone)
     if not path.exists():
@@ -47,8 +48,14 @@ def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
             f"{path}: no starting weights; set `weights: random` to train from scratch",
             f"run `pcb pretrain {backbone}`, as the workflow does",
         )
-    state = checkpoint.load(path)
-    kind, weights = state.get("meta", {}).get("kind"), state.get("state_dict", {})
+    state = checkpoint.load(path, fix=f"delete it and run `pcb pretrain {backbone}`")
+    meta, weights = state.get("meta", {}), state.get("state_dict", {})
+    kind = meta.get("kind")
+    if kind and meta.get("fingerprint") != fingerprint(study.pretrain_job(backbone)):
+        raise UserError(
+            f"{path} holds starting weights of another configuration",
+            f"run `pcb pretrain {backbone}` again",
+        )
     if kind == "random":
         print_once(f"training from scratch, as backbones.{backbone}.weights is random")
     elif kind == "backbone":

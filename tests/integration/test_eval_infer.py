@@ -164,7 +164,7 @@ def test_shards_of_other_test_settings_are_not_kept(copied):
     infer.infer(study, RUN, 0, images_per_shard=4)
     after = contents(folder)
     shards = [name for name in before if name.suffix == ".parquet"]
-    assert shards and not any(after[name] == before[name] for name in shards)
+    assert shards and not after.keys() & set(shards)  # a name is a digest of the content
 
 
 def test_score_writes_every_variant(copied):

@@ -109,6 +109,23 @@ def test_a_cache_is_saved_again_only_if_it_has_grown(model, prepared, tmp_path):
     assert len(model.cache[TRAINING]) == 9
 
 
+def test_a_damaged_or_exchanged_cache_is_computed_again(model, prepared, tmp_path, capsys):
+    model.cache_folder, model.images_digest = str(tmp_path), "digest of the images"
+    losses(model, prepared)
+    model.save_cache(TRAINING)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    model.load_cache(TRAINING, torch.device("cpu"))
+    assert not model.cache[TRAINING] and "computed again" in capsys.readouterr().out
+    file.write_bytes(whole)
+    file.rename(file.with_stem("training-0123456789abcdef"))
+    model.cache_file = lambda split: file.with_stem("training-0123456789abcdef")
+    model.load_cache(TRAINING, torch.device("cpu"))
+    assert not model.cache[TRAINING]
+
+
 def test_the_caching_preprocessor_equals_the_stock_one(setting, model):
     ours, stock = model.data_preprocessor, MODELS.build(setting.cfg.model.data_preprocessor)
     expected = stock(setting.batch, True)

@@ -120,7 +120,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatc
     def fsync(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr("pcb.files.os.fsync", fsync)
     with pytest.raises(
         UserError, match=rf"iter00000003\.\w+\.pth could not be written: {os.strerror(number)}"
     ) as error:

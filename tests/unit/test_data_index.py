@@ -235,15 +235,55 @@ def test_one_process_makes_the_cache_while_the_others_wait(tmp_path, reads):
     assert reads == ["val.json"] and len(counts) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other text", "zeros", "one bit", "torn"])
 def test_a_damaged_cache_is_remade(tmp_path, reads, damage):
     whole = everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path))
-    (cached,) = tmp_path.glob("*.arrow")
-    data = cached.read_bytes()
+    (cached,), (record,) = tmp_path.glob("*.arrow"), tmp_path.glob("*.json")
+    data, times = cached.read_bytes(), cached.stat()
     cached.unlink()  # a mapped file must not be written to
-    cached.write_bytes({"cut": data[:-100], "empty": b"", "other text": b"x" * 100}[damage])
+    middle = len(data) // 2
+    damaged = {
+        "cut": data[:-100],
+        "empty": b"",
+        "other text": b"x" * 100,
+        "zeros": data[:middle] + bytes(4096) + data[middle + 4096 :],
+        "one bit": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "torn": data,
+    }
+    cached.write_bytes(damaged[damage])
+    os.utime(cached, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if damage == "torn":
+        record.write_text('{"format": ')
     assert everything(LVISIndex(tiny("v05") / "val.json", cache=tmp_path)) == whole
     assert len(reads) == 2 and cached.read_bytes() == data
+
+
+def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path, reads):
+    file = by_hand(tmp_path / "a.json")
+    assert LVISIndex(file, cache=tmp_path / "cache").classes == ("dove", "owl")
+    times = file.stat()
+    file.write_text(file.read_text().replace("dove", "crow"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert LVISIndex(file, cache=tmp_path / "cache").classes == ("crow", "owl")
+
+
+def test_digests_are_computed_again_only_where_a_file_looks_changed(tmp_path, reads, monkeypatch):
+    file, hashed = by_hand(tmp_path / "a.json"), []
+    LVISIndex(file, cache=tmp_path / "cache")
+
+    def counted(path, original=module.sha256):
+        hashed.append(path.suffix)
+        return original(path)
+
+    monkeypatch.setattr(module, "sha256", counted)
+    LVISIndex(file, cache=tmp_path / "cache")
+    assert hashed == []
+    file.touch()  # equal content: the index stays
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    LVISIndex(file, cache=tmp_path / "moved")
+    assert hashed == [".json"] and len(reads) == 1
+    LVISIndex(file, cache=tmp_path / "moved")
+    assert hashed == [".json"]
 
 
 def test_a_changed_annotation_file_is_read_again_and_a_broken_one_leaves_no_cache(tmp_path, reads):

@@ -73,6 +73,32 @@ def test_an_interrupted_pass_resumes_with_the_missing_shards(tmp_path):
     assert files[2].stat().st_mtime_ns == before[files[2]]
 
 
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9, 0.999])
+def test_a_flipped_bit_is_noticed_on_reading_and_fixed_by_another_pass(tmp_path, capsys, position):
+    planned = plan_shards(range(1, 10), per_shard=4)
+    _, manifest = write_all(tmp_path, planned)
+    file = tmp_path / manifest[1]["file"]
+    data = bytearray(file.read_bytes())
+    data[int(position * len(data))] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=f"{file.name} is missing or damaged") as error:
+        list(Shards(tmp_path, manifest, "run `pcb infer RUN` again").read("plain"))
+    assert error.value.fix == "run `pcb infer RUN` again"
+    written, again = write_all(tmp_path, planned)  # what that command does
+    assert written == planned[1:2] and again == manifest
+    assert f"{file} is damaged: it is made again" in capsys.readouterr().out
+    assert len(list(Shards(tmp_path, again).read("plain"))) == 3
+
+
+def test_a_shard_of_another_run_in_place_of_one_is_noticed(tmp_path):
+    planned = plan_shards(range(1, 10), per_shard=4)
+    _, ours = write_all(tmp_path / "ours", planned)
+    _, other = write_all(tmp_path / "other", planned, fingerprint="other")
+    (tmp_path / "other" / other[0]["file"]).replace(tmp_path / "ours" / ours[0]["file"])
+    with pytest.raises(UserError, match="missing or damaged"):
+        list(Shards(tmp_path / "ours", ours).read("plain"))
+
+
 def test_shards_of_another_fingerprint_cut_or_variants_are_not_kept(tmp_path):
     planned = plan_shards(range(1, 10), per_shard=4)
     write_all(tmp_path, planned)

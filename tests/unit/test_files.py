@@ -6,12 +6,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from pcb.errors import UserError
 from pcb.files import (
     atomic,
+    intact_files,
+    is_intact,
+    load_npz,
     locked,
+    save_hashed,
+    save_npz,
     sweep,
     temporary_folder,
     write_text,
@@ -22,7 +28,12 @@ import sys
 from pathlib import Path
 from pcb.files import (
     atomic,
+    intact_files,
+    is_intact,
+    load_npz,
     locked,
+    save_hashed,
+    save_npz,
     sweep,
     temporary_folder,
     write_text,
@@ -124,6 +135,36 @@ def test_files_have_the_user_s_umask(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_damage_to_an_npz_is_an_error_or_changes_nothing(tmp_path):
+    path, arrays = tmp_path / "a.npz", {"m": np.arange(12.0).reshape(3, 4), "name": "x"}
+    digest = save_npz(path, **arrays)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    damaged = [whole[: len(whole) // 2], b"", b"\x93NUMPY", b"PK", b"<html>"]
+    for position in rng.integers(0, len(whole), 200):
+        data = bytearray(whole)
+        data[position] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            found = load_npz(path, "run it again")
+        except UserError as error:
+            assert str(path) in error.what and error.fix == "run it again"
+        else:  # a date in a header, for instance
+            assert all(np.array_equal(found[key], arrays[key]) for key in found)
+        with pytest.raises(UserError, match="damaged"):
+            load_npz(path, "run it again", digest)
+
+
+def test_a_file_named_by_its_digest_replaces_the_one_before(tmp_path):
+    path = tmp_path / "a.npz"
+    one = save_hashed(path, lambda file: file.write_text("one"))
+    two = save_hashed(path, lambda file: file.write_text("two"))
+    assert list(tmp_path.iterdir()) == intact_files(path) == [two] and one != two
+    two.write_text("twO")
+    assert intact_files(path) == [] and not is_intact(one)
 
 
 def test_what_a_killed_process_left_unfinished_is_swept(tmp_path):

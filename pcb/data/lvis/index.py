@@ -4,8 +4,9 @@
     index.classes, index.image_count, index.labels, index.missing_images, index.objects(0)
 
 With `cache`, the first process reads the file into an Arrow file that every process maps into
-memory: all ranks and workers of a machine share the same pages. Without it, the same arrays are in
-the memory of this process.
+memory: all ranks and workers of a machine share the same pages. A record beside it holds its digest
+and that of the annotations; a file that does not match is made again. Without `cache`, the same
+arrays are in the memory of this process.
 
 Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package. A *row* is an image's
 position in the file. Needs neither `lvis` nor torch.
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -36,11 +38,12 @@ from pcb.data.lvis.annotations import (
 )
 from pcb.data.lvis.releases import version_by_classes
 from pcb.errors import UserError
-from pcb.files import atomic, locked
+from pcb.files import atomic, locked, sha256
 from pcb.frequency import THRESHOLDS, group
+from pcb.study.records import read_record, write_record
 
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
-CACHE_FORMAT = 1  # caches of another format are remade
+CACHE_FORMAT = 2  # caches of another format are remade
 METADATA_KEY = b"pcb"  # of the Arrow schema
 
 
@@ -353,51 +356,65 @@ def _open_cached(path: Path, folder: Path) -> tuple[dict, list[pa.RecordBatch]]:
     """
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     cache = folder / f"{path.stem}-{digest}.arrow"
-    source = _source(path)
-    content = _load_cache(cache, source)
-    if content is None:
+    if not _is_valid(path, cache):
         with locked(folder / f".{cache.stem}.lock", f"the index of {path.name}", wait=True):
-            content = _load_cache(cache, source)
-            if content is None:
-                _write_cache(path, cache, source)
-                content = _load_cache(cache, source)
-    if content is None:
-        raise UserError(
-            f"{cache}: the index was written but cannot be read back",
-            "delete it and run the command again",
-        )
-    return content
-
-
-def _source(path: Path) -> dict:
-    """What a cache must have been made of: the file by path, size and time, and the format."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return {}  # reading it will raise the error for the user
-    return {
-        "path": str(path.resolve()),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "format": CACHE_FORMAT,
-    }
-
-
-def _load_cache(cache: Path, source: dict) -> tuple[dict, list[pa.RecordBatch]] | None:
-    """Summary and batches; None if the cache is missing, damaged, or not of `source`."""
+            if not _is_valid(path, cache):
+                _write_cache(path, cache)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(cache)))
         summary = json.loads(reader.schema.metadata[METADATA_KEY])
-        if summary["source"] != source:
-            return None
         return summary, [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
-        return None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{cache} cannot be read: {error}", "run the command again") from error
 
 
-def _write_cache(path: Path, cache: Path, source: dict) -> None:
+def _is_valid(path: Path, cache: Path) -> bool:
+    """Whether a cache is intact and of the present annotation file.
+
+    Its record holds the digest of both. They are computed again only where size, times or inode of
+    a file are not those at the last check: every job opens the index, and LVIS's has 0.7 GB.
+    """
+    try:
+        record = read_record(_record_of(cache))
+    except UserError:
+        return False
+    files = {"annotations": path, "index": cache}
+    if record is None or record.get("format") != CACHE_FORMAT or not cache.exists():
+        return False
+    if not path.exists():
+        return False  # reading it will raise the error for the user
+    found = {name: _identity(file) for name, file in files.items()}  # before they are read
+    changed = [name for name in files if record[name]["stat"] != found[name]]
+    for name in changed:
+        if sha256(files[name]) != record[name]["sha256"]:
+            if name == "index":
+                print(f"{cache} is damaged: it is made again", flush=True)
+            return False
+    if changed:
+        with suppress(UserError):  # in a folder that may only be read, it is checked every time
+            _write_record(cache, {name: (record[name]["sha256"], found[name]) for name in files})
+    return True
+
+
+def _record_of(cache: Path) -> Path:
+    return cache.with_suffix(".json")
+
+
+def _write_record(cache: Path, files: dict[str, tuple[str, list[int]]]) -> None:
+    entries = {name: {"sha256": digest, "stat": stat} for name, (digest, stat) in files.items()}
+    write_record(_record_of(cache), {"format": CACHE_FORMAT, **entries})
+
+
+def _identity(path: Path) -> list[int]:
+    """What changes with a file's content: unlike its other times, ctime cannot be set back."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _write_cache(path: Path, cache: Path) -> None:
+    before = _identity(path) if path.exists() else []
     content = read_annotation_file(path)
-    metadata = {METADATA_KEY: json.dumps({**_summary(content), "source": source})}
+    metadata = {METADATA_KEY: json.dumps(_summary(content))}
     with (
         atomic(cache) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -413,6 +430,8 @@ def _write_cache(path: Path, cache: Path, source: dict) -> None:
         for batch in record_batches(path, content):
             writer.write_batch(batch)
             progress.update(len(batch))
+    index = sha256(cache), _identity(cache)
+    _write_record(cache, {"annotations": (content.sha256, before), "index": index})
 
 
 def _summary(content: AnnotationFile) -> dict:
