@@ -64,15 +64,19 @@ def report(error: UserError, options: Sequence[str] = ()) -> int:
         The exit status.
     """
     lines = [f"error: {error.what}", *([f"fix: {error.fix}"] if error.fix else [])]
+    for line in lines:
+        print(with_options(line, options), file=sys.stderr)
+    return 2
+
+
+def with_options(text: str, options: Sequence[str]) -> str:
+    """Add the options that select the study to the commands in a text."""
     selection = f" {shlex.join(options)}" if options else ""
     given = dict(zip(options[::2], options[1::2], strict=True))
     pairs = [f"{key[2:]}={value}" for key, value in given.items() if key != "--study"]
     config = f" --config {shlex.join(pairs)}" if pairs else ""
-    for line in lines:
-        text = re.sub(r"`(pcb [a-z][^`]*)`", lambda match: f"`{match[1]}{selection}`", line)
-        text = re.sub(r"`(snakemake --cores [^`]*)`", lambda match: f"`{match[1]}{config}`", text)
-        print(text, file=sys.stderr)
-    return 2
+    text = re.sub(r"`(pcb [a-z][^`]*)`", lambda match: f"`{match[1]}{selection}`", text)
+    return re.sub(r"`(snakemake --cores [^`]*)`", lambda match: f"`{match[1]}{config}`", text)
 
 
 # The verbs -----------------------------------------------------------------------------------
@@ -137,6 +141,7 @@ def measure(arguments: Namespace) -> None:
     study = load(arguments)
     hardware = study.scale["hardware"]
     gpus = hardware["gpus_per_job"] if installed() else 0  # without a GPU only sizes are measured
+    require_gpus(study, gpus)
     with ranks(gpus, hardware["device"], arguments.given):
         from pcb.planning.measure import measure as run
 
@@ -151,6 +156,36 @@ def status(arguments: Namespace) -> None:
     from pcb.planning.status import status as text
 
     print(text(load(arguments)))
+
+
+def doctor(arguments: Namespace) -> None:
+    """Check this machine, the environment and the data; print the fix of each problem.
+
+    Takes seconds to a minute and changes nothing. Exit status 1 if anything is an error. With
+    --only and --device it reads no scale.
+    """
+    import json
+    from dataclasses import replace
+
+    from pcb.doctor import report as doctor
+
+    if arguments.device:
+        machine = doctor.Machine(arguments.device == "cuda")
+    else:
+        machine = doctor.of_study(load(arguments))
+    for name in arguments.only:
+        check("check", name, [*doctor.ENVIRONMENT, *doctor.STUDY])
+    options = options_of(arguments)
+    findings = [
+        replace(finding, fix=with_options(finding.fix, options))
+        for finding in doctor.diagnose(machine, arguments.only)
+    ]
+    if arguments.json:
+        print(json.dumps(doctor.as_data(findings), indent=1))
+    else:
+        print(doctor.text(findings))
+    if doctor.as_data(findings)["errors"]:
+        raise SystemExit(1)
 
 
 def make_data(arguments: Namespace) -> None:
@@ -233,7 +268,9 @@ def pretrain(arguments: Namespace) -> None:
     study = load(arguments)
     check("backbone", arguments.backbone, study.scale["backbones"])
     trains = study.scale["backbones"][arguments.backbone]["weights"] == "pretrain"
-    with lease(min(1, study.scale["hardware"]["gpus_per_job"]) if trains else 0):
+    gpus = min(1, study.scale["hardware"]["gpus_per_job"]) if trains else 0
+    require_gpus(study, gpus)
+    with lease(gpus):
         from pcb.training.pretrain import pretrain as run
 
         run(study, arguments.backbone)
@@ -249,6 +286,7 @@ def train(arguments: Namespace) -> None:
     study = load(arguments)
     check_run(study, arguments)
     hardware = study.scale["hardware"]
+    require_gpus(study, hardware["gpus_per_job"])
     with ranks(hardware["gpus_per_job"], hardware["device"], arguments.given):
         from pcb.training.train import train as run
 
@@ -273,7 +311,9 @@ def infer(arguments: Namespace) -> None:
 
     study = load(arguments)
     check_run(study, arguments)
-    with lease(min(1, study.scale["hardware"]["gpus_per_job"])):
+    gpus = min(1, study.scale["hardware"]["gpus_per_job"])
+    require_gpus(study, gpus)
+    with lease(gpus):
         from pcb.inference.infer import infer as run
 
         run(study, arguments.run, arguments.seed, split=arguments.split)
@@ -288,7 +328,9 @@ def confusion(arguments: Namespace) -> None:
 
     study = load(arguments)
     check_run(study, arguments)
-    with lease(min(1, study.scale["hardware"]["gpus_per_job"])):
+    gpus = min(1, study.scale["hardware"]["gpus_per_job"])
+    require_gpus(study, gpus)
+    with lease(gpus):
         from pcb.inference.infer import train_confusion
 
         train_confusion(study, arguments.run, arguments.seed)
@@ -424,6 +466,14 @@ def options_of(arguments: Namespace) -> list[str]:
     return [word for key, value in selected(arguments).items() for word in (f"--{key}", value)]
 
 
+def require_gpus(study: Study, gpus: int) -> None:
+    """Stop a job whose environment cannot use GPUs, with the fix that `pcb doctor` prints."""
+    if gpus:  # the import is spared on a CPU
+        from pcb.doctor.report import require_gpus as require
+
+        require(study, gpus)
+
+
 def run_separately(command: list[str]) -> None:
     """Run a Python module as a process of its own; exit with its status if it fails."""
     import subprocess
@@ -483,7 +533,7 @@ def check_targets(study: Study, targets: Collection[str]) -> None:
 def contents() -> str:
     """The verbs by purpose, each with the first sentence of its docstring."""
     groups: dict[str, tuple[FunctionType, ...]] = {
-        "the whole": (reproduce, plan, measure, status),
+        "the whole": (reproduce, doctor, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
         "one run": (pretrain, trunk, train, infer, confusion, score, oracle),
         "pages": (gather, render, site, publish),
@@ -604,6 +654,16 @@ def parser() -> argparse.ArgumentParser:
         help="number of timed iterations of each kind of training (default: 10)",
     )
     verb(status)
+    command = verb(doctor)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--only", nargs="+", default=[], metavar="CHECK", help="run only these checks"
+    )
+    command.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="check the environment for this device, without a scale",
+    )
     verb(make_data).add_argument(
         "dataset", help="a data set of the scale, such as v05, or pretrain"
     )
