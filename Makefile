@@ -9,17 +9,20 @@
 PYTHON ?= python3
 CORES ?= all
 ENV ?= .venv
+LOCK ?= requirements.lock
 BIN := $(ENV)/bin
 
 help:
 	@sed -n '2,5s/^# //p' Makefile
-	@echo "  make setup   only the set-up"
+	@echo "  make setup   only the set-up; again after a change of GPU, driver or CUDA"
 	@echo "  make bench   benchmarks, each against a reference of the same run (QUICK=1: rough)"
 
-setup: $(ENV)/.ready
+# Always runs: a GPU, another torch or another lock since the last time is noticed.
+setup:
+	@PYTHON="$(PYTHON)" ENV="$(ENV)" LOCK="$(LOCK)" sh tools/setup.sh
 
-$(ENV)/.ready: requirements.lock pyproject.toml tools/setup.sh
-	@PYTHON="$(PYTHON)" ENV="$(ENV)" sh tools/setup.sh
+$(ENV)/.ready: $(LOCK) pyproject.toml tools/setup.sh
+	@PYTHON="$(PYTHON)" ENV="$(ENV)" LOCK="$(LOCK)" sh tools/setup.sh
 
 demo: $(ENV)/.ready
 	@$(BIN)/python -m pcb reproduce --scale mini --cores $(CORES)

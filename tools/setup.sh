@@ -1,17 +1,24 @@
 #!/bin/sh
 # Create .venv with the locked versions. Each finished step leaves a stamp, so an interrupted set-up
 # resumes, and a changed lock repeats only the steps that it affects.
-#   PYTHON  the interpreter (default: python3)
-#   ENV     another environment than .venv, e.g. of conda and environment.yml: ENV=$CONDA_PREFIX
+#   PYTHON      the interpreter (default: python3)
+#   ENV         another environment than .venv, e.g. of conda and environment.yml: ENV=$CONDA_PREFIX
+#   LOCK        the versions (default: requirements.lock); requirements-cuda12.lock for older drivers
+#   FORCE_CUDA  1: mmcv's operators for CUDA, without a GPU too, as in a container or on a login
+#               node; 0: for the CPU only. Default: for CUDA where nvidia-smi finds a GPU
+#   TORCH_CUDA_ARCH_LIST  GPU generations to compile for, such as "8.0;9.0". Default: the GPUs of
+#               this machine; without one, all that torch supports, which takes longer
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=${ENV:-.venv}
+lock=${LOCK:-requirements.lock}
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n  fix: %s\n' "$1" "$2" >&2; exit 2; }
-pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" requirements.lock; }
+pinned() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$lock"; }
 
+[ -f "$lock" ] || die "there is no file $lock" "leave out LOCK, or choose one of: $(echo *.lock)"
 command -v "$python" >/dev/null ||
     die "$python was not found" \
         "install Python 3.11 or 3.12, or name one: make demo PYTHON=/path/to/python3.11"
@@ -28,52 +35,144 @@ command -v g++ >/dev/null ||
     die "Python's C headers are missing" "on Debian or Ubuntu: apt-get install python3-dev"
 
 # An interpreter that does not start comes from an interrupted or moved set-up.
-if [ $venv = .venv ] && [ -d $venv ] && ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
+if [ "$venv" = .venv ] && [ -d .venv ] && ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "Removing a broken .venv"
-    rm -rf $venv
+    rm -rf .venv
 fi
-if [ ! -x $venv/bin/python ]; then
-    say "Creating .venv ($("$python" --version))"
-    "$python" -m venv $venv
+if [ ! -x "$venv/bin/python" ]; then
+    say "Creating $venv ($("$python" --version))"
+    "$python" -m venv "$venv"
 fi
-pip() { $venv/bin/python -m pip "$@" --disable-pip-version-check; }
+rm -f "$venv/.ready"
+pip() { "$venv/bin/python" -m pip "$@" --disable-pip-version-check; }
+doctor() { PYTHONPATH=. "$venv/bin/python" -m pcb doctor "$@"; }
 
-# A stamp holds the version that is installed.
+# A stamp holds what is installed.
+stamp() { cat "$venv/.$1" 2>/dev/null || echo none; }
+
 torch="torch==$(pinned torch)"
-if [ "$(cat $venv/.torch 2>/dev/null || echo none)" != "$torch" ]; then
+if [ "$(stamp torch)" != "$torch" ]; then
     say "Installing $torch (about 200 MB for the CPU build, some GB with CUDA)"
     needed='^(pip|setuptools|wheel|packaging|ninja|psutil|numpy|cython)=='
-    pip install "$torch" $(grep -iE "$needed" requirements.lock)
-    echo "$torch" >$venv/.torch
+    pip install "$torch" $(grep -iE "$needed" "$lock")
+    echo "$torch" >"$venv/.torch"
 fi
 
-cuda=0
-if [ "${PCB_CPU_ONLY:-0}" != 1 ] && command -v nvidia-smi >/dev/null &&
-    nvidia-smi -L >/dev/null 2>&1; then
-    version='import torch; print(torch.version.cuda or "that matches your driver")'
-    command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] ||
-        die "this machine has an NVIDIA GPU but no nvcc, which mmcv's CUDA operators need" \
-            "install the CUDA toolkit $($venv/bin/python -c "$version") \
-(conda: environment.yml includes it), or set PCB_CPU_ONLY=1 for a CPU build"
-    cuda=1
+packages=$(cksum <"$lock")-$(cksum <pyproject.toml)
+if [ "$(stamp packages)" != "$packages" ]; then
+    say "Installing the other packages of $lock (two minutes)"
+    grep -vE '^(torch|onedl-mmcv)==' "$lock" >"$venv/.others"
+    pip install -qq --no-deps --no-build-isolation -r "$venv/.others"
+    pip install -qq --no-deps --no-build-isolation --editable .
+    echo "$packages" >"$venv/.packages"
 fi
 
-mmcv="onedl-mmcv==$(pinned onedl-mmcv) cuda=$cuda"
-if [ "$(cat $venv/.mmcv 2>/dev/null || echo none)" != "$mmcv" ]; then
+# What is to be built, and what is there ------------------------------------------------------
+
+gpu=0
+if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then gpu=1; fi
+if [ "${PCB_CPU_ONLY:-0}" = 1 ]; then cuda=0; else cuda=${FORCE_CUDA:-$gpu}; fi
+facts=$("$venv/bin/python" -c '
+import torch
+from importlib import metadata
+def version(name):
+    return next((d.version for d in metadata.distributions(name=name)), "none")
+flags = (torch._C._cuda_getArchFlags() or "").split() if torch.version.cuda else []
+names = [f[3:-1] + "." + f[-1] for f in flags if f.startswith("sm_")]
+print(torch.__version__, torch.version.cuda or "none", version("onedl-mmcv"),
+      version("cuda-toolkit"), ";".join(names) or "none")')
+set -- $facts
+torch_version=$1 torch_cuda=$2 mmcv_version=$3 toolkit=$4 all_archs=$5
+
+if [ "$cuda" = 1 ]; then
+    # A CPU build of torch and an old driver would be noticed by the first job only.
+    if [ "$gpu" = 1 ]; then checks="torch driver"; else checks=torch; fi
+    doctor --device cuda --only $checks ||
+        die "mmcv's operators cannot be built for this machine's GPUs" \
+            "follow the lines above, or set PCB_CPU_ONLY=1 for operators that run on the CPU only"
+    if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
+        TORCH_CUDA_ARCH_LIST=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
+            grep -E '^[0-9]+\.[0-9]+$' | sort -u | paste -sd ';') || true
+    fi
+    export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$all_archs}"
+    want="torch=$torch_version cuda=$torch_cuda archs=$TORCH_CUDA_ARCH_LIST"
+else
+    want="torch=$torch_version cuda=none"
+fi
+mmcv="onedl-mmcv==$(pinned onedl-mmcv)"
+want="$mmcv $want"
+
+# mmcv's operators ----------------------------------------------------------------------------
+
+# nvcc has to be of the same major version as torch's CUDA, with the headers that torch includes.
+fits() {
+    [ -x "$1/bin/nvcc" ] || return 1
+    release=$("$1/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+    [ "${release%%.*}" = "${torch_cuda%%.*}" ] || return 1
+    for header in cusparse.h cublas_v2.h cusolverDn.h; do
+        [ -f "$1/include/$header" ] || [ -f "$1/targets/x86_64-linux/include/$header" ] || return 1
+    done
+}
+
+find_toolkit() {
+    on_path=$(command -v nvcc || true)
+    given=${CUDA_HOME:-${CUDA_PATH:-}}
+    for home in "$given" "${on_path%/bin/nvcc}" /usr/local/cuda; do
+        if [ -n "$home" ] && fits "$home"; then
+            export CUDA_HOME="$home"
+            return
+        fi
+    done
+    found=${given:-${on_path:-nothing}}
+    say "No complete CUDA ${torch_cuda%%.*} toolkit ($found found): taking nvcc from the packages" \
+        "of torch's CUDA libraries (150 MB)"
+    load="load or install CUDA $torch_cuda and set CUDA_HOME to it (module load cuda/$torch_cuda)"
+    [ "$toolkit" != none ] ||
+        die "torch $torch_version is built for CUDA $torch_cuda, and no nvcc of it was found" "$load"
+    pip install "cuda-toolkit[nvcc,cccl]==$toolkit" ||
+        die "nvcc $torch_cuda could not be installed" "$load"
+    export CUDA_HOME=$("$venv/bin/python" -c '
+import importlib.util, sys
+print(*importlib.util.find_spec("nvidia.cu" + sys.argv[1]).submodule_search_locations)' \
+        "${torch_cuda%%.*}")
+    ln -sf "libcudart.so.${torch_cuda%%.*}" "$CUDA_HOME/lib/libcudart.so" # what -lcudart looks for
+    fits "$CUDA_HOME" || die "$CUDA_HOME is not a complete CUDA $torch_cuda toolkit" "$load"
+}
+
+# Arguments: more options of pip. -g0: without debug symbols the build takes half the time.
+build() {
     jobs=$(getconf _NPROCESSORS_ONLN)
-    if [ $cuda = 1 ]; then minutes=$((45 / jobs + 2)); else minutes=$((22 / jobs + 1)); fi
-    say "Building mmcv's operators from source: about $minutes minutes on $jobs cores" \
-        "(once: pip caches the result)"
-    MMCV_WITH_OPS=1 FORCE_CUDA=$cuda MAX_JOBS=$jobs \
-        pip install --no-deps --no-build-isolation "${mmcv% cuda=*}"
-    echo "$mmcv" >$venv/.mmcv
-fi
+    if [ "$cuda" = 1 ]; then minutes=$((45 / jobs + 2)); else minutes=$((22 / jobs + 1)); fi
+    say "Building mmcv's operators from source: about $minutes minutes on $jobs cores ($want)"
+    MMCV_WITH_OPS=1 FORCE_CUDA=$cuda MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
+        pip install --no-deps --no-build-isolation "$@" "$mmcv"
+}
 
-say "Installing the other packages of requirements.lock (two minutes)"
-pip install -qq --no-deps --no-build-isolation -r requirements.lock
-pip install -qq --no-deps --no-build-isolation --editable .
-$venv/bin/python -c 'import torch, mmcv.ops, mmdet' ||
+if [ "$cuda" = 1 ]; then
+    # Always from scratch: pip's cache does not know for which CUDA and GPUs a wheel was built.
+    if [ "$(stamp mmcv)" != "$want" ]; then
+        find_toolkit
+        build --no-cache-dir --force-reinstall
+        echo "$want" >"$venv/.mmcv"
+    fi
+    device=cuda
+else
+    device=cpu
+    if [ "$(stamp mmcv)" != "$want" ]; then
+        if [ "$mmcv" != "onedl-mmcv==$mmcv_version" ]; then build; fi
+        # What pip's cache or an earlier set-up had may be of another torch.
+        doctor --device cpu --only operators >/dev/null || build --no-cache-dir --force-reinstall
+        echo "$want" >"$venv/.mmcv"
+    fi
+fi
+doctor --device $device --only operators || {
+    rm -f "$venv/.mmcv"
+    die "mmcv's operators do not work" "run this again, which builds them anew; the lines above \
+show the cause"
+}
+
+"$venv/bin/python" -c 'import torch, mmcv.ops, mmdet' ||
     die "the installed packages do not import" \
         "remove $venv and run this again; the lines above show the cause"
-date >$venv/.ready
+date >"$venv/.ready"
 say "Set-up is complete"
