@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pcb.cluster.torchrun import is_rank
+from pcb.cluster.launcher import is_rank
 from pcb.doctor.checks import ENVIRONMENT, STUDY, Finding, Machine
 from pcb.errors import UserError, combined
 

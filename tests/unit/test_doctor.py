@@ -252,7 +252,7 @@ def test_a_job_on_a_gpu_stops_before_it_starts(tmp_path, monkeypatch, capsys):
     healthy = gpu_machine(operators=None).probe
     monkeypatch.setattr(Machine, "probe", healthy)
     monkeypatch.setattr(Machine, "driver", [{"driver_version": "580.65.06"}])
-    monkeypatch.setattr("pcb.cluster.torchrun.lease", lambda gpus: pytest.fail("took a lease"))
+    monkeypatch.setattr("pcb.cluster.launcher.lease", lambda gpus: pytest.fail("took a lease"))
     run = next(iter(load_study("midi").experiments))
     for verb in ("train", "infer", "confusion"):
         status = cli.main([verb, run, "--scale", "midi", "--results", str(tmp_path)])
