@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pcb.formatting import commit, duration, number
-from pcb.study.departures import data_title, departures, detectors
+from pcb.study.departures import data_title, departures, detectors, unstated
 
 
 def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
@@ -21,6 +21,7 @@ def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
         "generated": "synthetic" in scale,
         "detectors": detectors(scale, backbones),
         "departures": departures(scale, backbones),
+        "unstated": unstated(),
         "notes": scale.get("notes", []),
     }
 
@@ -87,6 +88,7 @@ def caption(about: dict) -> list[tuple[str, str]]:
         out.append((f"Departures: {group}", text))
     if not scale["departures"]:
         out.append(("Departures", "none: the recipe is the one for LVIS"))
+    out.append(("Not in the paper", scale["unstated"]))
     if scale["notes"]:
         out.append(("Notes", " ".join(notes(about))))
     if not runs:

@@ -96,6 +96,16 @@ def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]
     return [f"{group}: {'; '.join(lines)}" for group, lines in groups.items() if lines]
 
 
+def unstated() -> str:
+    """What the LVIS scale takes from the released configs because the paper does not state it."""
+    train = read_yaml(LVIS)["train"]
+    return (
+        f"warm-up of {show(train['warmup_iters'])} iterations, {train['amp']} and the RFS "
+        f"threshold {show(train['rfs_threshold'])} of the LVIS recipe are those of the released "
+        "configs; the paper states none of them"
+    )
+
+
 def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departure]:
     """Every departure of a scale with the settings that it accounts for, in the order of rules."""
     # The order must not be that of the mapping: study.json, which jobs read, holds it sorted.
