@@ -161,13 +161,29 @@ class Matches:
             seen = seen + (hit * (weight * partial[matched, None])).cumsum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             precision = right / (seen + np.spacing(1))
-            recall = right / objects
+            recall = right / np.where(objects > 0, objects, 1)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         # Recall levels that are first reached at this match; the first match also has level 0.
-        levels = np.searchsorted(RECALLS, recall, side="right")
+        levels = levels_reached(recall)
         new = np.diff(levels, axis=1, prepend=0)
         ap = (precision * new).sum((0, 1)) * (100 / (len(IOU_THRESHOLDS) * len(RECALLS)))
         return np.where(objects > 0, ap, np.nan)
+
+
+def levels_reached(recall: np.ndarray) -> np.ndarray:
+    """How many of `RECALLS` each recall reaches: a faster `np.searchsorted(RECALLS, recall)`.
+
+    Args:
+        recall: Any shape, in [0, 1].
+
+    Returns:
+        int64 of that shape, 1 to 101.
+    """
+    steps = len(RECALLS) - 1
+    level = (recall * steps).astype(np.int64)  # rounding may miss the true level by one
+    level += RECALLS[np.minimum(level + 1, steps)] <= recall
+    level = np.minimum(level, steps)
+    return level - (RECALLS[level] > recall) + 1
 
 
 def group_means(ap: np.ndarray, groups: str) -> dict[str, np.ndarray]:

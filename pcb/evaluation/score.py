@@ -22,8 +22,10 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
+from pcb.evaluation.bootstrap import resample_ap, resamples, write_bootstrap
 from pcb.evaluation.confusion_metrics import bias_metrics, read_confusion, read_pairwise_bias
 from pcb.evaluation.ground_truth import MAX_DETECTIONS, GroundTruth, gc_disabled
+from pcb.evaluation.matches import match_columns
 from pcb.evaluation.shards import Rows, Shards
 from pcb.frequency import GROUPS
 from pcb.study import Study
@@ -138,8 +140,9 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         split: `val`, `dev` or `train-subset`.
 
     Returns:
-        The metrics, which it also writes to `study.paths.metrics(run, seed, split)`: all variants,
-        mask and box AP, and of `plain` the bias metrics PwB, Mrf, Mfr, Mup and Mcor.
+        The metrics, which it also writes to `study.paths.metrics(run, seed, split)`, on val with
+        `study.paths.bootstrap(run, seed)` beside them: all variants, mask and box AP, and of
+        `plain` the bias metrics PwB, Mrf, Mfr, Mup and Mcor.
 
     Raises:
         UserError: Detections are missing or of another training, or a file is broken.
@@ -186,6 +189,8 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             }
             for c, count in zip(gt.categories, train.image_count, strict=True)
         ]
+    if split == "val":
+        out["bootstrap"] = detections.bootstrap(column, study.paths.bootstrap(run, seed))
     path = study.paths.confusion(run, seed, split)
     out["confusion"] = digest = manifest.get("confusion")
     confusion = read_confusion(path, out["classes"]["plain"], digest)
@@ -230,6 +235,26 @@ class SplitDetections:
         if (column, iou_type) not in self._scored:
             self._scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
         return self._scored[column, iou_type]
+
+    def bootstrap(self, column: dict[str, str], path: Path) -> dict:
+        """Write the metrics of variants on resamples of the images.
+
+        Args:
+            column: Variant -> column of scores.
+            path: The file.
+
+        Returns:
+            The number of `resamples`, and `sha256` of the file.
+        """
+        weights = resamples(len(self.gt.images))
+        names, types = list(dict.fromkeys(column.values())), ("segm", "bbox")
+        matches = match_columns(self.gt, self.shards, names, types)
+        by_column = {
+            name: resample_ap(matches[name, "segm"], matches[name, "bbox"], weights)
+            for name in names
+        }
+        resampled = {("lvis", variant): by_column[name] for variant, name in column.items()}
+        return {"resamples": len(weights), "sha256": write_bootstrap(path, resampled)}
 
     def choose_gamma(self) -> dict:
         """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column.

@@ -62,15 +62,14 @@ class Results:
     ) -> dict[str, np.ndarray] | None:
         """Metrics of a variant on B resamples of the validation images, as (B,) arrays.
 
-        The resamples are the same for all runs of a data set. None where there are none, as for
-        metrics that were written before there was a bootstrap.
+        The resamples are the same for all runs of a data set. None where there are none.
         """
         metrics = self.metrics(run, seed)
-        if metrics is None:
+        if metrics is None or "bootstrap" not in metrics:
             return None
         if (run, seed) not in self._bootstraps:
             path = self.study.paths.bootstrap(run, seed)
-            self._bootstraps[run, seed] = read_bootstrap(path, metrics["fingerprint"])
+            self._bootstraps[run, seed] = read_bootstrap(path, metrics["bootstrap"]["sha256"])
         return self._bootstraps[run, seed].get((protocol, variant))
 
     def record(self, run: str, seed: int) -> dict | None:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.study import METRICS, load_study
-from pcb.study.records import write_record
+from pcb.study.records import read_record, write_record
 
 RFS_PCB = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 SOFTMAX = "v05_r50_random_softmax_plain"
@@ -50,6 +51,14 @@ def fabricate(study, run, seed=0, **metrics):
         },
     )
     write_confusion(study, run, seed, np.random.default_rng(0).dirichlet(np.ones(12), 12))
+
+
+def resample(study, run, seed, bootstrap):
+    """Write bootstrap.npz of a run, and name it in its metrics.json."""
+    metrics = read_record(study.paths.metrics(run, seed))
+    digest = write_bootstrap(study.paths.bootstrap(run, seed), bootstrap)
+    metrics["bootstrap"] = {"resamples": 50, "sha256": digest}
+    write_record(study.paths.metrics(run, seed), metrics)
 
 
 def write_confusion(study, run, seed, matrix):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import RFS_PCB, SOFTMAX, fabricate, study_in, write_confusion
+from fabricate import RFS_PCB, SOFTMAX, fabricate, resample, study_in, write_confusion
 from matplotlib.text import Text
 
 import pcb.reporting
@@ -292,9 +292,7 @@ def test_verdicts_use_the_resamples_of_the_images(tmp_path):
     )
     noise = np.random.default_rng(0).normal(size=50)
     for run, values in ((help_row, 42 + 3 * noise), (base, 40 + noise)):
-        path = study.paths.bootstrap(run, 0)
-        of_run = study.fingerprint(run, 0)
-        write_bootstrap(path, of_run, {("lvis", "plain"): {"AP": values}})
+        resample(study, run, 0, {("lvis", "plain"): {"AP": values}})
     claim = judged()
     assert claim["ours"] == {
         "verdict": "within noise",
@@ -302,8 +300,9 @@ def test_verdicts_use_the_resamples_of_the_images(tmp_path):
         "provisional": True,
     }
     assert claim["checks"][0]["ours"]["images"] is True
-    write_bootstrap(study.paths.bootstrap(base, 0), "of another training", {})
-    assert judged()["checks"][0]["ours"]["images"] is False
+    write_bootstrap(study.paths.bootstrap(base, 0), {})
+    with pytest.raises(UserError, match="not the file that its metrics"):
+        judged()
 
 
 def test_verdicts_under_another_protocol_read_its_numbers(tmp_path):

@@ -176,7 +176,7 @@ def data_checks(*targets):
 def table_results(*targets):
     """The results behind tables and figures.
 
-    These are metrics and records of their runs, the checks of their data sets and some confusion
+    These are metrics, their bootstrap and records of their runs, the checks of their data sets and some confusion
     matrices.
     """
     return [
@@ -185,7 +185,7 @@ def table_results(*targets):
             get(run, seed)
             for run in study.runs(*targets)
             for seed in study.seeds
-            for get in (paths.train, paths.metrics)
+            for get in (paths.train, paths.metrics, paths.bootstrap)
         ),
         *(
             paths.confusion(run, seed)

@@ -116,6 +116,7 @@ rule score:
         gamma=lambda w: gamma_detections_of(w.run, w.seed),
     output:
         paths.metrics("{run}", "{seed}"),
+        paths.bootstrap("{run}", "{seed}"),
     log:
         paths.log("score/{run}/seed{seed}"),
     benchmark:
