@@ -402,7 +402,8 @@ def site(arguments: Namespace) -> None:
 def publish(arguments: Namespace) -> None:
     """Copy the site to a folder that can be committed or sent.
 
-    Shrinks it and removes this machine's paths; writes DEST/index.html.
+    Removes this machine's paths; writes DEST/index.html, and DEST/published.json, which lists the
+    files of the copy. An earlier copy is replaced; everything else in DEST stays as it is.
     """
     from pcb import formatting
     from pcb.reporting.publish import publish as run

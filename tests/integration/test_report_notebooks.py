@@ -10,7 +10,7 @@ import yaml
 from fabricate import SOFTMAX, fabricate, study_in
 
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import ROOT, write_json
 from pcb.reporting import plots
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
@@ -82,6 +82,16 @@ def test_notebooks_of_images_run_without_any_result(tmp_path):
         pieces = outputs(ROOT / f"notebooks/{name}.ipynb", gather(study, name))
         assert any("not run" in piece.html for piece in pieces if hasattr(piece, "html"))
         assert all(piece.png().startswith(b"\x89PNG") for piece in pieces if hasattr(piece, "png"))
+
+
+def test_a_kernel_that_the_user_installed_is_not_used(tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+    write_json(spec, {"argv": ["false"], "display_name": "mine", "language": "python"})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    study = study_in(tmp_path)
+    gather(study, "table05")
+    assert "<h1>Table 5</h1>" in render(study, "table05").read_text(encoding="utf-8")
 
 
 def test_papermill_renders_a_page_that_needs_no_network(tmp_path):

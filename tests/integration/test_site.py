@@ -6,21 +6,16 @@ usual, but without a kernel.
 
 import csv
 import json
-import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import browser
 import nbformat
 import pytest
 from fabricate import RFS_PCB, SOFTMAX, fabricate, study_in
 
-from pcb.errors import UserError
 from pcb.files import write_text
-from pcb.reporting import publish as publishing
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
-from pcb.reporting.publish import cleaned, publish
 from pcb.reporting.results import Results
 from pcb.reporting.site.build import build
 
@@ -125,49 +120,6 @@ def test_the_data_files_hold_what_was_measured(study):
     assert {run["state"] for run in runs} == {"measured", "not run"} and len(runs) == 43 * 2
     assert all(run["record"]["git"]["commit"] for run in runs if run["state"] == "measured")
     assert len(json.loads(study.paths.download("claims.json").read_text())) == len(study.claims)
-
-
-def test_a_published_copy_names_no_folder_of_this_machine(study, tmp_path, monkeypatch):
-    page = study.paths.html("table06")
-    page.write_text(page.read_text() + f"<!-- {study.paths.gathered('table06')} -->")
-    index = publish(study, tmp_path / "mini")
-    monkeypatch.setattr(publishing, "build", lambda study: study.paths.index)
-    assert (
-        index == tmp_path / "mini/index.html" and publish(study, tmp_path / "mini") == index
-    )  # over the earlier copy
-    copies = {
-        path.relative_to(index.parent): path.read_bytes()
-        for path in index.parent.rglob("*")
-        if path.is_file()
-    }
-    readme = Path("README.md")
-    assert set(copies) - {readme} == {
-        path.relative_to(study.paths.site) for path in study.paths.site.rglob("*") if path.is_file()
-    }
-    links = re.findall(r"\]\((.+?)\)", copies[readme].decode())
-    assert set(links) == {"tables/table06.md", "notebooks/table06.ipynb"} and set(
-        map(Path, links)
-    ) <= set(copies)
-    assert b"results/mini/gathered/table06.json" in copies[page.relative_to(study.paths.site)]
-    assert not any(
-        str(folder).encode() in copy
-        for copy in copies.values()
-        for folder in (study.paths.root, tmp_path)
-    )
-
-
-def test_a_file_that_still_names_a_local_folder_is_not_published(study):
-    with pytest.raises(UserError, match=r"table06\.html would name .*secret"):
-        cleaned(f"<p>{Path.home()}/secret</p>", study, Path("table06.html"))
-    picture = f"data:image/png;base64,iVBOR{Path.home()}/Kgo="
-    assert cleaned(picture, study, Path("table06.html")) == picture
-
-
-def test_publishing_does_not_replace_another_folder(study, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not a published site"):
-        publish(study, tmp_path)
-    assert (tmp_path / "thesis.tex").exists()
 
 
 # In a browser

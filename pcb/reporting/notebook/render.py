@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ from traitlets.config import Config
 
 from pcb import formatting
 from pcb.errors import UserError
-from pcb.files import ROOT, atomic, write_text
+from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
 from pcb.reporting import style, tables
 from pcb.reporting.notebook import template
 from pcb.study import Study
@@ -41,11 +41,10 @@ def render(study: Study, target: str) -> Path:
     Raises:
         UserError: The gathered file is missing or of another format, or the notebook failed.
     """
-    paths = study.paths
-    gathered = paths.gathered(target).resolve()
+    paths, gathered = study.paths, study.paths.gathered(target)
     value = tables.load_json(gathered)  # an error names the file before a kernel starts
     failed = paths.log(f"notebook/{target}").with_suffix(".failed.ipynb")
-    notebook = execute(ROOT / template(target), gathered, failed)
+    notebook = execute(ROOT / template(target), gathered, paths.notebook(target).parent, failed)
 
     if target in study.tables:
         table = tables.ResultTable.from_json(value)
@@ -62,12 +61,14 @@ def render(study: Study, target: str) -> Path:
     return paths.html(target)
 
 
-def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
-    """Run a notebook in a fresh kernel of this interpreter.
+def execute(path: Path, gathered: Path, folder: Path, failed: Path) -> NotebookNode:
+    """Run a notebook in a fresh kernel of this interpreter and this checkout.
 
     Args:
         path: The notebook.
-        gathered: Value of its parameter `gathered`.
+        gathered: File that its parameter `gathered` names.
+        folder: Where it will lie and where it runs. The parameter is relative to it, so that the
+            notebook names no local folder and runs again after the results were moved.
         failed: Where the partly executed notebook is written if a cell fails.
 
     Returns:
@@ -76,21 +77,22 @@ def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
     Raises:
         UserError: A cell failed, or no kernel started.
     """
-    with tempfile.TemporaryDirectory(prefix="pcb-") as folder, private_jupyter(folder):
-        out = Path(folder) / path.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder() as private, private_jupyter(private):
+        out = private / path.name
         try:
             papermill.execute_notebook(
                 path,
                 out,
-                {"gathered": relative(gathered)},
+                {"gathered": os.path.relpath(gathered.resolve(), folder.resolve())},
                 kernel_name="python3",
-                cwd=ROOT,
+                cwd=folder,
                 progress_bar=False,
                 start_timeout=120,
-                config=local_sockets(folder),
+                config=local_sockets(str(private)),
             )
         except papermill.PapermillExecutionError as error:
-            write_text(failed, out.read_text())
+            write_text(failed, out.read_text(encoding="utf-8"))
             raise UserError(
                 f"{path.name}, cell {error.exec_count}, failed: {error.ename}: {error.evalue}",
                 f"see the partly executed notebook: {failed}",
@@ -107,11 +109,6 @@ def execute(path: Path, gathered: Path, failed: Path) -> NotebookNode:
     return notebook
 
 
-def relative(path: Path) -> str:
-    """A path from the repository's root, where the kernel starts; pages name no local folder."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
 def local_sockets(folder: str) -> Config:
     """Let a kernel communicate through sockets in `folder`.
 
@@ -124,12 +121,25 @@ def local_sockets(folder: str) -> Config:
 
 
 @contextmanager
-def private_jupyter(folder: str) -> Generator[None]:
-    """Keep Jupyter's runtime files and IPython's profile in `folder`.
+def private_jupyter(folder: Path) -> Generator[None]:
+    """Keep Jupyter's runtime files, IPython's profile and the kernel `python3` in `folder`.
 
-    Parallel jobs then share no database, and the home folder is not written.
+    Parallel jobs then share no database, and the home folder is not written. A kernel of that name
+    that the user has installed, perhaps of another interpreter, is not used.
     """
-    wanted = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+    kernel = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    write_json(folder / "jupyter/kernels/python3/kernel.json", kernel)
+    code = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    wanted = {
+        "JUPYTER_RUNTIME_DIR": f"{folder}/runtime",
+        "IPYTHONDIR": f"{folder}/ipython",
+        "JUPYTER_PATH": f"{folder}/jupyter",  # searched before the user's folders
+        "PYTHONPATH": code,
+    }
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
     try:
@@ -189,7 +199,7 @@ def export(notebook: NotebookNode, page: dict) -> str:
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(style.FOLDER)])
     page = {
         **page,
-        "css": (style.FOLDER / "page.css").read_text(),
+        "css": (style.FOLDER / "page.css").read_text(encoding="utf-8"),
         "light": HtmlFormatter(style="default").get_style_defs(".highlight"),
         "dark": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
     }
