@@ -236,7 +236,12 @@ CALIBRATIONS: dict[str, Calibration] = {
     ),
     "norcal": Calibration(
         "pcb.calibration:NorCal",
-        "class counts (Pan et al. 2021), γ chosen by AP (Table 8)",
+        "class counts (Pan et al. 2021), γ chosen by AP from 0 on (Table 8)",
+        gammas=NORCAL_GAMMAS,
+    ),
+    "norcal-positive": Calibration(
+        "pcb.calibration:NorCal",
+        "the same with γ > 0, so that it can be worse than its base",
         gammas=NORCAL_GAMMAS,
     ),
 }

@@ -30,7 +30,14 @@ from pcb.evaluation.shards import Rows, Shards
 from pcb.frequency import GROUPS
 from pcb.study import Study
 from pcb.study.records import require_record, write_record
-from pcb.study.variants import NORCAL, annotation_split, gamma_of, gamma_split
+from pcb.study.variants import (
+    NORCAL,
+    NORCAL_POSITIVE,
+    annotation_split,
+    gamma_of,
+    gamma_split,
+    with_gamma,
+)
 
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
@@ -131,7 +138,8 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     NorCal's γ is the one of best mask AP on the split that is scored, as the paper seems to have
     chosen it (it does not state how). On val there is also NorCal with the γ that is best on
     another split: `norcal-dev` where the data set has a split `dev`, else `norcal-train`, with γ
-    chosen on a sample of the training images, which are not scored but were trained on.
+    chosen on a sample of the training images, which are not scored but were trained on. The same
+    holds of `norcal-positive`.
 
     Args:
         study: The study.
@@ -163,15 +171,17 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         "variants": {},
         "classes": {},
     }
-    column = {variant: variant for variant in manifest["variants"] if variant != NORCAL}
-    if NORCAL in manifest["variants"]:
-        out["norcal"] = {split: detections.choose_gamma()}
-        column[NORCAL] = out["norcal"][split]["column"]
-        if split == "val":
-            other = gamma_split(study, run)
-            chosen = SplitDetections(study, run, seed, other).choose_gamma()
-            out["norcal"][annotation_split(other)] = chosen
-            column[f"{NORCAL}-{annotation_split(other)}"] = chosen["column"]
+    tuned = with_gamma(manifest["variants"])
+    column = {variant: variant for variant in manifest["variants"] if variant not in tuned}
+    other = gamma_split(study, run)
+    tuned_on = {split: detections}
+    if tuned and split == "val":
+        tuned_on[annotation_split(other)] = SplitDetections(study, run, seed, other)
+    for variant in tuned:
+        chosen = {name: on.choose_gamma(variant) for name, on in tuned_on.items()}
+        out[variant] = chosen
+        for name, of_gamma in chosen.items():
+            column[variant if name == split else f"{variant}-{name}"] = of_gamma["column"]
     for variant, name in column.items():
         masks, boxes = detections.evaluate(name, "segm"), detections.evaluate(name, "bbox")
         out["variants"][variant] = {
@@ -256,13 +266,16 @@ class SplitDetections:
         resampled = {("lvis", variant): by_column[name] for variant, name in column.items()}
         return {"resamples": len(weights), "sha256": write_bootstrap(path, resampled)}
 
-    def choose_gamma(self) -> dict:
+    def choose_gamma(self, variant: str = NORCAL) -> dict:
         """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column.
+
+        Args:
+            variant: `norcal`, or `norcal-positive`, for which γ is chosen without 0.
 
         Raises:
             UserError: These are detections without NorCal.
         """
-        if NORCAL not in self.manifest["variants"]:
+        if not with_gamma(self.manifest["variants"]):
             raise UserError(
                 f"{self.path} holds no variant {NORCAL!r}", f"run `{self._command}` again"
             )
@@ -271,7 +284,8 @@ class SplitDetections:
         curve = {
             gamma: self.evaluate(column, "segm")["AP"] for gamma, column in sorted(by_gamma.items())
         }
-        best = max(curve, key=lambda gamma: (curve[gamma] or 0, -gamma))
+        choices = [gamma for gamma in curve if gamma or variant != NORCAL_POSITIVE]
+        best = max(choices, key=lambda gamma: (curve[gamma] or 0, -gamma))
         return {
             "gamma": best,
             "column": by_gamma[best],

@@ -49,6 +49,7 @@ from pcb.study.variants import (
     gamma_split,
     score_columns,
     train_subset,
+    with_gamma,
 )
 from pcb.training import build, checkpoint
 
@@ -166,7 +167,7 @@ def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tenso
 def default_variants(study: Study, run: str, split: str) -> list[str]:
     """The evaluation variants that some table needs of a run on a split."""
     variants = study.variants(run)
-    if NORCAL in variants and split == gamma_split(study, run):
+    if with_gamma(variants) and split == gamma_split(study, run):
         return ["plain", NORCAL]
     return variants
 

@@ -8,12 +8,12 @@ from pcb.study.experiment import Experiment
 from pcb.study.records import read_record
 from pcb.study.study import Study
 from pcb.study.variants import (
-    NORCAL,
     TRAIN_SUBSET,
     TRAIN_SUBSET_IMAGES,
     annotation_split,
     confusion_splits,
     gamma_split,
+    with_gamma,
 )
 
 
@@ -69,7 +69,7 @@ def detection_splits(study: Study, run: str) -> list[str]:
     variants, splits = study.variants(run), ["val"]
     if "val" in confusion_splits(variants) and "synthetic" not in study.scale:
         splits.append("val")
-    if NORCAL in variants:
+    if with_gamma(variants):
         splits.append(gamma_split(study, run))
     return splits
 

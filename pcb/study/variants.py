@@ -13,6 +13,7 @@ from pcb.registry import CALIBRATIONS
 from pcb.study.study import Study
 
 NORCAL = "norcal"
+NORCAL_POSITIVE = "norcal-positive"
 TRAIN_SUBSET = "train-subset"  # a fixed sample of the training images, as a split
 TRAIN_SUBSET_IMAGES = 5000
 GAMMA_SPLITS = ("dev", TRAIN_SUBSET)
@@ -26,8 +27,13 @@ def score_columns(variants: Iterable[str]) -> list[str]:
     columns = []
     for variant in variants:
         gammas = CALIBRATIONS[variant].gammas if variant in CALIBRATIONS else ()
-        columns += [f"{variant}-{gamma:g}" for gamma in gammas] or [variant]
-    return columns
+        columns += [f"{NORCAL}-{gamma:g}" for gamma in gammas] or [variant]
+    return list(dict.fromkeys(columns))
+
+
+def with_gamma(variants: Iterable[str]) -> list[str]:
+    """The variants whose γ is chosen: NorCal, with and without γ = 0."""
+    return [v for v in variants if v in CALIBRATIONS and CALIBRATIONS[v].gammas]
 
 
 def gamma_of(column: str) -> float | None:

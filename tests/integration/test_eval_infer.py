@@ -242,6 +242,29 @@ def test_norcal_has_the_best_gamma_of_val_and_norcal_dev_that_of_dev(copied):
     assert on_val[0] == metrics["variants"]["plain"]["AP"]
 
 
+def test_norcal_without_gamma_0_can_be_worse_than_its_base(copied):
+    study, _ = copied
+    both = ["plain", "norcal", "norcal-positive"]
+    columns = infer.infer(study, RUN, 0, variants=both)["columns"]
+    assert (
+        columns == score_columns(both) == ["plain", *(f"norcal-{g / 10:g}" for g in range(1, 11))]
+    )
+    infer.infer(study, RUN, 0, "dev", variants=["plain", "norcal"])
+    metrics = score(study, RUN, 0)
+    assert list(metrics["variants"])[1:] == [
+        *("norcal", "norcal-dev", "norcal-positive", "norcal-positive-dev")
+    ]
+    for split in ("val", "dev"):
+        curve = metrics["norcal-positive"][split]["AP"]
+        assert curve == metrics["norcal"][split]["AP"]
+        positive = {gamma: ap for gamma, ap in curve if gamma}
+        assert positive[metrics["norcal-positive"][split]["gamma"]] == max(positive.values())
+    chosen = metrics["norcal-positive"]["val"]["gamma"]
+    assert (
+        metrics["variants"]["norcal-positive"]["AP"] == dict(metrics["norcal"]["val"]["AP"])[chosen]
+    )
+
+
 def test_norcal_needs_the_detections_on_which_gamma_is_chosen(copied):
     study, _ = copied
     infer.infer(study, RUN, 0, variants=["plain", "norcal"])

@@ -18,11 +18,11 @@ from pcb.study.departures import departures
 from pcb.study.load import notice_of_old_results, save_study_json
 from pcb.study.variants import (
     GAMMA_SPLITS,
-    NORCAL,
     ORACLE_PARTS,
     confusion_splits,
     gamma_split,
     oracle_runs,
+    with_gamma,
 )
 
 sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
@@ -152,7 +152,7 @@ def train_confusion_of(run, seed):
 
 def gamma_detections_of(run, seed):
     """The detections on which the γ of NorCal is chosen beside val, for a run with NorCal."""
-    needed = NORCAL in study.variants(run)
+    needed = with_gamma(study.variants(run))
     return paths.detections(run, seed, gamma_split(study, run)) if needed else []
 
 
