@@ -8,18 +8,20 @@ both cancels. Detections are not matched again; an image that is drawn twice cou
 
 from __future__ import annotations
 
-import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pcb.errors import UserError
-from pcb.files import atomic, sha256
+from pcb.evaluation.confusion_metrics import Confusion, bias_metrics
+from pcb.files import load_npz, save_npz
+from pcb.study.study import BIAS_METRICS
 
 if TYPE_CHECKING:
     from pcb.evaluation.matches import Matches
 
+CHUNK = 2**24  # numbers in the confusion matrices that are held at once
 RESAMPLES = 200  # the error of a standard deviation is then 5 %
 SEED = 20220615
 
@@ -62,6 +64,44 @@ def resample_ap(
     return out | {f"APb{name[2:]}": values for name, values in of_boxes.items()}
 
 
+def resample_bias(
+    arrays: dict[str, np.ndarray],
+    measured: Confusion,
+    image_ids: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The bias metrics of a confusion matrix on resamples of the images.
+
+    Args:
+        arrays: Sums of single images: `image` (K,), `label` (K,) and `image_sums` (K, C).
+        measured: The matrix of all images, for its classes.
+        image_ids: (I,) ids in ascending order.
+        weights: (B, I), what `resamples` returned.
+
+    Returns:
+        The metrics of `pcb.study.study.BIAS_METRICS`, each (B,).
+    """
+    sums, classes = arrays["image_sums"].astype(float), len(measured.names)
+    position = np.searchsorted(image_ids, arrays["image"])
+    order = np.argsort(arrays["label"], kind="stable")
+    bounds = np.searchsorted(arrays["label"][order], np.arange(classes + 1))
+    found: list[dict[str, float | None]] = []
+    step = max(1, CHUNK // classes**2)
+    for start in range(0, len(weights), step):
+        part = weights[start : start + step]
+        matrices = np.zeros((len(part), classes, classes))
+        for label in range(classes):
+            rows = order[bounds[label] : bounds[label + 1]]
+            matrices[:, label] = part[:, position[rows]] @ sums[rows]
+        for matrix in matrices:
+            total = matrix.sum(1, keepdims=True)
+            matrix /= np.maximum(total, np.finfo(float).tiny)
+            of_part = replace(measured, matrix=matrix, seen=total[:, 0] > 0)
+            pwb = float(np.linalg.norm(matrix - matrix.T))
+            found.append({"PwB": pwb, **bias_metrics(of_part)})
+    return {name: np.array([f[name] for f in found], float) for name in BIAS_METRICS}
+
+
 def write_bootstrap(path: Path, bootstrap: Bootstrap) -> str:
     """Write the metrics of a run on resamples as npz, float32.
 
@@ -72,14 +112,12 @@ def write_bootstrap(path: Path, bootstrap: Bootstrap) -> str:
     Returns:
         SHA-256 of the file, for metrics.json.
     """
-    arrays: dict[str, Any] = {
+    arrays = {
         f"{protocol}/{variant}/{metric}": values.astype(np.float32)
         for (protocol, variant), metrics in bootstrap.items()
         for metric, values in metrics.items()
     }
-    with atomic(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
-    return sha256(path)
+    return save_npz(path, **arrays)
 
 
 def read_bootstrap(path: Path, digest: str) -> Bootstrap:
@@ -97,13 +135,7 @@ def read_bootstrap(path: Path, digest: str) -> Bootstrap:
     """
     out: Bootstrap = {}
     fix = "delete the metrics.json beside it; `snakemake --cores all` scores this run again"
-    try:
-        if sha256(path) != digest:
-            raise UserError(f"{path} is not the file that its metrics.json names", fix)
-        with np.load(path) as file:
-            for key in file.files:
-                protocol, variant, metric = key.split("/")
-                out.setdefault((protocol, variant), {})[metric] = file[key].astype(float)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}", fix) from error
+    for key, values in load_npz(path, fix, digest).items():
+        protocol, variant, metric = key.split("/")
+        out.setdefault((protocol, variant), {})[metric] = values.astype(float)
     return out

@@ -22,11 +22,24 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
-from pcb.evaluation.bootstrap import resample_ap, resamples, write_bootstrap
-from pcb.evaluation.confusion_metrics import bias_metrics, read_confusion, read_pairwise_bias
+from pcb.evaluation.bootstrap import (
+    RESAMPLES,
+    Bootstrap,
+    resample_ap,
+    resample_bias,
+    resamples,
+    write_bootstrap,
+)
+from pcb.evaluation.confusion_metrics import (
+    Confusion,
+    bias_metrics,
+    read_confusion,
+    read_pairwise_bias,
+)
 from pcb.evaluation.ground_truth import MAX_DETECTIONS, GroundTruth, gc_disabled
 from pcb.evaluation.matches import match_columns
 from pcb.evaluation.shards import Rows, Shards
+from pcb.files import load_npz
 from pcb.frequency import GROUPS
 from pcb.study import Study
 from pcb.study.records import require_record, write_record
@@ -199,12 +212,14 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             }
             for c, count in zip(gt.categories, train.image_count, strict=True)
         ]
-    if split == "val":
-        out["bootstrap"] = detections.bootstrap(column, study.paths.bootstrap(run, seed))
     path = study.paths.confusion(run, seed, split)
     out["confusion"] = digest = manifest.get("confusion")
     confusion = read_confusion(path, out["classes"]["plain"], digest)
     out["variants"]["plain"] |= read_pairwise_bias(path, digest) | bias_metrics(confusion)
+    if split == "val":
+        resampled = detections.resample(column, confusion)
+        digest = write_bootstrap(study.paths.bootstrap(run, seed), resampled)
+        out["bootstrap"] = {"resamples": RESAMPLES, "sha256": digest}
     write_record(study.paths.metrics(run, seed, split), out)
     return out
 
@@ -216,6 +231,7 @@ class SplitDetections:
         """Raises `UserError` where they are missing or of another training."""
         self.path = path = study.paths.detections(run, seed, split)
         of_split = "" if split == "val" else f" --split {split}"
+        self._images_path = study.paths.confusion_images(run, seed)
         self._command = f"pcb infer {run} --seed {seed}{of_split}"
         self.manifest = require_record(path, study.fingerprint(run, seed), self._command)
         self.shards = Shards(
@@ -246,15 +262,15 @@ class SplitDetections:
             self._scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
         return self._scored[column, iou_type]
 
-    def bootstrap(self, column: dict[str, str], path: Path) -> dict:
-        """Write the metrics of variants on resamples of the images.
+    def resample(self, column: dict[str, str], confusion: Confusion) -> Bootstrap:
+        """The metrics of variants on resamples of the images.
 
         Args:
             column: Variant -> column of scores.
-            path: The file.
+            confusion: The confusion matrix of all images.
 
-        Returns:
-            The number of `resamples`, and `sha256` of the file.
+        Raises:
+            UserError: The sums of single images are missing or damaged.
         """
         weights = resamples(len(self.gt.images))
         names, types = list(dict.fromkeys(column.values())), ("segm", "bbox")
@@ -263,8 +279,12 @@ class SplitDetections:
             name: resample_ap(matches[name, "segm"], matches[name, "bbox"], weights)
             for name in names
         }
-        resampled = {("lvis", variant): by_column[name] for variant, name in column.items()}
-        return {"resamples": len(weights), "sha256": write_bootstrap(path, resampled)}
+        out: Bootstrap = {("lvis", variant): by_column[name] for variant, name in column.items()}
+        path, digest = self._images_path, self.manifest.get("confusion_images")
+        arrays = load_npz(path, f"run `{self._command}` again", digest)
+        of_matrix = resample_bias(arrays, confusion, self.gt.image_ids, weights)
+        out["lvis", "plain"] = out["lvis", "plain"] | of_matrix
+        return out
 
     def choose_gamma(self, variant: str = NORCAL) -> dict:
         """Mask AP over NorCal's γ, the best γ (of equals the smallest) and its column.

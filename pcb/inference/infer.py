@@ -1,6 +1,7 @@
 """Inference: a trained detector over a split, one pass for all evaluation variants.
 
-    infer(study, run, seed)            detections/*.parquet, confusion.npz, then detections.json
+    infer(study, run, seed)            detections/*.parquet, confusion.npz, on val
+                                       confusion-images.npz, then detections.json
     train_confusion(study, run, seed)  confusion-train.npz
 
 Features, proposals, logits and masks are computed once an image (pcb.inference.forward). An
@@ -37,6 +38,7 @@ from pcb.inference.proposal_confusion import (
     load_matrix,
     match,
     write_confusion,
+    write_confusion_images,
 )
 from pcb.study import Study
 from pcb.study.records import require_record, write_record
@@ -116,7 +118,8 @@ def infer(
                     confusions.save(ids, sums)
                 writer.write(ids, columns)
         detector.save_cache()
-    confusion = write_confusion(confusion_path, confusions.total(shards), record["sha256"])
+    total = confusions.total(shards)
+    confusion = write_confusion(confusion_path, total, record["sha256"])
     manifest = {
         "run": run,
         "seed": seed,
@@ -129,6 +132,9 @@ def infer(
         "folder": writer.folder.name,
         "shards": writer.finish(shards),
         "confusion": confusion,
+        "confusion_images": write_confusion_images(study.paths.confusion_images(run, seed), total)
+        if split == "val"
+        else None,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_record(manifest_path, manifest)
@@ -259,6 +265,8 @@ class SplitDetector:
             "checkpoint": self.record["sha256"],
             "data": build.dataset_files(self.study, dataset, annotation_split(self.split)),
         }
+        if self.split == "val":
+            source["by_image"] = True
         return ConfusionShards(folder, fingerprint(source), self.classes)
 
     def count_split(
@@ -277,7 +285,7 @@ class SplitDetector:
     def count(self, sums: ConfusionSums, images: Sequence[Image]) -> None:
         """Add the proposals of images to the sums of the confusion matrix."""
         for image in images:
-            sums.add(*self.matched(image))
+            sums.add(*self.matched(image), image.meta["img_id"] if self.split == "val" else None)
 
     def matched(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
         """The n proposals of an image that match an object: classes (n,) and p̂ (n, C) float64."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,21 +63,38 @@ class ConfusionSums:
     Attributes:
         sums: (C, C) float64, p̂ summed by class of the ground truth.
         counts: (C,) int64, matched proposals of each class.
+        by_image: The sums of single images, where `add` was told the image: for the k classes of
+            some images (k,) image ids, (k,) labels and (k, C) float16 sums of p̂.
     """
 
     def __init__(self, classes: int):
         self.sums, self.counts = np.zeros((classes, classes)), np.zeros(classes, np.int64)
+        self.by_image: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, labels: Tensor, probabilities: Tensor) -> None:
+    def add(self, labels: Tensor, probabilities: Tensor, image: int | None = None) -> None:
         """Add matched proposals.
 
         Args:
             labels: (n,) class of the ground truth of each.
             probabilities: (n, C) p̂ of each.
+            image: Their image, to keep its sums too.
         """
-        rows = labels.cpu().numpy()
-        np.add.at(self.sums, rows, probabilities.double().cpu().numpy())
+        rows, p = labels.cpu().numpy(), probabilities.double().cpu().numpy()
+        np.add.at(self.sums, rows, p)
         np.add.at(self.counts, rows, 1)
+        if image is not None:
+            shown, place = np.unique(rows, return_inverse=True)
+            sums = np.zeros((len(shown), len(self.counts)))
+            np.add.at(sums, place, p)
+            self.by_image.append((np.full(len(shown), image), shown, sums.astype(np.float16)))
+
+    @property
+    def image_arrays(self) -> dict[str, np.ndarray]:
+        """`by_image` as arrays `image` (K,), `label` (K,) and `image_sums` (K, C)."""
+        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, len(self.counts))))
+        columns = zip(*self.by_image or [empty], strict=True)
+        names = ("image", "label", "image_sums")
+        return {k: np.concatenate(v) for k, v in zip(names, columns, strict=True)}
 
     @property
     def matrix(self) -> np.ndarray:
@@ -113,17 +131,15 @@ class ConfusionShards:
     def save(self, image_ids: Sequence[int], sums: ConfusionSums) -> None:
         """Write the shard of these images."""
         rows = sums.counts.nonzero()[0]
-        save_hashed(
-            self.path(image_ids),
-            lambda file: np.savez(
-                file,
-                rows=rows,
-                sums=sums.sums[rows],
-                counts=sums.counts[rows],
-                fingerprint=self.fingerprint,
-                images=image_ids,
-            ),
-        )
+        arrays: dict[str, Any] = {
+            "rows": rows,
+            "sums": sums.sums[rows],
+            "counts": sums.counts[rows],
+            **sums.image_arrays,
+            "fingerprint": self.fingerprint,
+            "images": image_ids,
+        }
+        save_hashed(self.path(image_ids), lambda file: np.savez(file, **arrays))
 
     def total(self, shards: Sequence[Sequence[int]]) -> ConfusionSums:
         """The sums over all shards, added in their order."""
@@ -133,6 +149,7 @@ class ConfusionShards:
             assert arrays, f"{self.path(image_ids)} is counted before"
             total.sums[arrays["rows"]] += arrays["sums"]
             total.counts[arrays["rows"]] += arrays["counts"]
+            total.by_image.append((arrays["image"], arrays["label"], arrays["image_sums"]))
         return total
 
 
@@ -165,6 +182,15 @@ def write_confusion(
         pwb_seen=pairwise_bias(rows[seen][:, seen]).item(),
         pwb_raw=pairwise_bias(matrix).item(),
     )
+
+
+def write_confusion_images(path: Path, total: ConfusionSums) -> str:
+    """Write the sums of single images as npz, for the bootstrap of bias metrics.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    return save_npz(path, **total.image_arrays)
 
 
 def load_matrix(path: Path, checkpoint: str, command: str) -> Tensor:

@@ -79,6 +79,10 @@ class Paths:
         """Confusion matrix over a split's proposals (Eq. 3): `matrix` (C, C) and `seen` (C,)."""
         return self.run(run, seed) / f"confusion{_of(split)}.npz"
 
+    def confusion_images(self, run: str, seed: int) -> Path:
+        """The sums behind the confusion matrix of val, image by image."""
+        return self.run(run, seed) / "confusion-images.npz"
+
     def metrics(self, run: str, seed: int, split: str = "val") -> Path:
         """All metrics of a run on a split, of every evaluation variant."""
         return self.run(run, seed) / f"metrics{_of(split)}.json"

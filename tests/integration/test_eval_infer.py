@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pcb.errors import UserError
+from pcb.evaluation.bootstrap import read_bootstrap
 from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
 from pcb.inference import forward, infer
 from pcb.study import load_study
 from pcb.study.records import read_record, write_record
+from pcb.study.study import BIAS_METRICS
 from pcb.study.variants import gamma_of, score_columns
 from pcb.synthetic.frozen_backbone import FrozenBackboneMaskRCNN
 from pcb.synthetic.generate import Recipe, write_dataset
@@ -165,6 +167,22 @@ def test_shards_of_other_test_settings_are_not_kept(copied):
     after = contents(folder)
     shards = [name for name in before if name.suffix == ".parquet"]
     assert shards and not after.keys() & set(shards)  # a name is a digest of the content
+
+
+def test_score_resamples_every_variant(copied):
+    study, folder = copied
+    metrics = score(study, RUN, 0)
+    found = read_bootstrap(study.paths.bootstrap(RUN, 0), metrics["bootstrap"]["sha256"])
+    assert {variant for _, variant in found} == set(metrics["variants"])
+    plain = found["lvis", "plain"]
+    assert {"AP", "APr", "APc", "APf", "APb", *BIAS_METRICS} <= set(plain)
+    count = metrics["bootstrap"]["resamples"]
+    assert all(values.shape == (count,) for values in plain.values())
+    # Sums of single images add up to the matrix: PwB over resamples lies around the measured one.
+    assert abs(plain["PwB"].mean() - metrics["variants"]["plain"]["PwB"]) < 3 * plain["PwB"].std()
+    study.paths.confusion_images(RUN, 0).unlink()
+    with pytest.raises(UserError, match=r"confusion-images\.npz does not exist"):
+        score(study, RUN, 0)
 
 
 def test_score_writes_every_variant(copied):

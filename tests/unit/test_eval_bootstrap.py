@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from pcb.errors import UserError
-from pcb.evaluation.bootstrap import read_bootstrap, resample_ap, resamples, write_bootstrap
+from pcb.evaluation.bootstrap import (
+    read_bootstrap,
+    resample_ap,
+    resample_bias,
+    resamples,
+    write_bootstrap,
+)
+from pcb.evaluation.confusion_metrics import Confusion, bias_metrics
 from pcb.evaluation.ground_truth import GroundTruth
 from pcb.evaluation.matches import match
 
@@ -110,14 +117,36 @@ def test_each_image_counts_as_often_as_it_is_drawn(tmp_path):
     assert standard_error(weights) > 1.1 * error
 
 
+def test_bias_metrics_on_a_resample_are_those_of_its_images():
+    """Against the matrix of a set in which the images are there as often as they are drawn."""
+    rng, classes, images = np.random.default_rng(0), 6, np.array([7, 11, 30, 31])
+    measured = Confusion(np.eye(classes), np.ones(classes), [""] * 6, list("rrccff"), range(6))
+    image, label = np.repeat(images, 3), np.concatenate([rng.permutation(6)[:3] for _ in images])
+    sums = rng.random((12, classes))
+    weights = rng.multinomial(4, np.full(4, 0.25), 5)
+    arrays = {"image": image, "label": label, "image_sums": sums}
+    found = resample_bias(arrays, measured, images, weights)
+    for b, row in enumerate(weights.tolist()):
+        total = np.zeros((classes, classes))
+        for i, k, s in zip(image, label, sums, strict=True):
+            total[k] += row[list(images).index(i)] * s
+        seen = total.sum(1) > 0
+        matrix = total / np.where(seen, total.sum(1), 1)[:, None]
+        expected = bias_metrics(replace(measured, matrix=matrix, seen=seen))
+        assert found["PwB"][b] == pytest.approx(((matrix - matrix.T) ** 2).sum() ** 0.5)
+        for name, value in expected.items():
+            value = np.nan if value is None else value
+            assert found[name][b] == pytest.approx(value, nan_ok=True)
+
+
 def test_a_changed_file_is_refused(tmp_path):
     path, values = tmp_path / "bootstrap.npz", {"AP": np.array([1.0, np.nan, 3.0])}
     digest = write_bootstrap(path, {("lvis", "plain"): values})
     read = read_bootstrap(path, digest)
     np.testing.assert_array_equal(read["lvis", "plain"]["AP"], values["AP"])
     write_bootstrap(path, {("lvis", "plain"): {"AP": np.zeros(3)}})
-    with pytest.raises(UserError, match="not the file"):
+    with pytest.raises(UserError, match="damaged"):
         read_bootstrap(path, digest)
     path.unlink()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_bootstrap(path, digest)

@@ -25,6 +25,7 @@ from pcb.inference.proposal_confusion import (
     load_matrix,
     match,
     write_confusion,
+    write_confusion_images,
 )
 
 CLASSES = 12
@@ -199,7 +200,7 @@ def test_the_confusion_matrix_equals_that_of_loops(tmp_path):
                 expected[labels[np.argmax(ious)]] += z / z.sum()
                 counts[labels[np.argmax(ious)]] += 1
         rows, of = match(*map(torch.as_tensor, (proposals, truth, labels)))
-        total[i % 2].add(of, foreground(head, logits[rows]))
+        total[i // 2].add(of, foreground(head, logits[rows]), image=i + 1)
     shards, image_ids = ConfusionShards(tmp_path, "abc", CLASSES), [[1, 2], [3, 4]]
     for ids, sums in zip(image_ids, total, strict=True):
         assert not shards.has(ids)
@@ -207,6 +208,12 @@ def test_the_confusion_matrix_equals_that_of_loops(tmp_path):
         assert shards.has(ids) and not shards.has([*ids, 9])
         assert not ConfusionShards(tmp_path, "other", CLASSES).has(ids)
     write_confusion(tmp_path / "confusion.npz", shards.total(image_ids), "sha", np.float64)
+    write_confusion_images(tmp_path / "images.npz", shards.total(image_ids))
+    with np.load(tmp_path / "images.npz") as found:
+        assert set(found["image"]) == {1, 2, 3, 4}
+        summed = np.zeros_like(expected)
+        np.add.at(summed, found["label"], found["image_sums"].astype(float))
+        np.testing.assert_allclose(summed, expected, rtol=1e-3, atol=1e-3)
     expected /= np.maximum(counts, 1)[:, None]
     with np.load(tmp_path / "confusion.npz") as found:
         np.testing.assert_allclose(found["matrix"], expected, atol=1e-6)

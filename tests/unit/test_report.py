@@ -301,7 +301,7 @@ def test_verdicts_use_the_resamples_of_the_images(tmp_path):
     }
     assert claim["checks"][0]["ours"]["images"] is True
     write_bootstrap(study.paths.bootstrap(base, 0), {})
-    with pytest.raises(UserError, match="not the file that its metrics"):
+    with pytest.raises(UserError, match="damaged"):
         judged()
 
 

@@ -10,6 +10,7 @@ rule infer:
     output:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
+        images=paths.confusion_images("{run}", "{seed}"),
     log:
         paths.log("infer/{run}/seed{seed}"),
     benchmark:
@@ -113,6 +114,7 @@ rule score:
     input:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
+        images=paths.confusion_images("{run}", "{seed}"),
         gamma=lambda w: gamma_detections_of(w.run, w.seed),
     output:
         paths.metrics("{run}", "{seed}"),
