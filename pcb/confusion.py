@@ -101,7 +101,8 @@ def class_sums(
 
     Returns:
         Classes (k,), their sums (k, D) and their counts (k,). A class may occur more than once,
-        with the same sum and count each time; both are 0 where no rank has the class.
+        with the same sum and count each time; both are 0 where no rank has the class, or where a
+        value is not finite, which would stay in a moving average forever.
     """
     classes, index, counts = distinct(labels, num_classes)
     sums = sum_by_index(rows, index, len(classes))
@@ -111,7 +112,7 @@ def class_sums(
         dense[classes] = torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)
         all_sum(dense, *([] if extra is None else [extra]))
         every_class = torch.arange(num_classes, device=labels.device)
-        return every_class, dense[:-1, :-1], dense[:-1, -1].long()
+        return every_class, *finite_only(dense[:-1, :-1], dense[:-1, -1].long())
     if needs_static_shapes(labels) and len(labels):
         # Let unused entries repeat the first class, so that writing them changes nothing.
         entries = torch.arange(len(classes), device=labels.device)
@@ -120,7 +121,13 @@ def class_sums(
         counts = counts[used]
         # If every row is ignored, the first entry holds their sum instead of a class's.
         sums = torch.where(counts[:, None] > 0, sums.index_select(0, used), 0)
-    return classes, sums, counts
+    return classes, *finite_only(sums, counts)
+
+
+def finite_only(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Set rows of `sums` (k, D) with a value that is not finite, and their `counts` (k,), to 0."""
+    finite = sums.sum(dim=1).isfinite()
+    return torch.where(finite[:, None], sums, 0), torch.where(finite, counts, 0)
 
 
 class ConfusionMatrix(nn.Module):

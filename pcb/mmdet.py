@@ -22,6 +22,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from pcb.errors import UserError
 from pcb.heads.loce import prefill
+from pcb.heads.roi_extractor import Float32RoIExtractor
 from pcb.losses import Regulariser
 from pcb.registry import LOSSES, PARADIGMS, load_class
 
@@ -53,6 +54,7 @@ def _registry_classes() -> set[str]:
 
 for spec in sorted(_registry_classes()):
     register(load_class(spec))
+register(Float32RoIExtractor)
 
 
 @HOOKS.register_module()
@@ -139,7 +141,8 @@ class PCBEpochHook(Hook):
 class LOCEFillHook(Hook):
     """Fills LOCE's memory and mean scores before the first iteration of a training.
 
-    A resumed training has them in its checkpoint.
+    A resumed training has the scores in its checkpoint, and a small memory
+    (`pcb.heads.loce.FeatureMemory`); a large memory is filled anew.
 
     Args:
         images_per_class: Images of every class from which they are filled.
@@ -152,7 +155,8 @@ class LOCEFillHook(Hook):
         """Fill the memory where it is empty."""
         model, dataset = _bare_model(runner), runner.train_dataloader.dataset
         if not model.roi_head.memory.written.any():
-            prefill(model, dataset, self.images_per_class, get_rank(), get_world_size())
+            ranks = get_rank(), get_world_size()
+            prefill(model, dataset, self.images_per_class, *ranks, scores=runner.iter == 0)
 
 
 def _bare_model(runner: Runner) -> Any:

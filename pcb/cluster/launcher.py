@@ -163,6 +163,7 @@ class Job:
                 "MASTER_PORT": str(listener.getsockname()[1]),
                 "WORLD_SIZE": str(self.count),
                 "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),  # which MMEngine sets otherwise, with a warning
             }
             for rank in range(self.count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}

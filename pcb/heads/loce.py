@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from pcb.heads.stepped import pool
 
+IN_CHECKPOINTS = 2**28  # bytes up to which a memory of features is in checkpoints
 Features = tuple[Tensor, Tensor, Tensor]  # (n, D, h, w), their box targets (n, 4), labels (n,)
 
 
 class FeatureMemory(nn.Module):
     """A ring buffer of RoI features for each class.
 
-    All of it is in buffers and so in checkpoints: C · size · D · h · w float32 values, 4.9 GB for
-    LVIS, on the model's device, in each process. A checkpoint holds that of rank 0.
+    It holds C · size · D · h · w float32 values on the model's device, in each process: 4.9 GB for
+    LVIS. Up to `IN_CHECKPOINTS` bytes it is in checkpoints (that of rank 0). Writing a larger one
+    would take longer than a preempted job has, so a resumed training fills it anew.
 
     Args:
         num_classes: C.
@@ -42,9 +44,12 @@ class FeatureMemory(nn.Module):
     def __init__(self, num_classes: int, size: int, shape: tuple[int, int, int]):
         super().__init__()
         self.size = size
-        self.register_buffer("features", torch.zeros(num_classes, size, *shape))
-        self.register_buffer("targets", torch.zeros(num_classes, size, 4))
-        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
+        features = torch.zeros(num_classes, size, *shape)
+        saved = features.nbytes <= IN_CHECKPOINTS
+        self.register_buffer("features", features, persistent=saved)
+        self.register_buffer("targets", torch.zeros(num_classes, size, 4), persistent=saved)
+        written = torch.zeros(num_classes, dtype=torch.int64)
+        self.register_buffer("written", written, persistent=saved)
 
     @property
     def filled(self) -> Tensor:
@@ -53,13 +58,15 @@ class FeatureMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, features: Tensor, targets: Tensor, labels: Tensor) -> None:
-        """Store features over the oldest of their class.
+        """Store features over the oldest of their class, except for those that are not finite.
 
         Args:
             features: (n, D, h, w).
             targets: (n, 4) box targets.
             labels: (n,) int64 of 0 .. C-1.
         """
+        finite = features.flatten(1).isfinite().all(dim=1) & targets.isfinite().all(dim=1)
+        features, targets, labels = features[finite], targets[finite], labels[finite]
         for c in labels.unique().tolist():
             rows = (labels == c).nonzero().squeeze(1)
             slots = (self.written[c] + torch.arange(len(rows), device=labels.device)) % self.size
@@ -237,7 +244,12 @@ def mean_scores(
 
 @torch.no_grad()
 def prefill(
-    model: TwoStageDetector, dataset, images_per_class: int, rank: int = 0, ranks: int = 1
+    model: TwoStageDetector,
+    dataset,
+    images_per_class: int,
+    rank: int = 0,
+    ranks: int = 1,
+    scores: bool = True,
 ) -> None:
     """Fill the memory and the mean scores of a detector before its training.
 
@@ -249,11 +261,12 @@ def prefill(
         images_per_class: Images of every class, fewer where the data set has fewer.
         rank: This rank.
         ranks: Number of ranks.
+        scores: Fill the mean scores too; not where a checkpoint has them.
     """
     head, training = model.roi_head, model.training
     model.eval()
     image_counts: dict[int, int] = {}
-    scores, classes = [], []
+    means, classes = [], []
     for index in range(rank, len(dataset), ranks):
         present = set(dataset.get_cat_ids(index))
         if all(image_counts.get(c, 0) >= images_per_class for c in present):
@@ -263,10 +276,13 @@ def prefill(
         data = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
         x, truth = model.extract_feat(data["inputs"]), data["data_samples"][0].gt_instances
         head.store_features(x, data["data_samples"])
+        if not scores:
+            continue
         logits = head._bbox_forward(x, bbox2roi([truth.bboxes]))["cls_score"]
-        scores.append(logits.float().softmax(dim=1).gather(1, truth.labels[:, None]).squeeze(1))
+        means.append(logits.float().softmax(dim=1).gather(1, truth.labels[:, None]).squeeze(1))
         classes.append(truth.labels)
     loss = head.bbox_head.loss_cls
     empty = loss.scores[:0]  # so that a rank without images can join the collective
-    loss.update_scores(torch.cat([empty, *scores]), torch.cat([empty.long(), *classes]))
+    if scores:
+        loss.update_scores(torch.cat([empty, *means]), torch.cat([empty.long(), *classes]))
     model.train(training)

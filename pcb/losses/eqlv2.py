@@ -124,6 +124,8 @@ class EQLv2Loss(ClassifierLoss):
     ) -> None:
         """Add |σ - t| w to `pos` and `neg`, split by `positive`. A collective.
 
+        A class with a sum that is not finite, after an overflow in float16, is left out.
+
         Args:
             logits: (N, C+1), without gradient.
             target: As in `equalised_loss`.
@@ -138,6 +140,7 @@ class EQLv2Loss(ClassifierLoss):
         share = positive.index_select(0, rows)[:, classes].mul_(gradient.index_select(0, rows))
         of_positives = share.sum(dim=0, dtype=torch.float64)
         both = all_sum(torch.stack([of_positives, total - of_positives]))
+        both = torch.where(both.sum(dim=0).isfinite(), both, 0)
         self.pos += both[0]
         self.neg += both[1]
 

@@ -48,8 +48,8 @@ class EquilibriumLoss(ClassifierLoss):
     def update_scores(self, scores: Tensor, classes: Tensor) -> None:
         """Update s with new mean scores, before the loss.
 
-        A class with k of them moves by 1 - momentum^k towards their mean. A collective: every rank
-        must call it.
+        A class with k of them moves by 1 - momentum^k towards their mean, or stays where that is
+        not finite. A collective: every rank must call it.
 
         Args:
             scores: (k,) mean scores, one for each ground-truth object.
@@ -62,7 +62,7 @@ class EquilibriumLoss(ClassifierLoss):
         decay = self.momentum**counts
         fg = self.scores[:-1]
         updated = decay * fg + (1 - decay) * sums / counts.clamp(min=1)
-        fg.copy_(torch.where(counts > 0, updated, fg))
+        fg.copy_(torch.where((counts > 0) & updated.isfinite(), updated, fg))
 
     def compute(self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None) -> Tensor:
         """Compute the loss; see `ClassifierLoss.compute`."""

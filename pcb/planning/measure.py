@@ -36,10 +36,10 @@ from pcb.synthetic.generate import generate
 from pcb.training import build, weights
 from pcb.training.checkpoint import serialise
 from pcb.training.hooks import print_once
-from pcb.training.loop import ResumableLoop
+from pcb.training.loop import ResumableLoop, end_workers
 from pcb.training.model import model_overrides
 from pcb.training.pretrain import pretrain
-from pcb.training.runner import Runner
+from pcb.training.runner import Runner, release_memory
 from pcb.training.sampler import EpochSampler
 from pcb.training.train import finished
 
@@ -81,6 +81,7 @@ def measure(study: Study, iterations: int = 10) -> Path:
                 methods = timings.setdefault(quantity, {}).setdefault(key, {})
                 methods[method(study.experiments[run])] = value
             print_once(f"{run}: {summary(measured)}")
+            release_memory()
     hardware = provenance.hardware("cpu" if why else study.scale["hardware"]["device"])
     machine = ", ".join(sorted(set(hardware.get("gpus", [])))) or hardware["cpu"]
     if is_main_process():
@@ -189,14 +190,17 @@ class TimedLoop(ResumableLoop):
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         dataloader = cast(DataLoader, self.dataloader)
-        for _ in range(2):
-            cast(EpochSampler, dataloader.sampler).set_position(self._epoch, 0)
-            loaded = iter(dataloader)
-            self.run_iter(0, islice(loaded, self.micro_batches))
-            began = now()
-            for index in range(1, self.batches + 1):
-                self.run_iter(index, islice(loaded, self.micro_batches))
-            self.seconds = (now() - began) / max(1, self.batches)
+        try:
+            for _ in range(2):
+                cast(EpochSampler, dataloader.sampler).set_position(self._epoch, 0)
+                loaded = iter(dataloader)
+                self.run_iter(0, islice(loaded, self.micro_batches))
+                began = now()
+                for index in range(1, self.batches + 1):
+                    self.run_iter(index, islice(loaded, self.micro_batches))
+                self.seconds = (now() - began) / max(1, self.batches)
+        finally:
+            end_workers(dataloader)
         return self.runner.model
 
 

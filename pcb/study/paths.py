@@ -54,6 +54,10 @@ class Paths:
         """Record of a finished training: provenance and the final checkpoint's path."""
         return self.run(run, seed) / "run.json"
 
+    def training_log(self, run: str, seed: int, trunk: bool = False) -> Path:
+        """Losses of a finished training, or trunk, over its iterations; keys: docs/scaling.md."""
+        return self.run(run, seed) / ("trunk-log.jsonl" if trunk else "log.jsonl")
+
     @property
     def lock(self) -> Path:
         """Lock that a run of the workflow holds while it fills this folder."""

@@ -31,6 +31,7 @@ from pcb.training.memory_format import make_outputs_readable, to_channels_last
 from pcb.training.model import model_overrides
 
 FEATURE_MEMORY = "roi_head.memory."  # prefix of LOCE's memory of features in a state dict
+LOG = "log.jsonl"  # records of losses, in the work folder of a training
 FLIP_ONLY = {"LoadImageFromFile", "LoadAnnotations", "Resize", "RandomFlip", "PackDetInputs"}
 
 
@@ -41,6 +42,7 @@ def config(
     work_dir: str | Path,
     until_epoch: int | None = None,
     stage: int = -1,
+    log: Path | None = None,
 ) -> Config:
     """Return the config of a training.
 
@@ -51,6 +53,7 @@ def config(
         work_dir: Folder of its outputs.
         until_epoch: Stop after this 1-based epoch of the same schedule.
         stage: Index into `study.registry.stages(loss)`.
+        log: The file of records of losses; None: `log.jsonl` in `work_dir`.
     """
     experiment, train, schedule = study.experiments[run], study.scale["train"], study.schedule
     this_stage = study.registry.stages(experiment.loss)[stage]
@@ -72,8 +75,9 @@ def config(
     cfg.param_scheduler = [warmup, drops] if train["warmup_iters"] else [drops]
     cfg.train_cfg = dict(type="ResumableLoop", max_epochs=until_epoch or epochs, seed=seed)
     set_runtime(cfg, study, seed, work_dir, {"run": run, "classes": classes})
-    if this_stage.trained:
-        cfg.custom_hooks.append(dict(type="TrainOnlyHook", prefixes=list(this_stage.trained)))
+    cfg.trained = list(this_stage.trained)
+    number = stage % len(study.registry.stages(experiment.loss))
+    cfg.log = dict(file=str(log or cfg.log.file), stage=number)
     cfg.custom_hooks += [dict(type=hook) for hook in this_stage.hooks]
     return cfg
 
@@ -278,7 +282,9 @@ def set_data(
         ),
         dataset=dict(type="SeededDataset", seed=seed, dataset=data),
     )
-    if workers:  # some images take ten times as long as others, so each worker loads 4 ahead
+    if workers:
+        cfg.train_dataloader.worker_init_fn = dict(type="ignore_stop_signals")
+        # Some images take ten times as long as others, so each worker loads 4 ahead.
         cfg.train_dataloader.prefetch_factor = 4
     cfg.model.data_preprocessor.non_blocking = cuda  # copy pinned images while the GPU computes
 
@@ -316,6 +322,7 @@ def set_runtime(cfg: Config, study: Study, seed: int, work_dir: str | Path, meta
         work_dir: Folder of the outputs.
         meta: Metadata of every checkpoint: run, number of classes.
     """
+    cfg.log = dict(file=str(Path(work_dir) / LOG), stage=0)
     cfg.work_dir, cfg.meta, cfg.checkpoints = str(work_dir), meta, dict(keep=2)
     cfg.randomness = dict(seed=seed)
     cfg.default_scope = "mmdet"

@@ -13,6 +13,7 @@ docs/scaling.md describes what that means for losses that keep statistics.
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import islice
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from mmdet.registry import LOOPS
 from mmengine.dist import get_rank, get_world_size
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
@@ -36,6 +38,28 @@ def seed_everything(*key: int) -> None:
     seed(for_torch)
     np.random.seed(for_numpy)
     random.seed(for_random)
+
+
+@FUNCTIONS.register_module()
+def ignore_stop_signals(worker: int) -> None:
+    """Let a worker of a data loader live on after SIGTERM and Ctrl-C.
+
+    Both may reach the whole process group. The training needs its workers until it has saved;
+    `end_workers` ends them, or the end of their parent does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers(dataloader: DataLoader) -> None:
+    """End the persistent workers of a data loader.
+
+    They ignore SIGTERM, by which Python would end them at its exit, and would use memory beside
+    those of the next training.
+    """
+    iterator, dataloader._iterator = dataloader._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()  # ty: ignore[missing-attribute] of a loader with workers
 
 
 @LOOPS.register_module()
@@ -82,8 +106,11 @@ class ResumableLoop(EpochBasedTrainLoop):
         # The optimiser's wrapper counts micro-batches, from 0: a batch is never incomplete.
         self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, -1)
         self.runner.call_hook("before_train")
-        while self._iter < self._max_iters:
-            self.run_epoch()
+        try:
+            while self._iter < self._max_iters:
+                self.run_epoch()
+        finally:
+            end_workers(self.dataloader)
         self.runner.call_hook("after_train")
         return self.runner.model
 

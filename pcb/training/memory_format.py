@@ -18,15 +18,18 @@ def to_channels_last(model: TwoStageDetector) -> None:
 
 
 def make_outputs_readable(model: TwoStageDetector) -> None:
-    """Make the outputs of FPN and RPN contiguous, and float32 instead of bfloat16.
+    """Make the outputs of FPN and RPN contiguous, and float32 in mixed precision.
 
     mmcv's RoIAlign ignores strides: it would silently misread a channels-last tensor. Neither it
-    nor NMS supports bfloat16.
+    nor NMS supports bfloat16. From float16 features MMDetection 3 would pool large RoIs from
+    another level than MMDetection 2, which converts both outputs to float32
+    (`pcb.heads.roi_extractor`).
     """
 
     def readable(outputs):
         if isinstance(outputs, Tensor):
-            return (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).contiguous()
+            half = outputs.dtype in (torch.float16, torch.bfloat16)
+            return (outputs.float() if half else outputs).contiguous()
         return type(outputs)(readable(output) for output in outputs)
 
     for module in (model.neck, model.rpn_head):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +27,13 @@ from pcb.training.loop import ResumableLoop, seed_everything
 from pcb.training.memory_format import make_outputs_readable, to_channels_last
 
 
+def release_memory() -> None:
+    """Free the memory of runners that are no longer used; they are in reference cycles."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 class Runner(MMRunner):
     """mmengine's runner with our checkpoints; its own messages go to the log file only.
 
@@ -34,6 +43,8 @@ class Runner(MMRunner):
         stop: Whether the training was asked to end early.
         notes: Facts of the training that its checkpoints carry: seconds, CPU seconds.
         losses: The last iteration's losses, detached scalars.
+        unchecked: Those of the iterations since `require_finite` read them.
+        overflows: Iterations in a row, up to the last check, whose loss is not finite.
         started: When the training began, ISO 8601.
     """
 
@@ -47,6 +58,8 @@ class Runner(MMRunner):
         self.stop = StopRequest()
         self.notes: dict = {}
         self.losses: dict[str, torch.Tensor] = {}
+        self.unchecked: list[dict[str, torch.Tensor]] = []
+        self.overflows = 0
         self.started = ""
 
     @property
@@ -66,10 +79,15 @@ class Runner(MMRunner):
         return cast(TwoStageDetector, getattr(self.model, "module", self.model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
-        """Move the model to the scale's device and wrap it for several ranks.
+        """Freeze what the stage does not train, move the model and wrap it for several ranks.
 
         mmengine would use a GPU wherever it finds one, and several ranks only with GPUs.
         """
+        # Before DDP, which would wait for the gradients of parameters that are frozen later.
+        if trained := self.cfg.get("trained"):
+            for name, parameter in model.named_parameters():
+                if not name.startswith(tuple(trained)):
+                    parameter.requires_grad_(False)
         model = model.to(self.cfg.device)
         detector = cast(TwoStageDetector, model)
         if self.cfg.channels_last:
@@ -78,7 +96,10 @@ class Runner(MMRunner):
         if not self.distributed:
             return model
         devices = [torch.cuda.current_device()] if self.cfg.device == "cuda" else None
-        return MMDistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        # Ranks update their buffers by the same sums, so broadcasting them changes nothing.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            return MMDistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def build_logger(self, *args, **kwargs):
         """Build mmengine's logger with a terminal handler for errors only."""

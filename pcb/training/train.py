@@ -21,14 +21,14 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 
 from pcb.cluster import provenance
 from pcb.errors import UserError
-from pcb.files import locked
+from pcb.files import locked, write_text
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
 from pcb.study.records import require_record, write_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
 from pcb.training.hooks import StopRequest, print_once
-from pcb.training.runner import Runner
+from pcb.training.runner import Runner, release_memory
 
 RESUME_ONLY = ("optimizer", "schedulers")  # in a checkpoint, but not in that of a finished training
 
@@ -53,10 +53,13 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     record_path = study.paths.trunk(run, seed) if trunk else study.paths.train(run, seed)
     work = study.paths.work(study.fingerprint(run, seed))
     with locked(work / ".lock", run) if is_main_process() else nullcontext():
+        barrier()  # the work folder exists, and no other process uses it
         path, state = Checkpoints(work).load_named(
             "trunk" if trunk else "final", print_once
         ) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
+            if (log := work / build.LOG).exists():
+                write_text(study.paths.training_log(run, seed, trunk), log.read_text())
             record = {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
             write_record(record_path, record)
         barrier()
@@ -80,7 +83,8 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
     )
     first = None
     if len(stages) == 2:
-        first = first_stage(study, run, seed, work / "first", begin)
+        first = first_stage(study, run, seed, work, begin)
+        release_memory()
         begin, epochs = partial(next_stage, state=first), stages[-1].epochs or epochs
     runner = execute(build.config(study, run, seed, work, until_epoch=epochs), study, begin)
     for key in ("seconds", "cpu_seconds"):
@@ -126,13 +130,16 @@ def first_stage(
 ) -> dict:
     """Return the final state of the training that BAGS and LOCE start from; train it if needed.
 
-    It has its own work folder, runs once and is resumed like any other training.
+    It has its own folder in the training's work folder, runs once and is resumed like any other
+    training.
     """
-    work.mkdir(exist_ok=True)
-    if (saved := Checkpoints(work).load_named("final", print_once)) is None:
-        runner = execute(build.config(study, run, seed, work, stage=0), study, begin)
-        save_final(work, "final", {**finished(runner.state()), "epochs": runner.loop.max_epochs})
-        saved = load_final(work, "final")
+    folder = work / "first"
+    folder.mkdir(exist_ok=True)
+    if (saved := Checkpoints(folder).load_named("final", print_once)) is None:
+        cfg = build.config(study, run, seed, folder, stage=0, log=work / build.LOG)
+        runner = execute(cfg, study, begin)
+        save_final(folder, "final", {**finished(runner.state()), "epochs": runner.loop.max_epochs})
+        saved = load_final(folder, "final")
     return saved[1]
 
 

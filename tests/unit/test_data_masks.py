@@ -120,6 +120,23 @@ def test_targets_on_real_photographs():
     check_targets(SAMPLE / "lvis_val_100.json", SAMPLE / "images", positions, 28)
 
 
+def test_only_masks_that_a_box_asks_for_are_drawn(monkeypatch):
+    """An LVIS image has up to 600 objects, the sampler takes at most 128 boxes of some of them."""
+    bitmaps = blobs(n=9)
+    ours = WindowMasks.from_bitmaps(list(bitmaps), (37, 53))
+    drawn, draw = [], WindowMasks.draw
+    monkeypatch.setattr(
+        WindowMasks,
+        "draw",
+        lambda self, device="cpu": drawn.append(len(self)) or draw(self, device),
+    )
+    inds = np.array([7, 2, 7, 4])
+    boxes = RANDOM.uniform([0, 0, 30, 20], [20, 15, 52, 36], (4, 4)).astype(np.float32)
+    targets = ours.crop_and_resize(boxes, (14, 14), inds)
+    theirs = BitmapMasks(bitmaps, 37, 53).crop_and_resize(boxes, (14, 14), inds)
+    assert drawn == [3] and np.array_equal(targets.masks, theirs.masks)
+
+
 def test_an_image_without_masks():
     empty = WindowMasks([], (20, 30)).resize((40, 60)).flip().pad((64, 64))
     assert empty.to_ndarray().shape == (0, 64, 64)

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.logging import MessageHub, MMLogger
 from tiny import C, D, mask_rcnn, roi_head, rois, sample, sampling
 
 import pcb.mmdet
 from pcb.errors import UserError
 from pcb.heads.loce import FeatureMemory, mean_scores
+from pcb.training.memory_format import make_outputs_readable
 
 EXPERIMENTS = [  # every combination of the paper
     ("softmax", "plain"),
@@ -259,7 +261,8 @@ def test_loce_is_filled_once_and_resumes_identically(tmp_path):
         model = mask_rcnn("loce")
         data = [{"inputs": torch.rand(3, 96, 96), "data_samples": sample()} for _ in range(3)]
         dataset = type("Data", (list,), {"get_cat_ids": lambda self, i: [0, 4]})(data)
-        runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset))
+        loader = SimpleNamespace(dataset=dataset)
+        runner = SimpleNamespace(model=model, train_dataloader=loader, iter=0)
         pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
         head = model.roi_head
         # Two images, 16 boxes around each object.
@@ -279,6 +282,96 @@ def test_loce_is_filled_once_and_resumes_identically(tmp_path):
             values.append([losses[k].item() for k in ("loss_cls", "loss_bbox")])
         runs.append((values, model.roi_head.memory.written.tolist()))
     assert runs[0] == runs[1] and runs[0][1][0] == 32 + 3 * 2 * 16
+
+
+def test_a_large_memory_of_loce_is_filled_anew_on_a_resume(monkeypatch):
+    """At the size of LVIS a checkpoint of 5 GB could not be written before a preempted job ends."""
+    monkeypatch.setattr(pcb.heads.loce, "IN_CHECKPOINTS", 0)
+    data = [{"inputs": torch.rand(3, 96, 96), "data_samples": sample()} for _ in range(3)]
+    dataset = type("Data", (list,), {"get_cat_ids": lambda self, i: [0, 4]})(data)
+    loader = SimpleNamespace(dataset=dataset)
+    first, resumed = mask_rcnn("loce"), mask_rcnn("loce")
+    runner = SimpleNamespace(model=first, train_dataloader=loader, iter=0)
+    pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
+    state = first.state_dict()
+    assert not any("memory" in key for key in state)
+    resumed.load_state_dict(state)
+    runner = SimpleNamespace(model=resumed, train_dataloader=loader, iter=5)
+    pcb.mmdet.LOCEFillHook(images_per_class=2).before_train(runner)
+    assert resumed.roi_head.memory.written.tolist() == [32, 0, 0, 0, 32, 0]
+    # The mean scores are those of the checkpoint.
+    ours, theirs = (m.roi_head.bbox_head.loss_cls.scores for m in (first, resumed))
+    assert torch.equal(ours, theirs) and resumed.training
+
+
+def test_the_memory_of_loce_is_in_checkpoints_of_the_small_scales_only():
+    with torch.device("meta"):
+        lvis, mini = FeatureMemory(1230, 80, (256, 7, 7)), FeatureMemory(60, 80, (48, 7, 7))
+    assert lvis.features.nbytes > 4.9e9 and not lvis.state_dict()
+    assert set(mini.state_dict()) == {"features", "targets", "written"}
+
+
+LARGE_AND_SMALL = torch.tensor(  # sides of 300, 440 and 7 pixels, at odd positions
+    [
+        [0, 1001.3, 20.7, 1301.3, 320.7],
+        [0, 401.1, 7.3, 841.1, 447.3],
+        [0, 901.6, 555.2, 908.6, 562.2],
+    ]
+)
+
+
+def levels_used(extractor, features, monkeypatch):
+    """The level of each RoI and the RoIs that an extractor pools."""
+    seen = {}
+    levels = extractor.map_roi_levels
+
+    def spy(rois, count):
+        seen["rois"], seen["levels"] = rois, levels(rois, count)
+        return seen["levels"]
+
+    monkeypatch.setattr(extractor, "map_roi_levels", spy)
+    extractor(features, LARGE_AND_SMALL)
+    return seen
+
+
+PYRAMID = {
+    "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 1},
+    "out_channels": D,
+    "featmap_strides": [4, 8, 16, 32],
+}
+
+
+def test_the_float32_extractor_takes_the_same_levels_from_float16_features(monkeypatch):
+    features = [torch.rand(1, D, 800 // s, 1344 // s).half() for s in (4, 8, 16, 32)]
+    ours = MODELS.build({"type": "Float32RoIExtractor", **PYRAMID})
+    seen = levels_used(ours, features, monkeypatch)
+    assert seen["levels"].tolist() == [2, 2, 0] and torch.equal(seen["rois"], LARGE_AND_SMALL)
+    # What it replaces: areas overflow in float16, and corners move by up to half a pixel.
+    rois = LARGE_AND_SMALL.half()
+    stock = MODELS.build({"type": "SingleRoIExtractor", **PYRAMID})
+    assert stock.map_roi_levels(rois, 4).tolist() == [3, 3, 0]
+    assert (rois.float() - LARGE_AND_SMALL).abs().max() > 0.3
+
+
+def test_in_float16_the_pipeline_pools_from_the_levels_of_float32(monkeypatch):
+    """The outputs of FPN and RPN are float32, as in MMDetection 2."""
+    model = mask_rcnn("softmax")
+    make_outputs_readable(model)
+    kinds = []
+    for module in (model.neck, model.rpn_head):
+        module.register_forward_hook(lambda _, inputs, outputs: kinds.append(outputs))
+    with torch.autocast("cpu", dtype=torch.float16):
+        features = model.extract_feat(torch.rand(1, 3, 64, 64))
+        model.rpn_head(features)
+        assert model.neck.fpn_convs[0](features[0]).dtype == torch.float16  # autocast is on
+    tensors = [t for outputs in kinds for t in flattened(outputs)]
+    assert {t.dtype for t in tensors} == {torch.float32}
+
+
+def flattened(outputs):
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [tensor for output in outputs for tensor in flattened(output)]
 
 
 def test_the_matrix_is_in_the_checkpoint(tmp_path):

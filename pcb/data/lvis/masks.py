@@ -147,10 +147,11 @@ class WindowMasks(BaseInstanceMasks):
         if not len(self):
             return BitmapMasks(np.empty((0, *out_shape), np.uint8), *out_shape)
         boxes = torch.as_tensor(bboxes).to(device)
-        indices = torch.as_tensor(inds).to(device, boxes.dtype)
+        used, indices = np.unique(torch.as_tensor(inds).cpu().numpy(), return_inverse=True)
+        indices = torch.from_numpy(indices).to(device, boxes.dtype)
         targets = boxes.new_zeros((0, *out_shape))
         if len(boxes):
-            pixels = self.draw(device).to(boxes.dtype)[:, None]
+            pixels = self[used].draw(device).to(boxes.dtype)[:, None]
             rois = torch.cat([indices[:, None], boxes], 1)
             targets = roi_align(pixels, rois, out_shape, 1.0, 0, "avg", True).squeeze(1)
         return BitmapMasks((targets >= 0.5 if binarize else targets).cpu().numpy(), *out_shape)
