@@ -19,7 +19,7 @@ STAGE = {"epochs": 1, "milestones": (1,)}
 
 def small_study(results: Path, datasets: dict, epochs: int = 1):
     """A study of 3 iterations an epoch; PCB is active from the first on."""
-    from training import tiny_study
+    from training import pretrain, tiny_study
 
     study = tiny_study(results, datasets)
     hardware = {"workers": 2, "channels_last": True, "gpus_per_job": 2}
@@ -36,6 +36,7 @@ def small_study(results: Path, datasets: dict, epochs: int = 1):
             short = dataclasses.replace(loss.second_stage, **STAGE)
             losses[name] = dataclasses.replace(loss, second_stage=short)
     study.registry = dataclasses.replace(study.registry, losses=losses)
+    pretrain(study, "r50")
     return study
 
 
