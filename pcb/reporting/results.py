@@ -72,6 +72,10 @@ class Results:
             self._bootstraps[run, seed] = read_bootstrap(path, metrics["bootstrap"]["sha256"])
         return self._bootstraps[run, seed].get((protocol, variant))
 
+    def oracle(self, run: str, seed: int) -> dict | None:
+        """The content of oracle.json; None where `pcb oracle` has not run."""
+        return self._current(self.study.paths.oracle(run, seed), run, seed)
+
     def record(self, run: str, seed: int) -> dict | None:
         """The record of a finished training (run.json); None where it was not trained."""
         return self._current(self.study.paths.train(run, seed), run, seed)

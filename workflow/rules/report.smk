@@ -13,7 +13,7 @@ CODE = sorted(
 PAGE_CODE = [path for path in CODE if "site" not in os.path.relpath(path, REPORTING)]
 GATHER_CODE = [
     str(REPORTING / f"{module}.py")
-    for module in ("captions", "claims", "gather", "results", "tables")
+    for module in ("captions", "claims", "gather", "oracle", "results", "tables")
 ]
 IMAGE_CODE = [path for path in CODE if Path(path).parent == REPORTING / "images"]
 CAPTIONS = "../report"

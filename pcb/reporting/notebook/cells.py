@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pcb import formatting
 from pcb.frequency import GROUP_NAMES
-from pcb.reporting import captions, plots, style, tables
+from pcb.reporting import captions, oracle, plots, style, tables
 from pcb.reporting.images import gallery_view
 from pcb.reporting.tables import ResultTable
 
@@ -117,6 +117,20 @@ def explorer(page: dict) -> Html:
     text = f"{sum(len(pairs['pairs']) for pairs in lists)} pairs of classes"
     values = {"groups": GROUP_NAMES, "score_text": gallery_view.score_text, "lists": lists}
     return joined(piece("explorer", text, **values) if lists else None, missing(page))
+
+
+def oracle_table(entries: list[dict]) -> Html:
+    """Calibration with statistics of scored and of other images, and what follows from it."""
+    if not entries:
+        return Html('<p class="pcb-note"><em>not run</em></p>', "not run")
+    rows, sentences = oracle.grid(entries), oracle.conclusions(entries)
+    lines = [
+        f"{row['run']}, {row['label']}: {' '.join(mean for mean, _ in row['cells'])}"
+        for row in rows
+    ]
+    metrics = [style.name(metric, "html") for metric in oracle.METRICS]
+    text = "\n".join([*lines, *sentences])
+    return piece("oracle", text, rows=rows, conclusions=sentences, metrics=metrics)
 
 
 def missing(page: dict) -> Html | None:
