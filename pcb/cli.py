@@ -16,16 +16,19 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from types import FunctionType
 from typing import TYPE_CHECKING
 
 from pcb.errors import UserError, combined
-from pcb.files import ROOT, unwritable
+from pcb.files import ROOT, registered, unwritable
 
 if TYPE_CHECKING:
     from pcb.study import Study
 
 STUDY_OPTIONS = ("scale", "paper", "results", "study")
+# Verbs that write nothing into the results folder. A run of the workflow waits for the others.
+READERS = ("reproduce", "plan", "status", "doctor", "download", "contact-sheet")
 OTHER_TARGETS = ("all", "train_all", "site", "download")  # rules of the Snakefile, beside the pages
 
 
@@ -37,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv
+    arguments.until_end = ExitStack()
     try:
-        arguments.do(arguments)
+        with arguments.until_end:
+            arguments.do(arguments)
     except UserError as error:
         return report(error, options_of(arguments))
     except KeyboardInterrupt:
@@ -448,10 +453,14 @@ def load(arguments: Namespace) -> Study:
         )
     overrides = {"results": options["results"]} if "results" in options else None
     if "study" in options:
-        return load_study(options["study"])
-    study = load_study(options["scale"], options.get("paper"), overrides)
-    if notice := notice_of_old_results(study):
-        print(f"note: {notice}", file=sys.stderr)
+        study = load_study(options["study"])
+    else:
+        study = load_study(options["scale"], options.get("paper"), overrides)
+        if notice := notice_of_old_results(study):
+            print(f"note: {notice}", file=sys.stderr)
+    if arguments.verb not in READERS:
+        doing = f"`pcb {' '.join(arguments.given[:2])}`"
+        arguments.until_end.enter_context(registered(study.paths.jobs, doing))
     return study
 
 

@@ -332,6 +332,38 @@ def write_holder(descriptor: int, what: str = "") -> None:
     os.pwrite(descriptor, text.encode(), 0)
 
 
+@contextmanager
+def registered(folder: Path, what: str) -> Generator[None]:
+    """Register this process in `folder` as one that works, until it ends however it does."""
+    path = folder / f"{platform.node()}-{os.getpid()}.lock"
+    descriptor = open_lock(path)
+    try:
+        try_lock(descriptor)
+        write_holder(descriptor, what)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def working(folder: Path) -> list[str]:
+    """The processes that are registered in `folder` and live; entries of others are deleted."""
+    living = []
+    for path in sorted(folder.glob("*.lock")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it has just ended
+            continue
+        try:
+            if try_lock(descriptor):
+                path.unlink(missing_ok=True)
+            else:
+                living.append(read_holder(descriptor))
+        finally:
+            os.close(descriptor)
+    return living
+
+
 def try_lock(descriptor: int) -> bool:
     """Lock an open file exclusively, without waiting; return whether it was free.
 

@@ -65,7 +65,7 @@ JOB_EVENTS = {
     LogEvent.SHELLCMD,
 }
 KILLED = re.compile(r"exit status 137|SIGKILL")
-STOPPED = re.compile(r"exit status (130|143)|SIGINT|SIGTERM|user request")
+STOPPED = re.compile(r"exit status (129|130|143)|SIGINT|SIGTERM|SIGHUP|user request")
 
 
 def describe(study: Study, verb: str, run: str, seed: str | int) -> str:

@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import try_lock
+from pcb.files import open_lock, try_lock
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -58,11 +58,9 @@ def lease(
             f"where nvidia-smi is missing, set {VARIABLE} to the devices",
         )
     folder = folder or Path(tempfile.gettempdir()) / "pcb-gpus"
-    try:
-        folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # another user made it
         folder.chmod(0o1777)
-    except FileExistsError:
-        pass
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA then counts as nvidia-smi does
     before = os.environ.get(VARIABLE)
     with ExitStack() as held:
@@ -106,10 +104,7 @@ def lock(path: Path, held: ExitStack) -> bool:
 
     The lock lasts until `held` is closed, or the process and what it executes have ended.
     """
-    try:  # reading suffices for a lock, and is allowed if another user made the file
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    descriptor = open_lock(path)
     if not try_lock(descriptor):
         os.close(descriptor)
         return False

@@ -14,13 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pcb.cluster.gpus import lease
+from pcb.files import temporary_folder
 
 FOLDER = "PCB_RANKS"  # variable with the folder in which ranks note failures; set in a rank
 LISTENER = "PCB_LISTENER"  # variable with the descriptor of rank 0's listening socket
@@ -111,8 +111,8 @@ def launch(count: int, command: Sequence[str]) -> int:
     Returns:
         0, or the status of the rank that failed first; 128 + n of one that signal n ended.
     """
-    with tempfile.TemporaryDirectory(prefix="pcb-ranks-") as folder:
-        job = Job(count, command, Path(folder))
+    with temporary_folder() as folder:
+        job = Job(count, command, folder)
         try:
             job.start()
             return job.wait()
@@ -137,7 +137,10 @@ class Job:
         self.requested = 0
         self.crashed = False
         self.killed: set[int] = set()  # ranks that this process killed
-        self.previous = {n: signal.signal(n, self.stop) for n in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.previous = {number: signal.signal(number, self.stop) for number in numbers}
 
     def restore_signals(self) -> None:
         """Restore the handlers of this process."""

@@ -11,7 +11,6 @@ no memory.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ from pcb.cluster import provenance
 from pcb.data.lvis.releases import RELEASES
 from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
+from pcb.files import temporary_folder
 from pcb.formatting import size
 from pcb.inference.calibrations import score_functions
 from pcb.inference.infer import BATCH, SplitDetector, detect_shard
@@ -72,7 +72,7 @@ def measure(study: Study, iterations: int = 10) -> Path:
     if why:
         print_once(f"only sizes are measured, no times: {why}")
     timings: Values = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         ready = study if why or not missing_files(study) else with_data(study, Path(folder))
         for run in representatives(study):
             measured = sizes(study, run) if why else timed(ready, run, iterations)
@@ -214,7 +214,7 @@ def now() -> float:
 def timed(study: Study, run: str, iterations: int) -> dict[str, float]:
     """Train and detect briefly, and return the value of each quantity; leaves no files."""
     torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         cfg = build.config(study, run, 0, folder)
         cfg.train_cfg = dict(
             type="TimedLoop",

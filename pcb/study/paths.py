@@ -63,6 +63,11 @@ class Paths:
         """Lock that a run of the workflow holds while it fills this folder."""
         return self.root / ".lock"
 
+    @property
+    def jobs(self) -> Path:
+        """Folder in which every living job of this folder is registered."""
+        return self.root / ".jobs"
+
     def work(self, fingerprint: str) -> Path:
         """Folder of a training's checkpoints and logs.
 

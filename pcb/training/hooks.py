@@ -37,7 +37,9 @@ def print_once(text: str) -> None:
 
 
 class StopRequest:
-    """Context in which SIGTERM and Ctrl-C only record a request to stop.
+    """Context in which SIGTERM, SIGHUP and Ctrl-C only record a request to stop.
+
+    SIGHUP arrives when the terminal is closed; under `nohup`, which ignores it, it stays ignored.
 
     A second Ctrl-C after `patience` seconds ends the process.
 
@@ -53,7 +55,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         """Install the handlers; only a process's main thread may."""
         in_main_thread = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+        numbers = [signal.SIGTERM, signal.SIGINT] if in_main_thread else []
+        if in_main_thread and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self.previous = {number: signal.signal(number, self.request) for number in numbers}
         return self
 

@@ -113,6 +113,19 @@ def test_ctrl_c_requests_a_stop_and_a_later_one_ends_the_process():
             signal.pause()
 
 
+def test_a_closed_terminal_requests_a_stop_unless_it_is_ignored():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.agreed() == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "fix"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "results=FOLDER")]
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pcb.files import ROOT, locked
+from pcb.files import ROOT, locked, registered
 from pcb.study import load_study
 
 RUNS, TARGETS = load_study().runs(), load_study().targets
@@ -253,6 +253,18 @@ def test_two_runs_do_not_share_a_results_folder(tmp_path):
     for text, code in ((reproduce.stderr, reproduce.returncode), (plain.stdout, plain.returncode)):
         assert code and busy in text and "Traceback" not in text
     assert not (folder / "results/smoke/study.json").exists()
+
+
+def test_a_run_waits_for_jobs_of_an_earlier_one_that_still_live(tmp_path):
+    folder = copy_project(tmp_path / "project")
+    unfinished = folder / "results/smoke/runs/x/.tmp-0123.json"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    with registered(folder / "results/smoke/.jobs", f"`pcb train {RUNS[0]}`"):
+        result = snakemake(folder, "--cores", "1", "--config", "scale=smoke")
+    named = f"still work here: `pcb train {RUNS[0]}`, process {os.getpid()} on "
+    assert result.returncode and named in result.stdout and "Traceback" not in result.stdout
+    assert not (folder / "results/smoke/study.json").exists() and unfinished.exists()
 
 
 def test_locks_of_a_killed_snakemake_do_not_stop_the_next_run(finished):

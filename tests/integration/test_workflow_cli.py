@@ -9,6 +9,7 @@ import pytest
 
 from pcb import cli
 from pcb.errors import UserError
+from pcb.files import working
 
 VERBS = next(action.choices for action in cli.parser()._actions if action.dest == "verb")
 
@@ -126,3 +127,19 @@ def test_a_wrong_name_ends_with_the_names_that_exist(arguments, what, fix, capsy
     assert cli.main(arguments) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert what in error and fix in hint
+
+
+def test_a_verb_that_writes_results_is_registered_while_it_works(monkeypatch, tmp_path, capsys):
+    found = []
+
+    def note(study, *_):
+        found.append(working(study.paths.jobs))
+        return {}
+
+    monkeypatch.setattr("pcb.reporting.gather.gather", note)
+    monkeypatch.setattr("pcb.planning.status.status", note)
+    options = ["--scale", "smoke", "--results", str(tmp_path)]
+    assert cli.main(["gather", "table05", *options]) == cli.main(["status", *options]) == 0
+    ((job,), none) = found
+    assert job.startswith(f"`pcb gather table05`, process {os.getpid()} on ") and none == []
+    assert not list((tmp_path / "smoke/.jobs").iterdir())

@@ -20,6 +20,7 @@ from pcb.files import (
     save_npz,
     sweep,
     temporary_folder,
+    working,
     write_text,
 )
 
@@ -36,6 +37,7 @@ from pcb.files import (
     save_npz,
     sweep,
     temporary_folder,
+    working,
     write_text,
 )
 with locked(Path(sys.argv[1]), "the index"):
@@ -198,3 +200,25 @@ def test_temporary_folders_of_killed_processes_are_removed_and_those_in_use_kept
         with temporary_folder(tmp_path):
             assert not left.exists() and len(list(tmp_path.iterdir())) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from pcb.files import registered
+with registered(Path(sys.argv[1]), "`pcb train RUN`"):
+    print("works", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_registered_process_counts_as_working_until_it_ends_even_by_a_kill(tmp_path):
+    command = [sys.executable, "-c", REGISTER, str(tmp_path / "jobs")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"works\n"
+        (found,) = working(tmp_path / "jobs")
+        assert found.startswith(f"`pcb train RUN`, process {process.pid} on ")
+        process.kill()
+        process.wait()
+    assert working(tmp_path / "jobs") == [] == list((tmp_path / "jobs").iterdir())
+    assert working(tmp_path / "nowhere") == []

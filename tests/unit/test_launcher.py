@@ -23,7 +23,7 @@ LAUNCH = """
 STOPPABLE = """
     import signal, sys, time
     stop = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: stop.append(number))
     Path(f"ready{rank}").touch()
     while not stop:
@@ -69,7 +69,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "launcher alone"])
 def test_a_stop_ends_with_its_status_after_all_ranks_have_saved(tmp_path, number, whole_group):
     job = Ranks(tmp_path, STOPPABLE)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,17 @@ def test_a_killed_process_releases_its_devices(tmp_path, capsys):
     other.communicate()
     with gpus.lease(3, DEVICES, tmp_path) as ids:
         assert ids == ["0", "1", "2"]
+
+
+def test_locks_are_usable_by_other_users_under_any_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with gpus.lease(1, DEVICES, tmp_path / "locks"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "locks/GPU-a.lock").stat().st_mode) == 0o666
 
 
 def test_a_waiting_job_holds_no_device(tmp_path, capsys, monkeypatch):

@@ -115,7 +115,13 @@ def test_a_killed_job_is_reported_as_killed_and_the_next_failure_is_not():
 
 @pytest.mark.parametrize(
     "how",
-    ["non-zero exit status 143.", "non-zero exit status 130.", "died with <Signals.SIGTERM: 15>."],
+    [
+        "non-zero exit status 143.",
+        "non-zero exit status 130.",
+        "died with <Signals.SIGTERM: 15>.",
+        "died with <Signals.SIGHUP: 1>.",
+        "exit status 129.",
+    ],
 )
 def test_a_terminated_job_is_reported_as_stopped(tmp_path, how):
     (tmp_path / "x.log").write_text("x  epoch 3/24\n")

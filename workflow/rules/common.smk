@@ -3,12 +3,13 @@
 import os
 import re
 import shlex
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import locked
+from pcb.files import locked, sweep, working
 from pcb.formatting import number
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.status import overview
@@ -108,15 +109,26 @@ logger.addHandler(progress_lines)
 def begin():
     """Prepare a run before its first job; a dry run never does.
 
-    It takes the lock on the results folder, writes study.json, which every job reads, if its
-    content changed, and prints single lines from here on.
+    It takes the lock on the results folder, makes sure that no job of an earlier run, whose
+    Snakemake was killed, still works there, deletes what killed jobs left unfinished, and writes
+    study.json, which every job reads, if its content changed. From here on it prints single lines,
+    and stops like after SIGTERM when the terminal is closed.
     """
     try:
         running.enter_context(locked(paths.lock, "these results"))
+        if jobs := working(paths.jobs):
+            raise UserError(
+                f"{paths.root}: jobs of an earlier run still work here: {'; '.join(jobs)}",
+                "wait until they have ended, or end them by `kill` and their process numbers; "
+                "then run the same command again",
+            )
+        sweep(paths.root)
     except UserError as error:
         exit_with(error)
     save_study_json(study)
     progress_lines.begin(logger)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def finish():
