@@ -91,7 +91,7 @@ def evaluate(study: Study, run: str, seed: int, variants: list[str]) -> dict:
             train_confusion(study, run, seed)
         infer(study, run, seed, SPLIT, variants=variants)
         score(study, run, seed, SPLIT)
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     found = {v: {m: metrics["variants"][v][m] for m in METRICS} for v in variants}
     found["plain"]["PwB"] = metrics["variants"]["plain"]["PwB"]
     if "norcal" in found:

@@ -30,7 +30,7 @@ GIB = 2**30
 
 def proportional_set_size() -> int:
     """Return bytes of this process; shared pages are divided by the number of their users."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
@@ -101,7 +101,7 @@ def run_ranks(kind: str, files: list[str], ranks: int, workers: int) -> dict:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
         )
         opened = json.loads(next(line for line in process.stdout if line.startswith("{")))
         for _ in range(1 + workers):

@@ -26,13 +26,13 @@ def names() -> list[str]:
     return sorted(
         path.stem
         for path in HERE.glob("*.py")
-        if path.stem not in ("harness", "run") and 'main("' in path.read_text()
+        if path.stem not in ("harness", "run") and 'main("' in path.read_text(encoding="utf-8")
     )
 
 
 def read(path: Path) -> list[Figure]:
     """Read saved figures."""
-    rows = json.loads(path.read_text())["figures"]
+    rows = json.loads(path.read_text(encoding="utf-8"))["figures"]
     return [
         Figure(*(row[k] for k in ("what", "ours", "reference", "unit", "target"))) for row in rows
     ]
@@ -48,7 +48,7 @@ def page(folder: Path) -> str:
         "",
     ]
     for path in sorted(folder.glob("*.json")):
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         if "figures" not in saved:
             continue
         about, hardware = docstring(HERE / f"{path.stem}.py"), saved["hardware"]
@@ -81,7 +81,7 @@ def cells(f: Figure) -> list[str]:
 
 def docstring(path: Path) -> str:
     """Return the first line of a program's docstring, without importing it."""
-    return ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0]
 
 
 def main() -> int:
@@ -116,7 +116,7 @@ def main() -> int:
             else:
                 figures[name] = read(path)
     if arguments.write:
-        (RESULTS / "README.md").write_text(page(RESULTS))
+        (RESULTS / "README.md").write_text(page(RESULTS), encoding="utf-8")
     print("\n== all")
     print(
         table(

@@ -132,13 +132,15 @@ def make(folder: Path, images: int, seed: int = 0) -> None:
             "width": np.full(len(rows["rle"]), WIDTH),
         }
         writer.write(image_ids, rows | size | dict(zip("xywh", rows["box"].T, strict=True)))
-    (folder / "gt.json").write_text(json.dumps(truth))
-    (folder / "manifest.json").write_text(json.dumps(writer.finish(shards)))
+    (folder / "gt.json").write_text(json.dumps(truth), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(writer.finish(shards)), encoding="utf-8")
 
 
 def made_shards(folder: Path) -> Shards:
     """The shards that `make` wrote."""
-    return Shards(folder / "shards", json.loads((folder / "manifest.json").read_text()))
+    return Shards(
+        folder / "shards", json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    )
 
 
 def ours(folder: Path, iou_type: str) -> dict:
@@ -184,7 +186,9 @@ def alone(side: str, folder: Path, iou_type: str) -> dict:
     """One measurement in a process of its own: seconds, peak memory in GiB, metrics."""
     command = [sys.executable, __file__, "--alone", side, str(folder), iou_type]
     return json.loads(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8"
+        ).stdout.splitlines()[-1]
     )
 
 

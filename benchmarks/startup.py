@@ -31,7 +31,7 @@ main(sys.argv[1:])
 def run(command: list[str], code: int = 0) -> None:
     """Run a command. Raises `RuntimeError` if its exit status is not `code`."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=env)
     if done.returncode != code:
         output = done.stdout[-2000:] + done.stderr[-2000:]
         raise RuntimeError(f"{' '.join(command[:4])}: exit status {done.returncode}\n{output}")

@@ -113,7 +113,7 @@ def write(
     folders = np.where((split == "train") | (rng.random(images) < 0.25), "train2017", "val2017")
     paths = [f"{folder}/{first_id + i:012d}.jpg" for i, folder in enumerate(folders)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write('{"info": {"description": "twin, not LVIS"}, "annotations": [')
         chosen = rng.integers(0, len(texts), annotations)
         order = rng.permutation(annotations)  # LVIS's own order is not by image either

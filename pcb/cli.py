@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import os
 import re
 import shlex
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    for stream in (sys.stdout, sys.stderr):  # a locale without "…" or "Δ" must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv
     arguments.until_end = ExitStack()

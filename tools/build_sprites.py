@@ -98,12 +98,15 @@ class Icons:
 
     def __init__(self, folder: Path):
         self.sets = {
-            style: json.loads((folder / style / "icons.json").read_text()) for style in STYLES
+            style: json.loads((folder / style / "icons.json").read_text(encoding="utf-8"))
+            for style in STYLES
         }
         self.find = {style: self.lookup(icons) for style, icons in self.sets.items()}
         self.names: dict[str, set[str]] = {}
         for style in NAMED_BY_CODE:
-            for code, name in json.loads((folder / style / "chars.json").read_text()).items():
+            for code, name in json.loads(
+                (folder / style / "chars.json").read_text(encoding="utf-8")
+            ).items():
                 self.names.setdefault(code, set()).add(key(name))
 
     @staticmethod
@@ -162,7 +165,7 @@ def choose(categories: list[dict], icons: Icons) -> dict[str, tuple[dict, dict[s
     Returns:
         Class name -> (LVIS category, style -> icon), in alphabetical order.
     """
-    clusters = yaml.safe_load((ASSETS / "classes.yaml").read_text())["clusters"]
+    clusters = yaml.safe_load((ASSETS / "classes.yaml").read_text(encoding="utf-8"))["clusters"]
     task = [name for names in clusters.values() for name in names]
     by_name = {c["name"]: c for c in categories}
     drawings_of = {}
@@ -204,7 +207,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     icons = Icons(args.icons)
-    chosen = choose(json.loads(args.lvis.read_text())["categories"], icons)
+    chosen = choose(json.loads(args.lvis.read_text(encoding="utf-8"))["categories"], icons)
     tiles, index = [], {}
     for name, (category, drawings) in chosen.items():
         index[name] = {"frequency": category["frequency"], "tiles": {}}
@@ -220,14 +223,18 @@ def main() -> None:
         ASSETS / "sprites.webp", quality=args.quality, alpha_quality=90, method=6
     )
     sources = {
-        style: json.loads((args.icons / style / "package.json").read_text())["version"]
+        style: json.loads((args.icons / style / "package.json").read_text(encoding="utf-8"))[
+            "version"
+        ]
         for style in STYLES
     }
     lines = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in index.items()
     )
     header = f' "tile": {TILE},\n "columns": {COLUMNS},\n "sources": {json.dumps(sources)},\n'
-    (ASSETS / "sprites.json").write_text(f'{{\n{header} "classes": {{\n{lines}\n }}\n}}\n')
+    (ASSETS / "sprites.json").write_text(
+        f'{{\n{header} "classes": {{\n{lines}\n }}\n}}\n', encoding="utf-8"
+    )
     size = (ASSETS / "sprites.webp").stat().st_size / 1e6
     print(f"{len(index)} classes, {len(tiles)} sprites, {size:.2f} MB")
 

@@ -48,9 +48,11 @@ def main() -> None:
         if key not in EXCLUDED and not key.startswith(("nvidia-", "cuda-")):
             names[key] = distribution.version.split("+")[0]
     pins = [f"{name}=={version}" for name, version in sorted(names.items())]
-    (ROOT / "requirements.lock").write_text(LOCK_HEADER + "".join(f"{pin}\n" for pin in pins))
+    (ROOT / "requirements.lock").write_text(
+        LOCK_HEADER + "".join(f"{pin}\n" for pin in pins), encoding="utf-8"
+    )
     conda = "".join(f"      - {pin}\n" for pin in pins if not pin.startswith(BUILT))
-    (ROOT / "environment.yml").write_text(CONDA_HEADER + conda)
+    (ROOT / "environment.yml").write_text(CONDA_HEADER + conda, encoding="utf-8")
 
 
 if __name__ == "__main__":

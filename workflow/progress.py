@@ -179,7 +179,8 @@ class ProgressHandler(logging.StreamHandler):
         why = ""
         if KILLED.search(error):
             why = " (killed, perhaps because memory ran out; its checkpoints are kept)"
-        text = "".join(Path(log).read_text() for log in logs if Path(log).exists())
+        existing = [Path(log) for log in logs if Path(log).exists()]
+        text = "".join(log.read_text(encoding="utf-8", errors="replace") for log in existing)
         lines = [f"FAILED        {message}{why}; log: {', '.join(logs)}"]
         return "\n".join([*lines, *(f"{'':14}{line}" for line in end_of_log(text.splitlines()))])
 

@@ -134,11 +134,15 @@ def installed() -> dict[str, str]:
     The id is the index or, of a MIG instance, the UUID.
     """
     if not shutil.which("nvidia-smi"):  # as in some containers
-        text = "\n".join(path.read_text() for path in sorted(DRIVER.glob("*/information")))
+        text = "\n".join(
+            path.read_text(encoding="utf-8") for path in sorted(DRIVER.glob("*/information"))
+        )
         uuids = re.findall(r"^GPU UUID:\s*(GPU-[\w-]+)", text, flags=re.MULTILINE)
         return {str(index): uuid for index, uuid in enumerate(uuids)}
     command = ["nvidia-smi", "-L"]
-    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
     line = re.compile(r"^(?:GPU (\d+)|\s+MIG ).*\(UUID: ([\w/-]+)\)", flags=re.MULTILINE)
     devices: dict[str, str] = {}
     gpu = ""

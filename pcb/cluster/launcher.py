@@ -229,7 +229,7 @@ class Job:
         if status > 128:
             how = f"was killed by signal {status - 128}, perhaps because memory ran out"
         print(f"rank {rank} of {self.count} {how}; its last output:", file=sys.stderr)
-        lines = self.output(rank).read_text(errors="replace").splitlines()
+        lines = self.output(rank).read_text(errors="replace", encoding="utf-8").splitlines()
         print("\n".join(lines[-TAIL:]), file=sys.stderr, flush=True)
 
     def kill(self) -> None:

@@ -34,7 +34,9 @@ def git() -> dict | None:
 
     def output(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         changed = output("status", "--porcelain", "--untracked-files=no", "--", ":!results")
@@ -66,7 +68,7 @@ def hardware(device: str) -> dict:
 def cpu_name() -> str:
     """Return the CPU's model name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

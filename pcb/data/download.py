@@ -45,7 +45,7 @@ V05_BY_HAND = (
 
 def downloads() -> dict[str, dict]:
     """Return the entries of configs/downloads.yaml, by file name."""
-    return yaml.safe_load((ROOT / DOWNLOADS).read_text())["files"]
+    return yaml.safe_load((ROOT / DOWNLOADS).read_text(encoding="utf-8"))["files"]
 
 
 def missing_file_fix(path: Path) -> str:

@@ -74,7 +74,7 @@ class Machine:
         command += ["--run"] if self.run else []
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+                command, capture_output=True, encoding="utf-8", timeout=PROBE_SECONDS, check=False
             )
             return json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired:
@@ -117,7 +117,9 @@ class Machine:
 def output(*command: str) -> str:
     """Standard output of a command; empty if it is missing or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -311,7 +311,7 @@ def check(
 def read(path: str | Path) -> Any:
     """Read a JSON file. Raises `UserError` where it cannot be read."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}", "give the path of a readable JSON file"

@@ -102,6 +102,7 @@ def running_jobs(study: Study, jobs: Iterable[Job]) -> list[str]:
         for stage in stages.get(job.state, ()):
             log = study.paths.log(f"{stage}/{job.run}/seed{job.seed}")
             if log.exists() and time.time() - log.stat().st_mtime < RECENT:
-                logged = [line for line in log.read_text(errors="replace").split("\n") if line]
+                text = log.read_text(encoding="utf-8", errors="replace")
+                logged = [line for line in text.split("\n") if line]
                 lines.append(f"  {stage:<6} {logged[-1] if logged else job.run}")
     return lines

@@ -172,7 +172,7 @@ def _file_size(path: str | None) -> float:
 def _job_seconds(study: Study, job: str) -> float:
     """Seconds that a job took, from Snakemake's benchmark file; 0 where it was run by hand."""
     try:
-        names, values = study.paths.benchmark(job).read_text().splitlines()[:2]
+        names, values = study.paths.benchmark(job).read_text(encoding="utf-8").splitlines()[:2]
         return float(dict(zip(names.split("\t"), values.split("\t"), strict=True))["s"])
     except (OSError, ValueError, KeyError):
         return 0.0

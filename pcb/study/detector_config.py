@@ -39,7 +39,7 @@ def read_detector_config(path: str | Path) -> dict:
     path = ROOT / path
     names: dict[str, Any] = {"__file__": str(path)}
     try:
-        exec(compile(path.read_text(), str(path), "exec"), names)
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
     except OSError as error:
         raise UserError(
             f"{path}: no such detector config", "correct `backbones` in the scale's YAML file"

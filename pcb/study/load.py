@@ -103,7 +103,7 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
     """
     rewrite = "run `snakemake --cores all` with this study's `--config`: it writes this file"
     try:
-        resolved = json.loads(path.read_text())
+        resolved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", rewrite) from error
     except ValueError as error:
@@ -124,7 +124,7 @@ def read_study_json(path: Path) -> tuple[dict, bool]:
 def notice_of_old_results(study: Study) -> str | None:
     """A warning if the results folder was written by another version of the pipeline."""
     try:
-        content = json.loads(study.paths.study.read_text())
+        content = json.loads(study.paths.study.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or "checked" not in content:  # not written by a run
@@ -191,7 +191,7 @@ class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 def read_yaml(path: Path) -> dict:
     """Read a YAML file that holds a mapping. Raises `UserError`."""
     try:
-        value = yaml.load(path.read_text(), StrictLoader)
+        value = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}", "give the path of a readable YAML file"

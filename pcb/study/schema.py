@@ -47,7 +47,7 @@ def definitions(losses: tuple[str, ...]) -> dict:
 
 def read_schema(name: str) -> dict:
     """`workflow/schemas/<name>.schema.json`; that of an overlay shares definitions of the paper."""
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
     if name == "overlay":
         shared = read_schema("paper")["$defs"]
         after = {"after": shared["slug"]}

@@ -208,7 +208,7 @@ def write_dataset(recipe: Recipe, dataset: str, folder: Path) -> dict[str, Any]:
 @cache
 def task_classes() -> dict[str, Any]:
     """Content of assets/classes.yaml: the 60 classes, their clusters, flavours and order."""
-    return yaml.safe_load((ASSETS / "classes.yaml").read_text())
+    return yaml.safe_load((ASSETS / "classes.yaml").read_text(encoding="utf-8"))
 
 
 @cache
@@ -220,7 +220,7 @@ def clusters(count: int = 60) -> dict[str, str]:
     """
     members = task_classes()["clusters"]
     if count == 180:
-        more = yaml.safe_load((ASSETS / "classes_180.yaml").read_text())
+        more = yaml.safe_load((ASSETS / "classes_180.yaml").read_text(encoding="utf-8"))
         members = {**members, **more["clusters"]}
     return {name: cluster for cluster, names in members.items() for name in names}
 

@@ -38,7 +38,7 @@ class Atlas:
     """
 
     def __init__(self, folder: Path = ASSETS):
-        self.index = json.loads((folder / "sprites.json").read_text())
+        self.index = json.loads((folder / "sprites.json").read_text(encoding="utf-8"))
         self.path = folder / "sprites.webp"
 
     @cached_property

@@ -312,7 +312,9 @@ class TrainingLog:
     def resume(self, iteration: int) -> None:
         """Drop the records after `iteration` of this stage, and an incomplete last line."""
         kept = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in (
+            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        ):
             try:
                 record = json.loads(line)
                 if (record["stage"], record["iteration"]) <= (self.stage, iteration):
@@ -323,5 +325,5 @@ class TrainingLog:
 
     def append(self, record: dict) -> None:
         """Add a record."""
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, **record}) + "\n")

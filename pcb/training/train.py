@@ -59,7 +59,9 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
         ) or train_to_end(study, run, seed, work, trunk)
         if is_main_process():
             if (log := work / build.LOG).exists():
-                write_text(study.paths.training_log(run, seed, trunk), log.read_text())
+                write_text(
+                    study.paths.training_log(run, seed, trunk), log.read_text(encoding="utf-8")
+                )
             record = {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
             write_record(record_path, record)
         barrier()

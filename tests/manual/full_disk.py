@@ -42,7 +42,7 @@ def pcb(study: Path, *words: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "pcb", *words, "--study", study],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

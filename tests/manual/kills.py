@@ -96,7 +96,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-m", "pcb", *command, "--study", str(self.paths.study)],
             cwd=ROOT,
-            text=True,
+            encoding="utf-8",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -183,7 +183,9 @@ class Project:
                 self.paths.train(run, 0),
                 *([self.paths.trunk(TRUNK, 0)] if run == PCB else []),
             ]
-            return {path.name: weights(json.loads(path.read_text())) for path in records}
+            return {
+                path.name: weights(json.loads(path.read_text(encoding="utf-8"))) for path in records
+            }
         if stage == "scoring":
             return {**read_record(self.paths.metrics(run, 0)), "evaluation": None}
         with np.load(self.paths.confusion(run, 0)) as matrix:

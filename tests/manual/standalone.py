@@ -103,16 +103,17 @@ def main() -> None:
             "HELPERS": str(user),
             "PIPELINE": " ".join(PIPELINE),
         }
-        (user / "train.py").write_text(TRAIN)
-        text = (ROOT / "tests/integration/test_plugin.py").read_text()
+        (user / "train.py").write_text(TRAIN, encoding="utf-8")
+        text = (ROOT / "tests/integration/test_plugin.py").read_text(encoding="utf-8")
         (user / "user.py").write_text(
-            text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")]
+            text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")],
+            encoding="utf-8",
         )
         for config in CONFIGS:
-            text = (ROOT / f"docs/plugin/{config}.py").read_text()
+            text = (ROOT / f"docs/plugin/{config}.py").read_text(encoding="utf-8")
             for ours, yours in YOURS.items():
                 text = text.replace(ours, yours.format(data=data))
-            (user / f"{config}.py").write_text(text)
+            (user / f"{config}.py").write_text(text, encoding="utf-8")
             run([sys.executable, "-P", "train.py", f"{config}.py", f"work/{config}"], user, env)
         torchrun = [
             sys.executable,
@@ -130,7 +131,8 @@ def main() -> None:
         )
         run([sys.executable, "-P", "-m", "pcb", "plan"], user, env, status=2)
         (user / "dt.json").write_text(
-            '[{"image_id": 1, "category_id": 5, "bbox": [2, 4, 30, 30], "score": 0.9}]'
+            '[{"image_id": 1, "category_id": 5, "bbox": [2, 4, 30, 30], "score": 0.9}]',
+            encoding="utf-8",
         )
         run(
             [
@@ -162,7 +164,9 @@ def check_contents(wheel: Path, source: Path) -> None:
 
 
 def run(command: list, folder: Path, env: dict, status: int = 0) -> None:
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=600
+    )
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
     lines = (done.stderr if status else done.stdout).splitlines()
     print("\n".join(lines if "pcb" in command else lines[-1:]), flush=True)

@@ -226,7 +226,9 @@ def confusions_shown(*targets):
 
 def oracle_results():
     """The comparisons of own and other statistics, of the runs that have them, at all seeds."""
-    return [paths.oracle(run, seed) for run in oracle_runs(study) for seed in study.seeds]
+    return [
+        paths.oracle(run, seed) for run in oracle_runs(study) for seed in study.seeds
+    ]
 
 
 def page_results(page):

@@ -129,7 +129,7 @@ def templates() -> Environment:
 
 def read(file: str) -> str:
     """A style sheet or script of this folder, to be set into a page."""
-    return (FOLDER / file).read_text()
+    return (FOLDER / file).read_text(encoding="utf-8")
 
 
 def signed(value: float) -> str:
