@@ -316,13 +316,13 @@ def infer(arguments: Namespace) -> None:
     Reads run.json, and confusion-train.npz where a table needs it; writes detections and the
     confusion matrix. With --split, over other images, on which NorCal's hyper-parameter is chosen.
     """
-    from pcb.cluster.gpus import lease
+    from pcb.cluster.launcher import ranks
 
     study = load(arguments)
     check_run(study, arguments)
-    gpus = min(1, study.scale["hardware"]["gpus_per_job"])
-    require_gpus(study, gpus)
-    with lease(gpus):
+    hardware = study.scale["hardware"]
+    require_gpus(study, hardware["gpus_per_job"])
+    with ranks(hardware["gpus_per_job"], hardware["device"], arguments.given, backend="gloo"):
         from pcb.inference.infer import infer as run
 
         run(study, arguments.run, arguments.seed, split=arguments.split)
@@ -333,13 +333,13 @@ def confusion(arguments: Namespace) -> None:
 
     Reads run.json, writes confusion-train.npz, for the variant cm-train.
     """
-    from pcb.cluster.gpus import lease
+    from pcb.cluster.launcher import ranks
 
     study = load(arguments)
     check_run(study, arguments)
-    gpus = min(1, study.scale["hardware"]["gpus_per_job"])
-    require_gpus(study, gpus)
-    with lease(gpus):
+    hardware = study.scale["hardware"]
+    require_gpus(study, hardware["gpus_per_job"])
+    with ranks(hardware["gpus_per_job"], hardware["device"], arguments.given, backend="gloo"):
         from pcb.inference.infer import train_confusion
 
         train_confusion(study, arguments.run, arguments.seed)

@@ -152,8 +152,10 @@ class ShardWriter:
     def finish(self, shards: Sequence[Sequence[int]]) -> list[dict]:
         """Describe the shards in order, for the manifest, and remove all other files.
 
-        Every shard was found by `has` or written by `write`.
+        Every shard was found by `has`, or written by `write` here or by another process.
         """
+        for ids in shards:
+            assert ids[0] in self._verified or self.has(ids), f"{self.path(ids)} was just written"
         paths = [self._verified[ids[0]] for ids in shards]
         for path in set(self.folder.iterdir()) - set(paths):
             path.unlink()

@@ -10,6 +10,8 @@ interrupted pass resumes with the shards that are missing and yields the same by
 Calibration by the split's own confusion matrix needs the whole split counted before the first
 score. Meanwhile the network's outputs stay in memory, up to `CACHE_BYTES`; on a larger split the
 network runs twice.
+
+Several ranks share out the missing shards; the first one writes the rest. The files are the same.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import DATASETS
 from mmengine.dataset import BaseDataset
+from mmengine.dist import barrier, get_dist_info, get_world_size, is_main_process
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -79,14 +82,15 @@ def infer(
             NorCal's γ is chosen, `plain` and `norcal`.
 
     Returns:
-        The manifest, which it also writes to `study.paths.detections(run, seed, split)`.
+        The manifest, which it also writes to `study.paths.detections(run, seed, split)`; {} on a
+        rank other than the first.
 
     Raises:
         UserError: The run is not trained, its checkpoint is missing, damaged, of another number of
             classes or diverged; or the confusion matrix that `cm-train` needs is missing.
     """
     started = time.monotonic()
-    torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
+    set_threads(study)
     record = trained(study, run, seed)
     names = list(variants or default_variants(study, run, split))
     job = study.eval_job(run, seed)
@@ -99,6 +103,7 @@ def infer(
     confusion_path = study.paths.confusion(run, seed, split)
     confusions = detector.confusion_shards(confusion_path.with_suffix(""))
     missing = [ids for ids in shards if not (writer.has(ids) and confusions.has(ids))]
+    barrier()  # no rank may find what another has just written
     if missing:
         matrices = {}
         if "train" in confusion_splits(names):
@@ -109,8 +114,9 @@ def infer(
         train_files = build.dataset_files(study, study.experiments[run].dataset, "train")
         train_images = build.index(*train_files, study.paths.indices).image_count
         functions = score_functions(detector.model, writer.columns, matrices, train_images)
-        with progress_bar(f"{run} on {split}", missing) as bar:
-            for ids in missing:
+        mine = share(missing)
+        with progress_bar(f"{run} on {split}", mine) as bar:
+            for ids in mine:
                 sums = None if confusions.has(ids) else ConfusionSums(confusions.classes)
                 batches = watched(detector.batches(ids), bar)
                 columns = detect_shard(detector, batches, functions, sums)
@@ -118,6 +124,9 @@ def infer(
                     confusions.save(ids, sums)
                 writer.write(ids, columns)
         detector.save_cache()
+    barrier()
+    if not is_main_process():
+        return {}
     total = confusions.total(shards)
     confusion = write_confusion(confusion_path, total, record["sha256"])
     manifest = {
@@ -136,6 +145,7 @@ def infer(
         if split == "val"
         else None,
         "seconds": round(time.monotonic() - started, 1),
+        "processes": get_world_size(),
     }
     write_record(manifest_path, manifest)
     return manifest
@@ -153,15 +163,28 @@ def train_confusion(
     Raises:
         UserError: As for `infer`.
     """
-    torch.set_num_threads(study.scale["hardware"]["threads_per_job"])
+    set_threads(study)
     record = trained(study, run, seed)
     path = study.paths.confusion(run, seed, "train")
     detector = SplitDetector(study, run, "train", record)
     shards = plan_shards(detector.index, images_per_shard)
     total = detector.count_split(detector.confusion_shards(path.with_suffix("")), shards)
-    write_confusion(path, total, record["sha256"], np.float64)
+    if is_main_process():
+        write_confusion(path, total, record["sha256"], np.float64)
     detector.save_cache()
     return path
+
+
+def set_threads(study: Study) -> None:
+    """Let torch use this process's share of the job's threads."""
+    threads = study.scale["hardware"]["threads_per_job"]
+    torch.set_num_threads(max(1, threads // get_world_size()))
+
+
+def share(shards: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """The shards of this rank among those that all ranks list alike."""
+    rank, world = get_dist_info()
+    return shards[rank::world]
 
 
 def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tensor:
@@ -255,7 +278,7 @@ class SplitDetector:
     def save_cache(self) -> None:
         """Save the frozen-backbone feature cache for later runs, if the detector has one."""
         save_cache = getattr(self.model, "save_cache", None)
-        if save_cache is not None:
+        if save_cache is not None and is_main_process():
             save_cache(self.split)
 
     def confusion_shards(self, folder: Path) -> ConfusionShards:
@@ -272,14 +295,20 @@ class SplitDetector:
     def count_split(
         self, confusions: ConfusionShards, shards: Sequence[Sequence[int]], keep: bool = False
     ) -> ConfusionSums:
-        """Sum the confusions of the whole split, and count the shards that are not counted yet."""
+        """Sum the confusions of the whole split, and count the shards that are not counted yet.
+
+        A collective: every rank must call it, and counts its share.
+        """
         missing = [ids for ids in shards if not confusions.has(ids)]
-        with progress_bar(f"{self.run}, confusion matrix of {self.split}", missing) as bar:
-            for ids in missing:
+        barrier()
+        mine = share(missing)
+        with progress_bar(f"{self.run}, confusion matrix of {self.split}", mine) as bar:
+            for ids in mine:
                 sums = ConfusionSums(confusions.classes)
                 for images in watched(self.batches(ids, keep), bar):
                     self.count(sums, images)
                 confusions.save(ids, sums)
+        barrier()
         return confusions.total(shards)
 
     def count(self, sums: ConfusionSums, images: Sequence[Image]) -> None:

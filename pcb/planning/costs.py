@@ -73,7 +73,7 @@ class Costs:
         self.gpu: bool = hardware["device"] == "cuda"
         threads = hardware["threads_per_job"]
         self.per_training: int = max(1, hardware["gpus_per_job"]) if self.gpu else threads
-        self.per_evaluation: int = 1 if self.gpu else threads
+        self.per_evaluation: int = self.per_training
         self.jobs = jobs(study, *self.targets)
         self.items: dict[Key, Item] = {}
         for job in self.jobs:
@@ -192,11 +192,12 @@ class Costs:
         count = evaluated_images(self.study, job.run)
         seconds = self._timing("image", experiment)
         size = self._timing("detections", experiment)
+        ranks = self.per_evaluation if self.gpu else 1  # which share out the images
         return Item(
             key=("infer", job.run, job.seed),
             done=job.state == DONE,
             epochs=0,
-            seconds=None if seconds is None or count is None else seconds * count,
+            seconds=None if seconds is None or count is None else seconds * count / ranks,
             devices=self.per_evaluation,
             bytes=None if size is None or count is None else size * count,
         )

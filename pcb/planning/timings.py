@@ -23,8 +23,8 @@ from pcb.study.records import current_record, read_record
 from pcb.study.study import Study
 
 BASE = "softmax_plain"
-# iteration: seconds, on all GPUs of a job. image: seconds to detect on one image and, without a
-# GPU, to score it. checkpoint, final: bytes of a resumable checkpoint, and of a finished
+# iteration: seconds, on all GPUs of a job. image: seconds on one GPU to detect on one image and,
+# without a GPU, to score it. checkpoint, final: bytes of a resumable checkpoint, and of a finished
 # training's. detections: bytes of one image's.
 QUANTITIES = ("iteration", "image", "checkpoint", "final", "detections")
 Values = dict[str, dict[str, dict[str, float]]]  # quantity -> setting -> method -> value
@@ -154,7 +154,8 @@ def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
     manifests = {s: current_record(paths.detections(run, seed, s), fingerprint) for s in splits}
     done = {split: manifest for split, manifest in manifests.items() if manifest}
     if len(done) == len(manifests):
-        seconds = sum(manifest["seconds"] for manifest in done.values())
+        # Of manifests before 0.2, one process made all.
+        seconds = sum(m["seconds"] * m.get("processes", 1) for m in done.values())
         if study.scale["hardware"]["device"] == "cpu":
             seconds += _job_seconds(study, f"score/{run}/seed{seed}")
         measured["image"] = seconds / sum(done[split]["images"] for split in splits)

@@ -1,16 +1,21 @@
 """From a checkpoint to metrics on generated scenes: shards, resuming, missing and foreign files."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import ranks
 import torch
 
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import read_bootstrap
 from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
+from pcb.files import ROOT, write_json
 from pcb.inference import forward, infer
 from pcb.study import load_study
 from pcb.study.records import read_record, write_record
@@ -169,8 +174,55 @@ def test_shards_of_other_test_settings_are_not_kept(copied):
     assert shards and not after.keys() & set(shards)  # a name is a digest of the content
 
 
-def test_score_resamples_every_variant(copied):
+def infer_as_rank(rank, world, results, data):
+    """Both jobs of an evaluation, in shards of 4 images."""
+    study = study_in(results, data)
+    infer.train_confusion(study, RUN, 0, images_per_shard=4)
+    return infer.infer(study, RUN, 0, images_per_shard=4, variants=["plain", "cm-val", "cm-train"])
+
+
+def test_two_ranks_write_the_files_of_one(finished, tmp_path):
+    """The shards are shared out; a calibration needs the counts of both before it scores."""
+    found = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        record = study_in(finished).paths.train(RUN, 0).relative_to(finished)
+        (folder / record).parent.mkdir(parents=True)
+        shutil.copy(finished / record, folder / record)
+        (folder / "ranks").mkdir()
+        arguments = (folder / "ranks", folder, finished / "data")
+        manifests = ranks.run(infer_as_rank, world, *arguments)
+        assert manifests[0]["processes"] == world and manifests[1:] == [{}] * (world - 1)
+        found.append(contents(study_in(folder).paths.run(RUN, 0)))
+    one, two = found
+    assert one == two and len([name for name in one if name.suffix == ".parquet"]) == 3
+
+
+def test_inference_uses_all_gpus_of_a_job(copied):
+    """Two ranks on the CPU, started by the command."""
     study, folder = copied
+    study.scale["hardware"]["gpus_per_job"] = 2
+    write_json(study.paths.study, study.resolved)
+    complete = contents(folder)
+    for name in ("detections", "confusion"):
+        shutil.rmtree(folder / name)
+    study.paths.detections(RUN, 0).unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "pcb", "infer", RUN, "--study", str(study.paths.study)],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "7,8", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_record(study.paths.detections(RUN, 0))["processes"] == 2
+    matrix = study.paths.confusion(RUN, 0).relative_to(folder)
+    assert contents(folder)[matrix] == complete[matrix]
+
+
+def test_score_resamples_every_variant(copied):
+    study, _ = copied
     metrics = score(study, RUN, 0)
     found = read_bootstrap(study.paths.bootstrap(RUN, 0), metrics["bootstrap"]["sha256"])
     assert {variant for _, variant in found} == set(metrics["variants"])

@@ -65,7 +65,7 @@ def record(study, run, seed=0, **values):
 
 
 def test_the_whole_paper_costs_834_epochs_of_1074_and_as_many_hours_as_a_sum_by_hand(lvis):
-    """Eight GPUs for each iteration, one for each image."""
+    """Eight GPUs for each iteration; each image takes one of them."""
     whole = costs(lvis)
     train, val = {"v05": 57_263, "v1": 100_170}, {"v05": 5_000, "v1": 19_809}
     iterations = sum(
@@ -78,6 +78,18 @@ def test_the_whole_paper_costs_834_epochs_of_1074_and_as_many_hours_as_a_sum_by_
     hours = (8 * 0.5 * iterations + 0.1 * (detected + again)) / 3600
     assert whole.hours(whole.items) == pytest.approx(hours)
     assert as_data(whole)["epochs"] == {"left": 834, "all": 834, "without_trunks": 1074}
+
+
+def test_the_gpus_of_a_job_share_out_the_images(lvis):
+    item = costs(lvis).items["infer", PLAIN, 0]
+    assert item.devices == 8 and item.seconds == pytest.approx(0.1 * 5_000 / 8)
+
+
+def test_several_processes_detect_for_the_seconds_of_their_manifest(study):
+    record(study, PLAIN)  # 240 images in 12 s
+    path = study.paths.detections(PLAIN, 0)
+    write_record(path, {**json.loads(path.read_text()), "processes": 4})
+    assert Timings.of(study).get("image", "v05_r50", "softmax_plain") == 4 * 0.05
     assert "1,032 = 43 x 24" in plan(whole) and "240 saved" in plan(whole)
 
 

@@ -20,7 +20,7 @@ rule infer:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
-        gpu=min(1, HARDWARE["gpus_per_job"]),
+        gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
@@ -48,7 +48,7 @@ rule infer_split:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
-        gpu=min(1, HARDWARE["gpus_per_job"]),
+        gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.eval_job(w.run, int(w.seed))),
@@ -73,7 +73,7 @@ rule train_confusion:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
     resources:
-        gpu=min(1, HARDWARE["gpus_per_job"]),
+        gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
         job=job(lambda w: study.train_job(w.run, int(w.seed))),
