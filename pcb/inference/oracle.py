@@ -124,6 +124,8 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
     job = study.eval_job(run, seed) | {"checkpoint": record["sha256"], "columns": columns}
     writer = ShardWriter(path.with_suffix(""), fingerprint(job), columns)
     select = calibrated(detector, of_val, sums)
+    counts = {part: of_part.counts for part, of_part in sums.items()}
+    del sums  # a C x C matrix for each part, which the calibrations replace
     with progress_bar(f"{run}, own and other statistics", shards) as bar:
         for ids in shards:
             if not writer.has(ids):
@@ -141,7 +143,7 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
     }
     gt = GroundTruth(study.scale["datasets"][dataset]["val"], study.paths.indices)
     detections = Shards(writer.folder, writer.finish(shards))
-    out |= compare(gt, detections, of_val, sums, study.scale["test"])
+    out |= compare(gt, detections, of_val, counts, study.scale["test"])
     write_record(path, out)
     shutil.rmtree(writer.folder)
     return out
@@ -190,7 +192,7 @@ def compare(
     gt: GroundTruth,
     detections: Shards,
     of_val: Sequence[Division],
-    sums: Mapping[Part, ConfusionSums],
+    counts: Mapping[Part, np.ndarray],
     limits: Mapping[str, float],
 ) -> dict:
     """Score every part by itself, and the cross-fit on all images.
@@ -199,7 +201,7 @@ def compare(
         gt: The ground truth of all images.
         detections: Their detections with the columns of all divisions.
         of_val: The divisions, the first of which is into one part: all images.
-        sums: The sums behind the confusion matrix of each part.
+        counts: (C,) matched proposals of each class, for each part.
         limits: `score_thr` and `max_per_image` of the scale's `test`.
 
     Returns:
@@ -211,7 +213,7 @@ def compare(
         are `plain` and, in `parts`, `ms-own`, `cm-own`, `ms-other`, `cm-other`; in `crossfit` `ms`
         and `cm`.
     """
-    has_sample = {part: s.counts > 0 for part, s in sums.items()}
+    has_sample = {part: of_part > 0 for part, of_part in counts.items()}
     everything = of_val[0].all[0]
     [plain] = class_ap(gt, detections, ["plain"], of_val, limits).values()
     out: dict[str, list[dict]] = {"parts": [], "crossfit": []}
@@ -225,7 +227,7 @@ def compare(
             size = {
                 "of": d.parts,
                 "images": len(d.images(part)),
-                "proposals": float(np.median(sums[part].counts[has_sample[everything]])),
+                "proposals": float(np.median(counts[part][has_sample[everything]])),
             }
             out["parts"].append(size | entry(columns, known, gt))
         if d.parts == 2:
