@@ -232,7 +232,7 @@ def check_data(arguments: Namespace) -> None:
     for dataset in arguments.datasets or study.scale["datasets"]:
         check("data set", dataset, study.scale["datasets"])
         try:
-            report = run(study, dataset)
+            report = run(study, dataset, again=arguments.deep)
         except UserError as error:
             faults.append(error)
             continue
@@ -687,8 +687,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names in configs/downloads.yaml (default: all that the scale needs)",
     )
-    verb(check_data).add_argument(
+    command = verb(check_data)
+    command.add_argument(
         "datasets", nargs="*", metavar="DATASET", help="data sets of the scale (default: all)"
+    )
+    command.add_argument(
+        "--deep",
+        action="store_true",
+        help="read every image file again, also those whose size and times have not changed",
     )
     command = verb(contact_sheet)
     command.add_argument("dataset", help="a data set of the scale, such as v05")

@@ -42,7 +42,8 @@ from pcb.evaluation.shards import Rows, Shards
 from pcb.files import load_npz
 from pcb.frequency import GROUPS
 from pcb.study import Study
-from pcb.study.records import require_record, write_record
+from pcb.study.current import require_detections
+from pcb.study.records import write_record
 from pcb.study.variants import (
     NORCAL,
     NORCAL_POSITIVE,
@@ -180,6 +181,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         "split": split,
         "fingerprint": manifest["fingerprint"],
         "evaluation": manifest["evaluation"],
+        "checkpoint": manifest["checkpoint"],
         "images": len(gt.images),
         "variants": {},
         "classes": {},
@@ -189,6 +191,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     other = gamma_split(study, run)
     tuned_on = {split: detections}
     if tuned and split == "val":
+        out["gamma_evaluation"] = study.evaluation(run, seed, other)
         tuned_on[annotation_split(other)] = SplitDetections(study, run, seed, other)
     for variant in tuned:
         chosen = {name: on.choose_gamma(variant) for name, on in tuned_on.items()}
@@ -228,12 +231,12 @@ class SplitDetections:
     """The detections of a run on one split, with the ground truth; each column is scored once."""
 
     def __init__(self, study: Study, run: str, seed: int, split: str):
-        """Raises `UserError` where they are missing or of another training."""
+        """Raises `UserError` where they are missing or of another training or evaluation."""
         self.path = path = study.paths.detections(run, seed, split)
         of_split = "" if split == "val" else f" --split {split}"
         self._images_path = study.paths.confusion_images(run, seed)
         self._command = f"pcb infer {run} --seed {seed}{of_split}"
-        self.manifest = require_record(path, study.fingerprint(run, seed), self._command)
+        self.manifest = require_detections(study, run, seed, split)
         self.shards = Shards(
             path.parent / self.manifest["folder"],
             self.manifest["shards"],

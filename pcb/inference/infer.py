@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from pcb.errors import UserError
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
+from pcb.files import sha256
 from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import Image, Selection, by_shape, detect, forward, segment
 from pcb.inference.proposal_confusion import (
@@ -44,17 +45,16 @@ from pcb.inference.proposal_confusion import (
     write_confusion_images,
 )
 from pcb.study import Study
+from pcb.study.current import checkpoint_of
 from pcb.study.records import require_record, write_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import (
-    NORCAL,
     TRAIN_SUBSET,
     annotation_split,
     confusion_splits,
-    gamma_split,
+    detected_variants,
     score_columns,
     train_subset,
-    with_gamma,
 )
 from pcb.training import build, checkpoint
 
@@ -92,9 +92,9 @@ def infer(
     started = time.monotonic()
     set_threads(study)
     record = trained(study, run, seed)
-    names = list(variants or default_variants(study, run, split))
-    job = study.eval_job(run, seed)
-    job |= {"split": split, "checkpoint": record["sha256"], "variants": names}
+    names = list(variants or detected_variants(study, run, split))
+    job = study.eval_job(run, seed, split)
+    job |= {"checkpoint": record["sha256"], "variants": names}
 
     detector = SplitDetector(study, run, split, record)
     shards = plan_shards(detector.index, images_per_shard)
@@ -134,7 +134,8 @@ def infer(
         "seed": seed,
         "split": split,
         "fingerprint": study.fingerprint(run, seed),
-        "evaluation": writer.fingerprint,
+        "evaluation": study.evaluation(run, seed, split),
+        "checkpoint": record["sha256"],
         "variants": names,
         "columns": writer.columns,
         "images": len(detector.index),
@@ -172,6 +173,13 @@ def train_confusion(
     if is_main_process():
         write_confusion(path, total, record["sha256"], np.float64)
     detector.save_cache()
+    written = {
+        "fingerprint": study.fingerprint(run, seed),
+        "evaluation": study.evaluation(run, seed, "train"),
+        "checkpoint": record["sha256"],
+        "sha256": sha256(path),
+    }
+    write_record(study.paths.train_confusion_record(run, seed), written)
     return path
 
 
@@ -189,16 +197,12 @@ def share(shards: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
 
 def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tensor:
     """(C, C) float64, what `train_confusion` measured of the training in `record`."""
-    path = study.paths.confusion(run, seed, "train")
-    return load_matrix(path, record["sha256"], f"pcb confusion {run} --seed {seed}")
-
-
-def default_variants(study: Study, run: str, split: str) -> list[str]:
-    """The evaluation variants that some table needs of a run on a split."""
-    variants = study.variants(run)
-    if with_gamma(variants) and split == gamma_split(study, run):
-        return ["plain", NORCAL]
-    return variants
+    path, command = study.paths.confusion(run, seed, "train"), f"pcb confusion {run} --seed {seed}"
+    written = study.paths.train_confusion_record(run, seed)
+    measured = require_record(written, study.fingerprint(run, seed), command)
+    if measured["evaluation"] != study.evaluation(run, seed, "train"):
+        raise UserError(f"{path} is of another evaluation", f"run `{command}` again")
+    return load_matrix(path, record["sha256"], command)
 
 
 class SplitDetector:
@@ -283,10 +287,11 @@ class SplitDetector:
 
     def confusion_shards(self, folder: Path) -> ConfusionShards:
         """The sums in `folder`, which depend on weights and images, not on test settings."""
-        dataset = self.study.experiments[self.run].dataset
+        experiment = self.study.experiments[self.run]
         source = {
             "checkpoint": self.record["sha256"],
-            "data": build.dataset_files(self.study, dataset, annotation_split(self.split)),
+            "data": self.study.split_job(experiment.dataset, annotation_split(self.split)),
+            "detector": self.study.contents.detector(experiment.backbone, training=False),
         }
         if self.split == "val":
             source["by_image"] = True
@@ -338,10 +343,11 @@ def trained(study: Study, run: str, seed: int) -> dict:
     """
     path, command = study.paths.train(run, seed), f"pcb train {run} --seed {seed}"
     record = require_record(path, study.fingerprint(run, seed), command)
+    record["checkpoint"] = str(checkpoint_of(study, record))
     if not Path(record["checkpoint"]).exists():
         raise UserError(
             f"{record['checkpoint']}, the checkpoint that {path} names, does not exist",
-            f"delete {path}, then run `{command}`",
+            f"run `{command}` again",
         )
     if checkpoint.sha256(record["checkpoint"]) != record["sha256"]:
         fix = f"run `{command}` again: it repeats what led to that checkpoint"

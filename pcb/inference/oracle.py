@@ -139,6 +139,9 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
         "scale": study.scale["name"],
         "dataset": dataset,
         "fingerprint": study.fingerprint(run, seed),
+        "evaluation": study.evaluation(run, seed),
+        "checkpoint": record["sha256"],
+        "parts_of_val": {str(parts): number for parts, number in ORACLE_PARTS.items()},
         "images": len(detector.index),
     }
     gt = GroundTruth(study.scale["datasets"][dataset]["val"], study.paths.indices)

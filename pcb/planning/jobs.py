@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 
-from pcb.study.records import current_record
+from pcb.study.current import current_metrics, current_training, current_trunk, lacking
 from pcb.study.study import Study
 
 DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
@@ -68,27 +69,50 @@ def epochs_to_train(study: Study, run: str) -> int:
 
 def run_state(study: Study, run: str, seed: int) -> str:
     """The state of a training, from its records and its work folder."""
-    paths, fingerprint = study.paths, study.fingerprint(run, seed)
-    if current_record(paths.train(run, seed), fingerprint):
-        metrics = current_record(paths.metrics(run, seed), fingerprint)
-        scored = metrics and set(study.variants(run)) <= set(metrics.get("variants", ()))
-        return DONE if scored else TRAINED
+    if current_training(study, run, seed):
+        metrics = current_metrics(study, run, seed)
+        return DONE if metrics and not lacking(study, metrics, run) else TRAINED
     if study.experiments[run].trunk == run and trunk_state(study, run, seed) != DONE:
         return TO_RUN  # any checkpoint in the work folder that they share is the trunk's
-    return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN
+    return PARTIAL if has_checkpoint(study, study.fingerprint(run, seed)) else TO_RUN
 
 
 def trunk_state(study: Study, trunk: str, seed: int) -> str:
     """The state of a trunk, from its record and its work folder."""
-    fingerprint = study.fingerprint(trunk, seed)
-    if current_record(study.paths.trunk(trunk, seed), fingerprint):
+    if current_trunk(study, trunk, seed):
         return DONE
-    return PARTIAL if has_checkpoint(study, fingerprint) else TO_RUN
+    return PARTIAL if has_checkpoint(study, study.fingerprint(trunk, seed)) else TO_RUN
 
 
 def has_checkpoint(study: Study, fingerprint: str) -> bool:
     """Whether a training left a checkpoint to resume from."""
     return any(study.paths.work(fingerprint).glob("iter*.pth"))
+
+
+def discard(study: Study, rule: str, run: str, seed: str, split: str = "val") -> None:
+    """Delete what a job would keep or resume from, so that it starts anew.
+
+    Args:
+        study: The study.
+        rule: The job's rule: `trunk`, `train`, `infer`, `infer_split` or `train_confusion`; for
+            others nothing is deleted.
+        run: Experiment.
+        seed: Seed of the training.
+        split: Split of `infer_split`.
+    """
+    paths, of = study.paths, (run, int(seed))
+    if rule in ("trunk", "train"):
+        work = paths.work(study.fingerprint(*of))
+        names = {"trunk": ("trunk.*.pth", "iter*.pth"), "train": ("final.*.pth", "iter*.pth")}
+        for path in (path for name in names[rule] for path in work.glob(name)):
+            path.unlink(missing_ok=True)
+        if rule == "train":
+            shutil.rmtree(work / "first", ignore_errors=True)
+    if rule in ("infer", "infer_split"):
+        shutil.rmtree(paths.detections(*of, split).with_suffix(""), ignore_errors=True)
+        shutil.rmtree(paths.confusion(*of, split).with_suffix(""), ignore_errors=True)
+    if rule == "train_confusion":
+        shutil.rmtree(paths.confusion(*of, "train").with_suffix(""), ignore_errors=True)
 
 
 def tables_of(study: Study, run: str) -> tuple[str, ...]:

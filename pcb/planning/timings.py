@@ -12,14 +12,14 @@ softmax on the same pair; else from the mean of all.
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean
 
 from pcb.errors import UserError
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.workload import detection_splits
+from pcb.study.current import checkpoint_of, current_detections, current_training, current_trunk
 from pcb.study.experiment import Experiment
-from pcb.study.records import current_record, read_record
+from pcb.study.records import read_record
 from pcb.study.study import Study
 
 BASE = "softmax_plain"
@@ -135,23 +135,20 @@ def from_finished_runs(study: Study) -> tuple[Values, int]:
 
 def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
     """Value of each known quantity in a finished run; None where the run is not finished."""
-    paths, fingerprint = study.paths, study.fingerprint(run, seed)
-    experiment = study.experiments[run]
-    record = current_record(paths.train(run, seed), fingerprint)
+    paths, experiment = study.paths, study.experiments[run]
+    record = current_training(study, run, seed)
     if not record:
         return None
-    measured = {"final": _file_size(record.get("checkpoint"))}
+    measured = {"final": _checkpoint_size(study, record)}
     if experiment.trunk:
-        trunk = current_record(
-            paths.trunk(experiment.trunk, seed), study.fingerprint(experiment.trunk, seed)
-        )
-        measured["checkpoint"] = _file_size((trunk or {}).get("checkpoint"))
+        trunk = current_trunk(study, experiment.trunk, seed)
+        measured["checkpoint"] = _checkpoint_size(study, trunk)
     one_stage = len(study.registry.stages(experiment.loss)) == 1
     if one_stage and record.get("iterations") and record.get("seconds"):
         iterations = record["iterations"] * epochs_to_train(study, run) / record["epochs"]
         measured["iteration"] = record["seconds"] / iterations
     splits = detection_splits(study, run)
-    manifests = {s: current_record(paths.detections(run, seed, s), fingerprint) for s in splits}
+    manifests = {s: current_detections(study, run, seed, s) for s in splits}
     done = {split: manifest for split, manifest in manifests.items() if manifest}
     if len(done) == len(manifests):
         # Of manifests before 0.2, one process made all.
@@ -165,9 +162,12 @@ def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
     return {quantity: value for quantity, value in measured.items() if value}
 
 
-def _file_size(path: str | None) -> float:
-    """Bytes of a file; 0 where it does not exist."""
-    return Path(path).stat().st_size if path and Path(path).exists() else 0
+def _checkpoint_size(study: Study, record: dict | None) -> float:
+    """Bytes of the checkpoint that a record names; 0 where it does not exist."""
+    if not record or "checkpoint" not in record:
+        return 0
+    path = checkpoint_of(study, record)
+    return path.stat().st_size if path.exists() else 0
 
 
 def _job_seconds(study: Study, job: str) -> float:

@@ -6,13 +6,18 @@ is None, and the pages show `not run`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcb.evaluation.bootstrap import Bootstrap, read_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion, read_confusion
-from pcb.study import Study
-from pcb.study.records import current_record, read_record
+from pcb.study import Study, fingerprint
+from pcb.study.current import (
+    current_detections,
+    current_metrics,
+    current_oracle,
+    current_training,
+)
+from pcb.study.records import read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +43,7 @@ class Results:
     def metrics(self, run: str, seed: int) -> dict | None:
         """The content of metrics.json; None where the run was not scored."""
         if (run, seed) not in self._metrics:
-            path = self.study.paths.metrics(run, seed)
-            self._metrics[run, seed] = self._current(path, run, seed)
+            self._metrics[run, seed] = current_metrics(self.study, run, seed)
         return self._metrics[run, seed]
 
     def values(
@@ -74,11 +78,11 @@ class Results:
 
     def oracle(self, run: str, seed: int) -> dict | None:
         """The content of oracle.json; None where `pcb oracle` has not run."""
-        return self._current(self.study.paths.oracle(run, seed), run, seed)
+        return current_oracle(self.study, run, seed)
 
     def record(self, run: str, seed: int) -> dict | None:
         """The record of a finished training (run.json); None where it was not trained."""
-        return self._current(self.study.paths.train(run, seed), run, seed)
+        return current_training(self.study, run, seed)
 
     def confusion(self, run: str, seed: int) -> Confusion | None:
         """The confusion matrix of a run over val proposals; None where the run was not scored."""
@@ -93,7 +97,7 @@ class Results:
         from pcb.evaluation.shards import Shards  # imported here: tables start without pyarrow
 
         path = self.study.paths.detections(run, seed)
-        manifest = self._current(path, run, seed)
+        manifest = current_detections(self.study, run, seed)
         if manifest is None:
             return None
         fix = f"run `pcb infer {run} --seed {seed}` again: it detects anew where a shard is broken"
@@ -102,11 +106,11 @@ class Results:
     def release(self, dataset: str) -> str | None:
         """The LVIS release that a data set was found equal to, `v0.5` or `v1.0`.
 
-        None for any other data, and before `pcb check-data` has read it.
+        None for any other data, and before `pcb check-data` has read the present files.
         """
         check = read_record(self.study.paths.data_check(dataset)) or {}
         version = self.study.scale["datasets"][dataset]["version"]
-        return version if check.get("matches_release") == version else None
-
-    def _current(self, path: Path, run: str, seed: int) -> dict | None:
-        return current_record(path, self.study.fingerprint(run, seed))
+        if check.get("matches_release") != version:
+            return None
+        is_current = check.get("fingerprint") == fingerprint(self.study.check_job(dataset))
+        return version if is_current else None

@@ -33,6 +33,15 @@ class Paths:
         """Report of `pcb check-data`; every training waits for it."""
         return self.root / "data" / f"{dataset}.check.json"
 
+    def image_list(self, dataset: str) -> Path:
+        """Digest and times of each image at the last check, so that none is read twice."""
+        return self.root / "data" / f"{dataset}.images.json"
+
+    @property
+    def digests(self) -> Path:
+        """Folder of digests of files with their times; may be deleted at any time."""
+        return self.root / "data" / "digests"
+
     @property
     def indices(self) -> Path:
         """Folder of memory-mapped indices of annotation files; may be deleted at any time."""
@@ -41,6 +50,10 @@ class Paths:
     def weights(self, backbone: str) -> Path:
         """Pretrained weights from which every run with this backbone starts."""
         return self.root / "pretrained" / f"{backbone}.pth"
+
+    def weights_record(self, backbone: str) -> Path:
+        """Record of the starting weights: their fingerprint and the digest of the file."""
+        return self.root / "pretrained" / f"{backbone}.json"
 
     def run(self, run: str, seed: int) -> Path:
         """Folder of a run's records, detections and metrics."""
@@ -91,6 +104,10 @@ class Paths:
     def confusion_images(self, run: str, seed: int) -> Path:
         """The sums behind the confusion matrix of val, image by image."""
         return self.run(run, seed) / "confusion-images.npz"
+
+    def train_confusion_record(self, run: str, seed: int) -> Path:
+        """Record of the confusion matrix of the training images: of which evaluation it is."""
+        return self.run(run, seed) / "confusion-train.json"
 
     def metrics(self, run: str, seed: int, split: str = "val") -> Path:
         """All metrics of a run on a split, of every evaluation variant."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pcb.study.claims import Claim
+from pcb.study.contents import Contents
 from pcb.study.experiment import Experiment
 from pcb.study.overlay import registry_of
 from pcb.study.paths import Paths
-from pcb.study.recipe import recipe_of
+from pcb.study.recipe import GENERATOR, recipe_of
+from pcb.study.variants import annotation_split
 
 # Incremented when results of an earlier version must not be read as results of this one. It is part
 # of every fingerprint, so earlier records count as not run.
@@ -158,6 +160,7 @@ class Study:
         registry: Losses, paradigms and calibrations that its experiments can name.
         experiments, tables, pages, claims: Entries as objects; mappings by id.
         paths: Paths of its results.
+        contents: Digests of the files that it reads.
     """
 
     def __init__(self, resolved: dict):
@@ -177,6 +180,7 @@ class Study:
         ids = [*used, *sorted(specs.keys() - used)]
         self.experiments = {key: Experiment.read(key, specs[key]) for key in ids}
         self.paths = Paths(Path(self.scale["results"]) / self.scale["name"])
+        self.contents = Contents(self.scale, self.paths)
 
     @property
     def targets(self) -> dict[str, Table | Page]:
@@ -232,16 +236,6 @@ class Study:
         """
         return round(max(0.0, 1 - (1 - gamma) / self.scale["pcb"]["ema_memory_scale"]), 9)
 
-    def is_generated(self, dataset: str) -> bool:
-        """Whether a data set is drawn by this pipeline: its files are where the generator writes.
-
-        `pretrain`, the data set of the pretraining, always is.
-        """
-        if dataset == "pretrain":
-            return True
-        train = Path(self.scale["datasets"][dataset]["train"])
-        return "synthetic" in self.scale and train.parent == self.paths.data(dataset)
-
     # What determines a job's result. If it changes, the job runs again. ------------------------
 
     def data_job(self, dataset: str, split: str | None = None) -> dict:
@@ -254,22 +248,50 @@ class Study:
         section = self.scale.get("synthetic") or {}
         if dataset == "pretrain":
             split = "pretrain"
-        recipe = recipe_of(section, split) if split else section
-        return {"dataset": dataset, "split": split, "recipe": recipe}
+        return {
+            "dataset": dataset,
+            "split": split,
+            "recipe": recipe_of(section, split) if split else section,
+            "generator": GENERATOR,
+            "assets": self.contents.assets(section.get("classes", 60)),
+        }
+
+    def check_job(self, dataset: str) -> dict:
+        """Return what determines the report of a check, besides the image files."""
+        entry = self.scale["datasets"][dataset]
+        generated = self.contents.is_generated(dataset)
+        return {
+            "format": FORMAT,
+            "version": entry["version"],
+            "rfs_threshold": self.scale["train"]["rfs_threshold"],
+            "allow_absent_classes": self.scale.get("allow_absent_classes"),
+            "splits": {
+                split: self.data_job(dataset, split)
+                if generated
+                else self.contents.annotations(dataset, split)
+                for split in ("train", "val", "dev")
+                if split in entry
+            },
+        }
 
     def pretrain_job(self, backbone: str) -> dict:
         """Return what determines starting weights: a file, or a pretraining of our own."""
-        start = self.scale["backbones"][backbone]
-        if start["weights"] != "pretrain":
-            return {"backbone": start}
-        data = self.data_job("pretrain")
-        return {"backbone": start, "pretrain": self.scale["pretrain"], "data": data}
+        weights = self.scale["backbones"][backbone]["weights"]
+        if weights == "random":
+            return {"weights": "random"}
+        if weights != "pretrain":
+            return {"weights": self.contents.weights(backbone)}
+        return {
+            "weights": "pretrain",
+            "recipe": self.scale["pretrain"],
+            "data": self.data_job("pretrain"),
+            "detector": self.contents.detector(backbone, training=True),
+        }
 
     def train_job(self, run: str, seed: int) -> dict:
         """Return what determines a training's weights; its hash names the work folder.
 
-        It excludes hardware, titles, labels, published numbers, test settings and the location of
-        the results folder.
+        It excludes hardware, titles, labels, published numbers, test settings and all paths.
         """
         experiment = self.experiments[run]
         job = {
@@ -279,8 +301,9 @@ class Study:
             "schedule": self.schedule,
             "train": self.scale["train"],
             "pcb": self.scale["pcb"],
-            "data": self._files(experiment.dataset, "train"),
+            "data": self.split_job(experiment.dataset, "train"),
             "start": self.pretrain_job(experiment.backbone),
+            "detector": self.contents.detector(experiment.backbone, training=True),
         }
         if added := self.resolved.get("losses", {}).get(experiment.loss):
             job["loss"] = own_loss(added)
@@ -292,25 +315,41 @@ class Study:
             job["trunk"] = self.fingerprint(experiment.trunk, seed)
         return job
 
-    def eval_job(self, run: str, seed: int) -> dict:
-        """Return what determines a run's detections and metrics."""
+    def eval_job(self, run: str, seed: int, split: str = "val") -> dict:
+        """Return what determines a run's detections and metrics on a split, by weights and data.
+
+        The variants are no part of it: detections and metrics with more of them are current too.
+
+        Args:
+            run: Experiment.
+            seed: Seed of the training.
+            split: `val`, `dev` or `train-subset`.
+        """
+        experiment = self.experiments[run]
         return {
             "train": self.fingerprint(run, seed),
-            "data": self._files(self.experiments[run].dataset, "val"),
-            "variants": self.variants(run),
+            "split": split,
+            "data": self.split_job(experiment.dataset, annotation_split(split)),
             "test": self.scale["test"],
+            "detector": self.contents.detector(experiment.backbone, training=False),
         }
 
     def fingerprint(self, run: str, seed: int) -> str:
         """Hash of `train_job`, 12 hexadecimal digits."""
         return fingerprint(self.train_job(run, seed))
 
-    def _files(self, dataset: str, split: str) -> dict:
-        """The files of a split, or the recipe from which they are generated."""
-        entry = self.scale["datasets"][dataset]
-        if self.is_generated(dataset):
-            return {"version": entry["version"], **self.data_job(dataset, split)}
-        return {key: entry[key] for key in ("version", split, "images")}
+    def evaluation(self, run: str, seed: int, split: str = "val") -> str:
+        """Hash of `eval_job`, 12 hexadecimal digits."""
+        return fingerprint(self.eval_job(run, seed, split))
+
+    def split_job(self, dataset: str, split: str) -> dict:
+        """Return what determines annotations and images of a split: its recipe, or digests."""
+        if self.contents.is_generated(dataset):
+            return self.data_job(dataset, split)
+        return {
+            "annotations": self.contents.annotations(dataset, split),
+            "images": self.contents.images(dataset, split),
+        }
 
 
 def own_loss(spec: dict) -> dict:

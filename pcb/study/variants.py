@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pcb.registry import CALIBRATIONS
-from pcb.study.study import Study
+
+if TYPE_CHECKING:
+    from pcb.study.study import Study
 
 NORCAL = "norcal"
 NORCAL_POSITIVE = "norcal-positive"
@@ -63,6 +66,14 @@ def gamma_split(study: Study, run: str) -> str:
     """
     splits = study.scale["datasets"][study.experiments[run].dataset]
     return "dev" if "dev" in splits else TRAIN_SUBSET
+
+
+def detected_variants(study: Study, run: str, split: str) -> list[str]:
+    """The evaluation variants that some table needs of a run on a split."""
+    variants = study.variants(run)
+    if with_gamma(variants) and split == gamma_split(study, run):
+        return ["plain", NORCAL]
+    return variants
 
 
 def train_subset(image_ids: Iterable[int]) -> list[int]:

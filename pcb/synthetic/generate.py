@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from pcb.data.lvis.polygons import mask_to_polygons
 from pcb.errors import UserError
-from pcb.files import atomic, write_json, write_text
+from pcb.files import atomic, write_text
 from pcb.frequency import group
-from pcb.study import Study
+from pcb.study import Study, fingerprint
+from pcb.study.records import write_record
 from pcb.synthetic.scenes import ASSETS, SceneStyle, atlas, draw_scene, random_state
 
 # Drawing styles that look alike count as one, so that "unseen in train" means unseen.
@@ -163,16 +164,20 @@ class SceneObject:
 
 def generate(study: Study, dataset: str) -> None:
     """Write a data set of the study, `v05`, `v1` or `pretrain`; its manifest is written last."""
-    write_dataset(Recipe.read(study.scale.get("synthetic")), dataset, study.paths.data(dataset))
+    recipe, job = Recipe.read(study.scale.get("synthetic")), fingerprint(study.data_job(dataset))
+    write_dataset(recipe, dataset, study.paths.data(dataset), job)
 
 
-def write_dataset(recipe: Recipe, dataset: str, folder: Path) -> dict[str, Any]:
+def write_dataset(
+    recipe: Recipe, dataset: str, folder: Path, job: str | None = None
+) -> dict[str, Any]:
     """Draw all splits of a data set into `folder`.
 
     Args:
         recipe: Sizes, seed and class frequencies.
         dataset: `v05`, `v1` or `pretrain`.
         folder: Where annotation files, `images/` and, last, `manifest.json` are written.
+        job: Fingerprint of `Study.data_job`, for the manifest.
 
     Returns:
         The manifest: `dataset`, `recipe`, `files` (file -> sha256) and the `sha256` of all.
@@ -194,11 +199,12 @@ def write_dataset(recipe: Recipe, dataset: str, folder: Path) -> dict[str, Any]:
     listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
     record = {
         "dataset": dataset,
+        "fingerprint": job,
         "recipe": recipe.stored(),
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "files": files,
     }
-    write_json(manifest, record)
+    write_record(manifest, record)
     return record
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pcb.cluster import provenance
-from pcb.files import locked
-from pcb.study import Study
-from pcb.study.study import fingerprint
+from pcb.files import locked, sha256
+from pcb.study import Study, fingerprint
+from pcb.study.records import write_record
 from pcb.training import build
 from pcb.training.checkpoint import Checkpoints, save
 from pcb.training.train import execute
@@ -48,4 +48,6 @@ def pretrain(study: Study, backbone: str) -> Path:
             }
             save(path, {"meta": record, "state_dict": runner.state()["state_dict"]})
             Checkpoints(work).clear()
+    record = {"fingerprint": fingerprint(study.pretrain_job(backbone)), "sha256": sha256(path)}
+    write_record(study.paths.weights_record(backbone), record)
     return path

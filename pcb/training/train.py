@@ -24,6 +24,7 @@ from pcb.errors import UserError
 from pcb.files import locked, write_text
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
+from pcb.study.current import checkpoint_of
 from pcb.study.records import require_record, write_record
 from pcb.training import build, weights
 from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
@@ -54,9 +55,12 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
     work = study.paths.work(study.fingerprint(run, seed))
     with locked(work / ".lock", run) if is_main_process() else nullcontext():
         barrier()  # the work folder exists, and no other process uses it
-        path, state = Checkpoints(work).load_named(
-            "trunk" if trunk else "final", print_once
-        ) or train_to_end(study, run, seed, work, trunk)
+        kept = Checkpoints(work).load_named("trunk" if trunk else "final", print_once)
+        if kept and not trunk and not branched_from_current_trunk(study, run, seed, kept[1]):
+            kept = None
+        path, state = kept or train_to_end(study, run, seed, work, trunk)
+        if kept:
+            print_once(f"kept: {run} was trained before, to {path}")
         if is_main_process():
             if (log := work / build.LOG).exists():
                 write_text(
@@ -211,13 +215,23 @@ def branch(runner: Runner, origin: dict) -> None:
     runner.notes.update(seconds=0.0, cpu_seconds=0.0)
 
 
+def branched_from_current_trunk(study: Study, run: str, seed: int, state: dict) -> bool:
+    """Whether a finished training started from the trunk that there is now, if it has one."""
+    trunk = study.experiments[run].trunk
+    if not trunk:
+        return True
+    branched_from = (state["record"]["trunk"] or {}).get("sha256")
+    return branched_from == trunk_record(study, trunk, seed)["sha256"]
+
+
 def trunk_record(study: Study, trunk: str, seed: int) -> dict:
     """Read the record of a trunk. Raises `UserError` if it is missing or stale."""
-    return require_record(
+    record = require_record(
         study.paths.trunk(trunk, seed),
         study.fingerprint(trunk, seed),
         f"pcb trunk {trunk} --seed {seed}",
     )
+    return {**record, "checkpoint": str(checkpoint_of(study, record))}
 
 
 def repeat_factors(dataset) -> dict | None:

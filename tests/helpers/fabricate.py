@@ -3,8 +3,9 @@
 import numpy as np
 
 from pcb.evaluation.bootstrap import write_bootstrap
-from pcb.study import METRICS, load_study
+from pcb.study import METRICS, fingerprint, load_study
 from pcb.study.records import read_record, write_record
+from pcb.study.variants import GAMMA_SPLITS, ORACLE_PARTS, detected_variants, gamma_split
 
 RFS_PCB = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 SOFTMAX = "v05_r50_random_softmax_plain"
@@ -25,6 +26,16 @@ def study_in(folder, seeds=(0,)):
     return load_study("mini", overrides={"results": str(folder), "seeds": list(seeds)})
 
 
+def evaluated(study, run, seed=0, split="val"):
+    """The identity in the record of an evaluation, of weights with the digest in `fabricate`."""
+    return {
+        "fingerprint": study.fingerprint(run, seed),
+        "evaluation": study.evaluation(run, seed, split),
+        "gamma_evaluation": study.evaluation(run, seed, gamma_split(study, run)),
+        "checkpoint": f"weights of {run}",
+    }
+
+
 def fabricate(study, run, seed=0, **metrics):
     """Write metrics.json, run.json and confusion.npz of one run.
 
@@ -32,10 +43,12 @@ def fabricate(study, run, seed=0, **metrics):
     """
     values = {metric: 90.0 + i for i, metric in enumerate(METRICS)} | metrics
     about = {"run": run, "seed": seed, "fingerprint": study.fingerprint(run, seed)}
+    trunk = study.experiments[run].trunk
     write_record(
         study.paths.metrics(run, seed),
         {
             **about,
+            **evaluated(study, run, seed),
             "images": 24,
             "variants": dict.fromkeys(study.variants(run), values),
             "classes": {"plain": CLASSES},
@@ -45,6 +58,8 @@ def fabricate(study, run, seed=0, **metrics):
         study.paths.train(run, seed),
         {
             **about,
+            "sha256": f"weights of {run}",
+            "trunk": {"run": trunk, "sha256": f"trunk of {trunk}"} if trunk else None,
             "git": {"commit": "0123456789abcdef", "changed": True},
             "finished": "2030-01-02T03:04:05+00:00",
             "seconds": 40.0,
@@ -65,3 +80,36 @@ def write_confusion(study, run, seed, matrix):
     """Write the confusion matrix of a run; every class was seen five times."""
     seen = np.full(len(matrix), 5)
     np.savez(study.paths.confusion(run, seed), matrix=matrix.astype(np.float32), seen=seen)
+
+
+def finish(study):
+    """Write the record of every job, as if all had run; the files behind them are missing."""
+    paths = study.paths
+    for dataset in study.scale["datasets"]:
+        manifest = {"fingerprint": fingerprint(study.data_job(dataset)), "files": {}}
+        write_record(paths.data_manifest(dataset), manifest)
+        report = {"fingerprint": fingerprint(study.check_job(dataset)), "splits": {}}
+        write_record(paths.data_check(dataset), report)
+    for backbone in study.scale["backbones"]:
+        job = fingerprint(study.pretrain_job(backbone))
+        write_record(paths.weights_record(backbone), {"fingerprint": job})
+        paths.weights(backbone).touch()
+    for seed in study.seeds:
+        for trunk in study.trunks:
+            record = {"fingerprint": study.fingerprint(trunk, seed), "sha256": f"trunk of {trunk}"}
+            write_record(paths.trunk(trunk, seed), record)
+        for run in study.experiments:
+            fabricate(study, run, seed)
+            for split in ("val", *GAMMA_SPLITS):
+                variants = {"variants": detected_variants(study, run, split)}
+                manifest = evaluated(study, run, seed, split) | variants
+                write_record(paths.detections(run, seed, split), manifest)
+            matrix = evaluated(study, run, seed, "train")
+            write_record(paths.train_confusion_record(run, seed), matrix)
+            parts = {str(number): count for number, count in ORACLE_PARTS.items()}
+            oracle = evaluated(study, run, seed) | {"parts_of_val": parts}
+            write_record(paths.oracle(run, seed), oracle)
+
+
+if __name__ == "__main__":
+    finish(load_study())

@@ -297,8 +297,9 @@ def test_calibrations_use_the_matrices_of_the_same_training(copied, monkeypatch)
 
 def test_norcal_has_the_best_gamma_of_val_and_norcal_dev_that_of_dev(copied):
     study, _ = copied
+    study.variants = lambda run: ["plain", "norcal"]
     for split in ("val", "dev"):
-        infer.infer(study, RUN, 0, split, variants=["plain", "norcal"])
+        infer.infer(study, RUN, 0, split)
     metrics = score(study, RUN, 0)
     assert list(metrics["variants"]) == ["plain", "norcal", "norcal-dev"]
     curves = metrics["norcal"]
@@ -337,7 +338,8 @@ def test_norcal_without_gamma_0_can_be_worse_than_its_base(copied):
 
 def test_norcal_needs_the_detections_on_which_gamma_is_chosen(copied):
     study, _ = copied
-    infer.infer(study, RUN, 0, variants=["plain", "norcal"])
+    study.variants = lambda run: ["plain", "norcal"]
+    infer.infer(study, RUN, 0)
     with pytest.raises(UserError, match=r"detections-dev\.json does not exist") as error:
         score(study, RUN, 0)
     assert error.value.fix == f"run `pcb infer {RUN} --seed 0 --split dev` first"
@@ -348,7 +350,7 @@ def test_norcal_needs_the_detections_on_which_gamma_is_chosen(copied):
 
 def test_cm_train_needs_the_confusion_matrix_of_the_training_images(copied):
     study, _ = copied
-    with pytest.raises(UserError, match=r"confusion-train\.npz does not exist") as error:
+    with pytest.raises(UserError, match=r"confusion-train\.json does not exist") as error:
         infer.infer(study, RUN, 0, variants=["plain", "cm-train"])
     assert error.value.fix == f"run `pcb confusion {RUN} --seed 0` first"
 
@@ -356,6 +358,7 @@ def test_cm_train_needs_the_confusion_matrix_of_the_training_images(copied):
 def test_without_a_dev_split_gamma_is_chosen_on_a_sample_of_train(copied, finished, monkeypatch):
     study, _ = copied
     del study.scale["datasets"]["v05"]["dev"]
+    study.variants = lambda run: ["plain", "norcal"]
     monkeypatch.setattr("pcb.study.variants.TRAIN_SUBSET_IMAGES", 7)
     for split in ("val", "train-subset"):
         infer.infer(study, RUN, 0, split, 4, ["plain", "norcal"])

@@ -112,7 +112,8 @@ def test_the_record_holds_every_part_and_no_detections_remain(finished):
 
 def test_all_of_val_with_its_own_statistics_equals_table_1(finished):
     study, out = finished
-    infer.infer(study, RUN, 0, variants=["plain", "cm-val", "ms-val"])
+    study.variants = lambda run: ["plain", "cm-val", "ms-val"]
+    infer.infer(study, RUN, 0)
     variants = score(study, RUN, 0)["variants"]
     for column, variant in {"plain": "plain", "cm-own": "cm-val", "ms-own": "ms-val"}.items():
         values = out["parts"][0]["all"][column]

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from datasets import SAMPLE, load, needs_sample, tiny
@@ -12,6 +11,7 @@ from PIL import Image
 from pcb.data.lvis.check import check, check_files
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.errors import UserError
+from pcb.study import load_study
 from pcb.study.records import read_record
 from pcb.synthetic.contact_sheet import contact_sheet
 
@@ -44,21 +44,19 @@ def test_a_correct_data_set_passes_and_is_described(dataset, tmp_path):
 
 
 def test_check_of_a_study_writes_its_report(tmp_path):
-    study = SimpleNamespace(
-        scale={"datasets": {"v05": entry("v05")}, "train": {"rfs_threshold": 0.05}},
-        experiments={"a": SimpleNamespace(dataset="v05", sampler="rfs")},
-        paths=SimpleNamespace(
-            data_check=lambda dataset: tmp_path / f"{dataset}.check.json",
-            indices=tmp_path / "index",
-        ),
-    )
-    report = check(study, "v05")
-    assert read_record(tmp_path / "v05.check.json") == report and report["dataset"] == "v05"
-    study.scale["train"]["rfs_threshold"] = 1e-3
+    def study(**train):
+        """A study of the tiny data set as a user's own."""
+        overrides = {"results": str(tmp_path), "datasets": {"v05": entry("v05")}, "train": train}
+        return load_study("smoke", overrides=overrides)
+
+    report = check(study(rfs_threshold=0.05), "v05")
+    path = study().paths.data_check("v05")
+    assert read_record(path) == report and report["dataset"] == "v05"
     with pytest.raises(UserError, match="repeat factor sampling changes nothing"):
-        check(study, "v05")
-    study.experiments["a"].sampler = "random"
-    assert check(study, "v05")["repeat_factors"]["largest"] == 1
+        check(study(rfs_threshold=1e-3), "v05")
+    unsampled = study(rfs_threshold=1e-3)
+    unsampled.experiments.clear()
+    assert check(unsampled, "v05")["repeat_factors"]["largest"] == 1
 
 
 def test_a_version_never_replaces_the_other(tmp_path):

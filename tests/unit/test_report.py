@@ -22,6 +22,7 @@ from pcb.reporting import captions, plots, tables
 from pcb.reporting.claims import summary, verdicts
 from pcb.reporting.gather import gather
 from pcb.reporting.results import Results
+from pcb.study import fingerprint
 from pcb.study.records import write_record
 
 
@@ -108,14 +109,22 @@ def test_a_difference_of_nothing_has_no_sign(tmp_path):
     assert column(table, "Δ", "AP")[2] == column(table, "Δ", "APr")[2] == "0.0"
 
 
+def write_check(study, release):
+    """A report of `pcb check-data` on the present files of v05."""
+    job = fingerprint(study.check_job("v05"))
+    write_record(study.paths.data_check("v05"), {"matches_release": release, "fingerprint": job})
+
+
 def test_data_are_comparable_where_check_data_found_the_release(tmp_path):
     study = study_in(tmp_path)
     assert not gathered(study, "table06").about["comparable"]  # not checked yet
     for release, comparable in (("v0.5", True), ("v1.0", False), (None, False)):
-        write_record(study.paths.data_check("v05"), {"matches_release": release})
+        write_check(study, release)
         assert gathered(study, "table06").about["comparable"] == comparable
-    write_record(study.paths.data_check("v05"), {"matches_release": "v0.5"})
+    write_check(study, "v0.5")
     assert not gathered(study, "table02").about["comparable"]  # its other data set is v1.0
+    write_record(study.paths.data_check("v05"), {"matches_release": "v0.5", "fingerprint": "old"})
+    assert not gathered(study, "table06").about["comparable"]  # the data changed since
 
 
 # Files

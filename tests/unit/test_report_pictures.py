@@ -10,7 +10,7 @@ from itertools import pairwise
 import hotcoco
 import numpy as np
 import pytest
-from fabricate import study_in
+from fabricate import evaluated, study_in
 from PIL import Image
 
 from pcb.errors import UserError
@@ -111,7 +111,7 @@ def write_detections(study, run, found):
     write_record(
         path,
         {
-            "fingerprint": study.fingerprint(run, 0),
+            **evaluated(study, run),
             "folder": path.stem,
             "shards": writer.finish(shards),
         },
@@ -155,7 +155,7 @@ def study(tmp_path):
         write_record(
             study.paths.metrics(run, 0),
             {
-                "fingerprint": study.fingerprint(run, 0),
+                **evaluated(study, run),
                 "images": 5,
                 "variants": {"plain": {"AP": 50.0}},
                 "classes": {

@@ -7,6 +7,7 @@ import shutil
 from math import ceil
 
 import pytest
+from fabricate import evaluated
 
 from pcb import cli
 from pcb.errors import UserError
@@ -40,7 +41,8 @@ def record(study, run, seed=0, **values):
     fingerprint = {"fingerprint": study.fingerprint(run, seed)}
     path = study.paths.train(run, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = path.with_name("final.pth")
+    checkpoint = study.paths.work(study.fingerprint(run, seed)) / "final.pth"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_bytes(bytes(1000))
     write_record(
         path,
@@ -49,15 +51,16 @@ def record(study, run, seed=0, **values):
             "iterations": 600,
             "seconds": 60.0,
             "checkpoint": str(checkpoint),
+            "sha256": evaluated(study, run)["checkpoint"],
             **fingerprint,
             **values,
         },
     )
     scored = {"variants": {key: {} for key in study.variants(run)}}
-    write_record(study.paths.metrics(run, seed), fingerprint | scored)
+    write_record(study.paths.metrics(run, seed), evaluated(study, run, seed) | scored)
     write_record(
         study.paths.detections(run, seed),
-        {"images": 240, "seconds": 12.0, "folder": "d", **fingerprint},
+        {"images": 240, "seconds": 12.0, "folder": "d", **evaluated(study, run, seed)},
     )
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fabricate import evaluated
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.planning.status import status
@@ -183,13 +184,14 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     done = "v05_r50_random_softmax_plain"
     running = "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
     assert status(study).endswith(" trainings, 0 evaluated; next figure1: 1 training")
+    weights = evaluated(study, done)["checkpoint"]
     records = {
         study.paths.train(done, 0): {"seconds": 48.0, "iterations": 96, "epochs": 24},
         study.paths.metrics(done, 0): {"variants": {key: {} for key in study.variants(done)}},
         study.paths.detections(done, 0): {"images": 24, "seconds": 3.0, "folder": "detections"},
     }
     for path, record in records.items():
-        write_record(path, {"fingerprint": study.fingerprint(done, 0), **record})
+        write_record(path, {**evaluated(study, done), "sha256": weights, **record})
     log = study.paths.log(f"train/{running}/seed0")
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")

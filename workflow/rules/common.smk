@@ -11,7 +11,8 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import locked, sweep, working
 from pcb.formatting import number
-from pcb.planning.jobs import epochs_to_train
+from pcb.planning.jobs import discard, epochs_to_train
+from pcb.planning.stale import Stale
 from pcb.planning.status import overview
 from pcb.reporting.notebook import template
 from pcb.study import canonical, load_study
@@ -19,7 +20,6 @@ from pcb.study.departures import departures
 from pcb.study.load import notice_of_old_results, save_study_json
 from pcb.study.variants import (
     GAMMA_SPLITS,
-    ORACLE_PARTS,
     confusion_splits,
     gamma_split,
     oracle_runs,
@@ -71,6 +71,9 @@ def exit_with(error):
 
 study, DEPARTURES = load(config)
 paths = study.paths
+study.contents.looks_at_images = True
+stale = Stale(study)
+not_current = {}  # path of a result that exists -> why it is made again
 if notice := notice_of_old_results(study):  # of a dry run too
     logger.warning(notice)
 HARDWARE = study.scale["hardware"]
@@ -126,6 +129,14 @@ def begin():
     except UserError as error:
         exit_with(error)
     save_study_json(study)
+    study.contents.save()
+    begin_anew()
+    if not_current:
+        path, reason = next(iter(not_current.items()))
+        others = (
+            f" and {len(not_current) - 1} other results" if len(not_current) > 1 else ""
+        )
+        logger.info(f"made again: {path}{others}, because it is {reason}")
     progress_lines.begin(logger)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -142,12 +153,58 @@ def finish():
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
 
+# What runs again --------------------------------------------------------------------------------
+
+
+def unless_current(output, find, inputs=lambda wildcards: []):
+    """An input function: the job runs again if its result is not of this study.
+
+    Snakemake itself compares with what .snakemake remembers of earlier runs from this working
+    directory. This compares with what is in the results folder. Snakemake calls input functions for
+    the jobs that the targets need, before it decides which of them run.
+
+    Args:
+        output: Names of the wildcards, as arguments -> path of the result.
+        find: The same -> why it is not current, a method of `pcb.planning.stale.Stale`.
+        inputs: Input function for a job that has to run. A current result has none of these inputs,
+            so that it does not matter that they are newer, or made again with the same content.
+    """
+
+    def mark(wildcards):
+        values = [int(v) if k == "seed" else v for k, v in wildcards.items()]
+        path = output(*values)
+        if reason := find(*values):
+            not_current[str(path)] = reason
+            workflow.dag.forcefiles.add(str(path))
+        elif path.exists():
+            return []
+        return inputs(wildcards)
+
+    return mark
+
+
+def begin_anew():
+    """Discard what a training or detection would resume from, where the user forced its job.
+
+    `snakemake --forcerun train` would otherwise find finished trainings and keep them.
+    """
+    settings = workflow.dag_settings
+    asked = set(settings.forcerun)
+    if settings.forcetargets:
+        asked |= set(settings.targets)
+    for planned in workflow.dag.needrun_jobs():
+        wanted = not asked.isdisjoint([planned.rule.name, *map(str, planned.output)])
+        if (wanted or settings.forceall) and "run" in planned.wildcards.keys():
+            discard(study, planned.rule.name, **dict(planned.wildcards.items()))
+
+
 # Inputs -----------------------------------------------------------------------------------------
 
 
-def of_run(get):
-    """An input function from the experiment of a run to a path."""
-    return lambda wildcards: get(study.experiments[wildcards.run])
+def data_and_weights(wildcards):
+    """What a training starts from: the check of its data set, and its starting weights."""
+    experiment = study.experiments[wildcards.run]
+    return [paths.data_check(experiment.dataset), paths.weights(experiment.backbone)]
 
 
 def trunk_of(run, seed):
@@ -171,12 +228,15 @@ def gamma_detections_of(run, seed):
 def data_files(dataset):
     """The inputs of the check of a data set: its manifest, or its annotation files.
 
-    Missing files are omitted: the check lists all of them.
+    Missing files are omitted: the check lists all of them. Whether annotation files changed is
+    decided by their content, not by their time.
     """
     if SYNTHETIC:
         return paths.data_manifest(dataset)
     spec = study.scale["datasets"][dataset]
-    return [spec[split] for split in ("train", "val") if Path(spec[split]).exists()]
+    return [
+        ancient(spec[split]) for split in ("train", "val") if Path(spec[split]).exists()
+    ]
 
 
 def data_checks(*targets):
@@ -250,20 +310,11 @@ def rendered(*targets):
 
 
 def job(determines):
-    """A params function: what determines a job's result, as one canonical string.
+    """A params function: the content of a page besides what its inputs hold, as one string.
 
     If it changes, the job runs again.
     """
     return lambda wildcards: canonical(determines(wildcards))
-
-
-def check_job(dataset):
-    """What determines the check of a data set, besides its files."""
-    scale = study.scale
-    data = study.data_job(dataset) if SYNTHETIC else scale["datasets"][dataset]
-    settings = (scale["train"]["rfs_threshold"], scale.get("allow_absent_classes"))
-    # Format 2: with `matches_release`.
-    return {"data": data, "settings": settings, "format": 2}
 
 
 def scale_job():

@@ -4,7 +4,7 @@ if SYNTHETIC:
 
     rule data:
         input:
-            sorted(map(str, (ROOT / "pcb" / "synthetic" / "assets").glob("*"))),
+            current=unless_current(paths.data_manifest, stale.data),
         output:
             paths.data_manifest("{dataset}"),
         log:
@@ -17,8 +17,6 @@ if SYNTHETIC:
         threads: 1
         resources:
             mem_mb=1000,
-        params:
-            job=job(lambda w: study.data_job(w.dataset)),
         message:
             "Draw the data set {wildcards.dataset}"
         shell:
@@ -42,6 +40,7 @@ rule download:  # on demand only: `snakemake --config scale=lvis download`
 rule check_data:
     input:
         lambda w: data_files(w.dataset),
+        current=unless_current(paths.data_check, stale.check),
     output:
         paths.data_check("{dataset}"),
     log:
@@ -52,8 +51,6 @@ rule check_data:
     threads: 1
     resources:
         mem_mb=1000 if SYNTHETIC else 4000,
-    params:
-        job=job(lambda w: check_job(w.dataset)),
     message:
         "Check the data set {wildcards.dataset}: version, counts, every image file"
     shell:
@@ -63,8 +60,10 @@ rule check_data:
 rule pretrain:
     input:
         lambda w: paths.data_manifest("pretrain") if pretrains(w.backbone) else [],
+        current=unless_current(paths.weights_record, stale.weights),
     output:
         paths.weights("{backbone}"),
+        paths.weights_record("{backbone}"),
     log:
         paths.log("pretrain/{backbone}"),
     benchmark:
@@ -76,8 +75,6 @@ rule pretrain:
     resources:
         gpu=lambda w: pretrain_gpus(w.backbone),
         mem_mb=HARDWARE["mem_mb"],
-    params:
-        job=job(lambda w: study.pretrain_job(w.backbone)),
     message:
         "Provide the pretrained weights of {wildcards.backbone}"
     shell:

@@ -7,6 +7,7 @@ rule infer:
     input:
         paths.train("{run}", "{seed}"),
         lambda w: train_confusion_of(w.run, w.seed),
+        current=unless_current(paths.detections, stale.detections),
     output:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
@@ -23,7 +24,6 @@ rule infer:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.eval_job(w.run, int(w.seed))),
         described=described("Detect"),
     message:
         "{params.described}"
@@ -34,6 +34,7 @@ rule infer:
 rule infer_split:
     input:
         paths.train("{run}", "{seed}"),
+        current=unless_current(paths.detections, stale.detections),
     output:
         detections=paths.detections("{run}", "{seed}", "{split}"),
         confusion=paths.confusion("{run}", "{seed}", "{split}"),
@@ -51,7 +52,6 @@ rule infer_split:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.eval_job(w.run, int(w.seed))),
         described=described("Detect"),
     message:
         "{params.described} on {wildcards.split}"
@@ -62,8 +62,10 @@ rule infer_split:
 rule train_confusion:
     input:
         paths.train("{run}", "{seed}"),
+        current=unless_current(paths.train_confusion_record, stale.train_confusion),
     output:
         paths.confusion("{run}", "{seed}", "train"),
+        paths.train_confusion_record("{run}", "{seed}"),
     log:
         paths.log("train_confusion/{run}/seed{seed}"),
     benchmark:
@@ -76,7 +78,6 @@ rule train_confusion:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.train_job(w.run, int(w.seed))),
         described=described("Confusion on train:"),
     message:
         "{params.described}"
@@ -88,6 +89,7 @@ rule train_confusion:
 rule oracle:
     input:
         paths.train("{run}", "{seed}"),
+        current=unless_current(paths.oracle, stale.oracle),
     output:
         paths.oracle("{run}", "{seed}"),
     log:
@@ -102,7 +104,6 @@ rule oracle:
         gpu=min(1, HARDWARE["gpus_per_job"]),
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.eval_job(w.run, int(w.seed)) | {"parts": ORACLE_PARTS}),
         described=described("Own and other statistics:"),
     message:
         "{params.described}"
@@ -116,6 +117,7 @@ rule score:
         confusion=paths.confusion("{run}", "{seed}"),
         images=paths.confusion_images("{run}", "{seed}"),
         gamma=lambda w: gamma_detections_of(w.run, w.seed),
+        current=unless_current(paths.metrics, stale.metrics),
     output:
         paths.metrics("{run}", "{seed}"),
         paths.bootstrap("{run}", "{seed}"),
@@ -130,7 +132,6 @@ rule score:
     resources:
         mem_mb=1500 if SYNTHETIC else 16000,
     params:
-        job=job(lambda w: study.eval_job(w.run, int(w.seed))),
         described=described("Score"),
     message:
         "{params.described}"

@@ -1,12 +1,12 @@
 # Trainings. Runs that differ only in PCB share their first epochs: they branch from one trunk.
 # Checkpoints are in an undeclared work folder, which neither a failure nor a rerun deletes, so that
-# a killed training resumes.
+# a killed training resumes. Whether data and weights changed is decided by their content, which is
+# part of a training's fingerprint.
 
 
 rule trunk:
     input:
-        data=of_run(lambda e: paths.data_check(e.dataset)),
-        weights=of_run(lambda e: paths.weights(e.backbone)),
+        start=unless_current(paths.trunk, stale.trunk, data_and_weights),
     output:
         paths.trunk("{run}", "{seed}"),
     log:
@@ -21,7 +21,6 @@ rule trunk:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.train_job(w.run, int(w.seed))),
         described=described("Trunk"),
     message:
         "{params.described}"
@@ -31,8 +30,7 @@ rule trunk:
 
 rule train:
     input:
-        data=of_run(lambda e: paths.data_check(e.dataset)),
-        weights=of_run(lambda e: paths.weights(e.backbone)),
+        start=unless_current(paths.train, stale.training, data_and_weights),
         trunk=lambda w: trunk_of(w.run, w.seed),
     output:
         paths.train("{run}", "{seed}"),
@@ -48,7 +46,6 @@ rule train:
         gpu=HARDWARE["gpus_per_job"],
         mem_mb=HARDWARE["mem_mb"],
     params:
-        job=job(lambda w: study.train_job(w.run, int(w.seed))),
         described=described("Train"),
     message:
         "{params.described}"

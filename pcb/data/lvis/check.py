@@ -21,16 +21,17 @@ from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_text
 from pcb.frequency import GROUPS, THRESHOLDS
-from pcb.study import Study
+from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
 
 
-def check(study: Study, dataset: str) -> dict:
+def check(study: Study, dataset: str, again: bool = False) -> dict:
     """Check a data set and write the report to `study.paths.data_check(dataset)`.
 
     Args:
         study: The study whose scale names the files.
         dataset: 'v05' or 'v1'.
+        again: Read every image file, also those whose size and times have not changed.
 
     Returns:
         The report. Its `matches_release` is 'v0.5' or 'v1.0' if all counts of train and val are
@@ -49,9 +50,42 @@ def check(study: Study, dataset: str) -> dict:
         bool(study.scale.get("allow_absent_classes")),
         study.paths.indices,
     )
-    report = {"dataset": dataset, **report}
+    digests = image_digests(study, dataset, again)
+    report |= {
+        "dataset": dataset,
+        "fingerprint": fingerprint(study.check_job(dataset)),
+        "splits": {
+            s: {**entry, "image_digest": digests[s]} for s, entry in report["splits"].items()
+        },
+    }
     write_record(path, report)
     return report
+
+
+def image_digests(study: Study, dataset: str, again: bool) -> dict[str, str]:
+    """Digest the images of each split; compare those of a generated data set with its manifest.
+
+    Raises:
+        UserError: A file of a generated data set is not the one that was drawn.
+    """
+    entry, contents = study.scale["datasets"][dataset], study.contents
+    splits = [split for split in ("train", "val", "dev") if split in entry]
+    files = {
+        split: LVISIndex(entry[split], entry["images"], study.paths.indices).image_paths
+        for split in splits
+    }
+    digests = contents.list_images(dataset, files, again)
+    for split in splits:
+        contents.annotations(dataset, split)
+    contents.save()
+    if contents.is_generated(dataset) and (damaged := contents.damaged_files(dataset)):
+        manifest = study.paths.data_manifest(dataset)
+        raise UserError(
+            f"{len(damaged)} files of the generated data set are not the ones that {manifest} "
+            f"lists: {examples(damaged)}",
+            f"draw it again: `pcb make-data {dataset}`",
+        )
+    return digests
 
 
 def check_files(
