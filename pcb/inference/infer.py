@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from pcb.errors import UserError
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
-from pcb.files import sha256
 from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import Image, Selection, by_shape, detect, forward, segment
 from pcb.inference.proposal_confusion import (
@@ -171,15 +170,14 @@ def train_confusion(
     shards = plan_shards(detector.index, images_per_shard)
     total = detector.count_split(detector.confusion_shards(path.with_suffix("")), shards)
     if is_main_process():
-        write_confusion(path, total, record["sha256"], np.float64)
+        written = {
+            "fingerprint": study.fingerprint(run, seed),
+            "evaluation": study.evaluation(run, seed, "train"),
+            "checkpoint": record["sha256"],
+            "sha256": write_confusion(path, total, record["sha256"], np.float64),
+        }
+        write_record(study.paths.train_confusion_record(run, seed), written)
     detector.save_cache()
-    written = {
-        "fingerprint": study.fingerprint(run, seed),
-        "evaluation": study.evaluation(run, seed, "train"),
-        "checkpoint": record["sha256"],
-        "sha256": sha256(path),
-    }
-    write_record(study.paths.train_confusion_record(run, seed), written)
     return path
 
 
