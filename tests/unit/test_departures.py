@@ -229,3 +229,17 @@ def test_mmengine_and_torch_are_not_imported():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.strip() == "set()", out.stderr
+
+
+def test_the_sentences_on_validation_match_the_generator_and_the_sample():
+    from pcb.data.lvis.federated import LVIS_SAMPLE
+    from pcb.synthetic.generate import PAIRS_PER_SCENE
+
+    (data,) = (line for line in departures(load_study("mini").scale) if line.startswith("Data"))
+    shown = next(part for part in data.split("; ") if part.startswith("validation shows"))
+    absent = next(part for part in data.split("; ") if part.startswith("classes verified"))
+    assert f"{PAIRS_PER_SCENE:g} classes an image" in shown.partition("LVIS: ")[0]
+    assert f"{LVIS_SAMPLE['present']:.1f} classes an image" in shown.partition("LVIS: ")[2]
+    assert f"{LVIS_SAMPLE['negative']:.1f} of {LVIS_SAMPLE['classes']:,}" in absent
+    shares = LVIS_SAMPLE["negative_share"]
+    assert shares["f"] / shares["r"] == pytest.approx(3, abs=0.1), "a third as often"
