@@ -13,7 +13,7 @@ import numpy as np
 
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
-from pcb.evaluation.shards import Rows
+from pcb.evaluation.shards import Rows, rank_in_image
 
 MAX_DETECTIONS = 300  # an image, in lvis-api
 
@@ -134,11 +134,3 @@ class GroundTruth:
         ]
         within_limit = rank_in_image(rows.image_id, rows.score) < per_image
         return within_limit & np.isin(rows.image_id * classes + rows.category_id, known)
-
-
-def rank_in_image(image: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """(n,) the place of each detection among those of its image, by score; of equals the first."""
-    best = np.lexsort((-score, image))
-    rank = np.empty(len(image), np.int64)
-    rank[best] = np.arange(len(image)) - np.searchsorted(image[best], image[best])
-    return rank

@@ -26,8 +26,8 @@ import hotcoco
 import hotcoco.mask as rle
 import numpy as np
 
-from pcb.evaluation.ground_truth import GroundTruth, gc_disabled, rank_in_image
-from pcb.evaluation.shards import Rows, Shards
+from pcb.evaluation.ground_truth import GroundTruth, gc_disabled
+from pcb.evaluation.shards import Rows, Shards, rank_in_image
 from pcb.frequency import GROUPS
 
 IOU_THRESHOLDS = np.array(hotcoco.Params().iou_thrs)  # T = 10
@@ -86,15 +86,16 @@ class Matches:
 
         Args:
             known: (I, C) bool, the pairs of image and class that are verified as absent, in place
-                of the negatives of the annotation file. What is present always counts.
+                of the negatives of the annotation file. What is present always counts. Or (D, I, C)
+                of D such sets.
             per_image: Limit of detections an image, all classes together.
             per_class: Limit of detections a class, all images together.
             score_thr: Scores must be higher.
 
         Returns:
-            (n,) bool.
+            (n,) bool, or (D, n).
         """
-        absent = self.negative if known is None else known[self.image, self.label]
+        absent = self.negative if known is None else known[..., self.image, self.label]
         kept = self.present | absent
         if score_thr is not None:
             kept &= self.score > score_thr
@@ -115,7 +116,7 @@ class Matches:
         """AP of each class, the mean over the IoU thresholds .5:.05:.95.
 
         Args:
-            known: As in `counted`.
+            known: As in `counted`; D sets only without weights.
             weights: (B, I) how often each image counts, for instance in B bootstrap samples; or
                 (I,). None counts each image once.
             per_image: As in `counted`.
@@ -123,12 +124,14 @@ class Matches:
             score_thr: As in `counted`.
 
         Returns:
-            (C,), or (B, C) for weights of B samples: float64, in points (0 to 100), nan for a class
-            without ground truth.
+            (C,), or (B, C) for weights of B samples, or (D, C): float64, in points (0 to 100), nan
+            for a class without ground truth.
         """
-        kept = self.counted(known, per_image, per_class, score_thr)
-        samples = np.ones((1, self.images)) if weights is None else np.atleast_2d(weights)
-        samples = np.ascontiguousarray(samples.T, np.float64)  # (I, B)
+        sets = np.atleast_2d(self.counted(known, per_image, per_class, score_thr))
+        kept = np.asarray(sets.any(axis=0))
+        if weights is None:
+            weights = np.ones((len(sets), self.images) if sets.shape[0] > 1 else self.images)
+        samples = np.ascontiguousarray(np.atleast_2d(weights).T, np.float64)  # (I, B or D)
         classes = np.arange(len(self.groups) + 1)
         rows, objects = (np.searchsorted(x, classes) for x in (self.label, self.object_label))
         out = np.full((samples.shape[1], len(self.groups)), np.nan)
@@ -142,18 +145,21 @@ class Matches:
             step = max(1, CHUNK // max(len(found), len(truth), len(IOU_THRESHOLDS) * matched))
             for start in range(0, samples.shape[1], step):
                 part = slice(start, start + step)
-                out[part, label] = self._class_ap(found, truth, samples[:, part])
-        return out[0] if weights is None or np.ndim(weights) == 1 else out
+                counted = sets[part, found].T if len(sets) > 1 else True
+                out[part, label] = self._class_ap(found, truth, samples[:, part], counted)
+        return out[0] if np.ndim(weights) == 1 else out
 
-    def _class_ap(self, rows: np.ndarray, truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """(B,) AP of the class whose counted detections are `rows`; `samples` is (I, B)."""
+    def _class_ap(
+        self, rows: np.ndarray, truth: np.ndarray, samples: np.ndarray, counted: np.ndarray | bool
+    ) -> np.ndarray:
+        """(B,) AP of a class by the n detections `rows`; (I, B) `samples`, (n, B) `counted`."""
         objects = samples[truth].sum(0)
         partial = self.partial[rows]
         # Precision can only rise at a match, so the curve is looked at there alone.
         matched = np.flatnonzero(self.hits[rows])
         bits = self.hits[rows[matched], None] >> np.arange(len(IOU_THRESHOLDS), dtype=np.uint16) & 1
         hit = bits.T[..., None].astype(np.float64)  # (T, k, 1)
-        weight = samples[self.image[rows]] * ~partial[:, None]
+        weight = samples[self.image[rows]] * (counted & ~partial[:, None])
         seen = weight.cumsum(0)[matched]  # (k, B), right and wrong detections so far
         weight = samples[self.image[rows[matched]]]
         right = (hit * weight).cumsum(1)  # (T, k, B)
@@ -184,6 +190,10 @@ def levels_reached(recall: np.ndarray) -> np.ndarray:
     level += RECALLS[np.minimum(level + 1, steps)] <= recall
     level = np.minimum(level, steps)
     return level - (RECALLS[level] > recall) + 1
+
+
+# (column, IoU type) -> matches.
+Matched = dict[tuple[str, str], Matches]
 
 
 def group_means(ap: np.ndarray, groups: str) -> dict[str, np.ndarray]:
@@ -230,7 +240,7 @@ def match(
 
 def match_columns(
     gt: GroundTruth, shards: Shards, columns: Sequence[str], iou_types: Sequence[str]
-) -> dict[tuple[str, str], Matches]:
+) -> Matched:
     """Match several columns of scores, with each IoU computed once for all of them.
 
     Args:
@@ -254,7 +264,7 @@ def _match(
     shards: Iterable[Rows],
     columns: Sequence[str],
     iou_types: Sequence[str],
-) -> dict[tuple[str, str], Matches]:
+) -> Matched:
     """`match_columns` of rows with (V, n) scores."""
     truth = _Truth(gt)
     parts: dict[str, list[dict[str, np.ndarray]]] = {column: [] for column in columns}

@@ -37,7 +37,8 @@ from pcb.evaluation.confusion_metrics import (
     read_pairwise_bias,
 )
 from pcb.evaluation.ground_truth import MAX_DETECTIONS, GroundTruth, gc_disabled
-from pcb.evaluation.matches import match_columns
+from pcb.evaluation.matches import Matched, match_columns
+from pcb.evaluation.protocols import Density, Rule, means, rules, short_classes
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import load_npz
 from pcb.frequency import GROUPS
@@ -218,12 +219,58 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     path = study.paths.confusion(run, seed, split)
     out["confusion"] = digest = manifest.get("confusion")
     confusion = read_confusion(path, out["classes"]["plain"], digest)
-    out["variants"]["plain"] |= read_pairwise_bias(path, digest) | bias_metrics(confusion)
+    bias = read_pairwise_bias(path, digest) | bias_metrics(confusion)
+    out["variants"]["plain"] |= bias
     if split == "val":
-        resampled = detections.resample(column, confusion)
+        matches = detections.matches(column.values())
+        of_data = rules(gt, study.scale["test"], study.is_generated(dataset))
+        under = under_protocols(gt, column, matches, of_data)
+        for of_variant in under["protocols"].values():
+            of_variant["plain"] |= bias
+        out |= under
+        resampled = detections.resample(column, matches, of_data, confusion)
         digest = write_bootstrap(study.paths.bootstrap(run, seed), resampled)
         out["bootstrap"] = {"resamples": RESAMPLES, "sha256": digest}
     write_record(study.paths.metrics(run, seed, split), out)
+    return out
+
+
+def under_protocols(
+    gt: GroundTruth, column: dict[str, str], matches: Matched, of_data: dict[str, Rule]
+) -> dict:
+    """The part of metrics.json about protocols.
+
+    Args:
+        gt: The ground truth.
+        column: Variant -> column of scores.
+        matches: The matches of these columns.
+        of_data: The protocols.
+
+    Returns:
+        `protocols`: {protocol: {variant: AP, APr, ... APb, ...}}; `limits`: detections per class of
+        `fixed`, and for each variant the classes of which fewer are kept; `density`: the shares of
+        verified negatives, the annotations' `own`, and the curves of each variant, where the whole
+        truth is known.
+    """
+    per_class = of_data["fixed"]["per_class"]
+    pairs = {variant: (matches[c, "segm"], matches[c, "bbox"]) for variant, c in column.items()}
+    out: dict = {
+        "protocols": {
+            protocol: {variant: means(*pair, rule) for variant, pair in pairs.items()}
+            for protocol, rule in of_data.items()
+        },
+        "limits": {
+            "per_class": per_class,
+            "short": {v: short_classes(masks, per_class) for v, (masks, _) in pairs.items()},
+        },
+    }
+    if "verified" in of_data:
+        density = Density(gt)
+        out["density"] = {
+            "own": density.own,
+            "shares": density.shares,
+            "variants": {v: density.curves(m, of_data["lvis"]) for v, (m, _) in pairs.items()},
+        }
     return out
 
 
@@ -241,6 +288,7 @@ class SplitDetections:
             path.parent / self.manifest["folder"],
             self.manifest["shards"],
             f"run `{self._command}` again: it detects anew where a shard is broken",
+            self.manifest["limits"],
         )
         files = study.scale["datasets"][study.experiments[run].dataset]
         self._annotations = files[annotation_split(split)]
@@ -265,28 +313,42 @@ class SplitDetections:
             self._scored[column, iou_type] = evaluate(self.gt, self.shards, column, iou_type)
         return self._scored[column, iou_type]
 
-    def resample(self, column: dict[str, str], confusion: Confusion) -> Bootstrap:
-        """The metrics of variants on resamples of the images.
+    def matches(self, columns: Iterable[str]) -> Matched:
+        """The matches of columns of scores by masks and boxes, of all detections that are kept."""
+        return match_columns(self.gt, self.shards, list(dict.fromkeys(columns)), ("segm", "bbox"))
+
+    def resample(
+        self, column: dict[str, str], matches: Matched, rules: dict[str, Rule], confusion: Confusion
+    ) -> Bootstrap:
+        """The metrics of variants under each protocol on resamples of the images.
 
         Args:
             column: Variant -> column of scores.
+            matches: What `matches` returned for these columns.
+            rules: The protocols.
             confusion: The confusion matrix of all images.
 
         Raises:
             UserError: The sums of single images are missing or damaged.
         """
         weights = resamples(len(self.gt.images))
-        names, types = list(dict.fromkeys(column.values())), ("segm", "bbox")
-        matches = match_columns(self.gt, self.shards, names, types)
         by_column = {
-            name: resample_ap(matches[name, "segm"], matches[name, "bbox"], weights)
-            for name in names
+            (protocol, name): resample_ap(
+                matches[name, "segm"], matches[name, "bbox"], weights, **rule
+            )
+            for protocol, rule in rules.items()
+            for name in dict.fromkeys(column.values())
         }
-        out: Bootstrap = {("lvis", variant): by_column[name] for variant, name in column.items()}
+        out: Bootstrap = {
+            (protocol, variant): by_column[protocol, name]
+            for protocol in rules
+            for variant, name in column.items()
+        }
         path, digest = self._images_path, self.manifest.get("confusion_images")
         arrays = load_npz(path, f"run `{self._command}` again", digest)
         of_matrix = resample_bias(arrays, confusion, self.gt.image_ids, weights)
-        out["lvis", "plain"] = out["lvis", "plain"] | of_matrix
+        for protocol in rules:  # they concern detections; the matrix is that of proposals
+            out[protocol, "plain"] = out[protocol, "plain"] | of_matrix
         return out
 
     def choose_gamma(self, variant: str = NORCAL) -> dict:

@@ -9,10 +9,11 @@
     for rows in Shards(folder, manifest).read("plain", masks=True): ...
 
 Columns are image_id, category_id, x, y, w, h (pixels of the original image), height and width of
-the image, rle (COCO's compressed counts of the mask) and `score:<column>` for each column of
-scores, null where that variant does not keep the row. A shard's metadata holds the fingerprint of
-what made it and all images that it covers, those without detections too, and its name a digest of
-its content, which every reader verifies: a shard can be trusted alone.
+the image, rle (COCO's compressed counts of the mask; null for a detection beyond the scored limits
+whose class has no object in the image, so that its mask decides nothing) and `score:<column>` for
+each column of scores, null where that variant does not keep the row. A shard's metadata holds the
+fingerprint of what made it and all images that it covers, those without detections too, and its
+name a digest of its content, which every reader verifies: a shard can be trusted alone.
 """
 
 from __future__ import annotations
@@ -84,6 +85,14 @@ class Rows:
             self.size[mask],
             rle,
         )
+
+
+def rank_in_image(image: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(n,) the place of each detection among those of its image, by score; of equals the first."""
+    best = np.lexsort((-score, image))
+    rank = np.empty(len(image), np.int64)
+    rank[best] = np.arange(len(image)) - np.searchsorted(image[best], image[best])
+    return rank
 
 
 def schema(columns: Sequence[str], metadata: dict[str, str] | None = None) -> pa.Schema:
@@ -171,7 +180,8 @@ class ShardWriter:
 class Shards:
     """Reads the shards that a manifest lists. Memory is that of one shard.
 
-    The first reading of a shard verifies its digest.
+    The first reading of a shard verifies its digest. Inference may keep more detections than are
+    scored; `read` yields those within the scored limits, `read_columns` all.
     """
 
     def __init__(
@@ -179,10 +189,18 @@ class Shards:
         folder: str | Path,
         manifest: Sequence[dict],
         fix: str = "run the inference of this run again",
+        limits: Mapping[str, float] | None = None,
     ):
-        """`fix` is what the user can do about a broken shard."""
+        """Open the shards; nothing is read yet.
+
+        Args:
+            folder: Folder of the shards.
+            manifest: The entries of its manifest.
+            fix: What the user can do about a broken shard.
+            limits: `score_thr` and `per_image` of the detections that are scored; None: all.
+        """
         self.paths = [Path(folder) / entry["file"] for entry in manifest]
-        self.fix = fix
+        self.fix, self.limits = fix, limits
         self._verified: set[Path] = set()
 
     @property
@@ -193,7 +211,7 @@ class Shards:
         return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]
 
     def read(self, column: str, masks: bool = False) -> Iterator[Rows]:
-        """Read the detections with a score in one column.
+        """Read the scored detections of one column.
 
         Args:
             column: Column of scores.
@@ -206,10 +224,14 @@ class Shards:
             UserError: A shard is missing or broken, or has no such column.
         """
         for rows in self.read_columns([column], masks):
-            yield replace(rows, score=rows.score[0])
+            rows = replace(rows, score=rows.score[0])
+            if self.limits:
+                within = rank_in_image(rows.image_id, rows.score) < self.limits["per_image"]
+                rows = rows.where(within & (rows.score > self.limits["score_thr"]))
+            yield rows
 
     def read_columns(self, columns: Sequence[str], masks: bool = False) -> Iterator[Rows]:
-        """Read the detections with a score in any of several columns.
+        """Read all detections with a score in any of several columns.
 
         Args:
             columns: V columns of scores.

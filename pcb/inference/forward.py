@@ -26,7 +26,7 @@ from torch import Tensor
 from pcb.errors import UserError
 from pcb.inference.calibrations import ScoreFunction, activation
 from pcb.inference.mask_rle import encode_masks
-from pcb.inference.multi_variant_nms import multi_variant_nms
+from pcb.inference.multi_variant_nms import Limits, multi_variant_nms
 
 # Boxes of one call of the mask head. Its logits of 1,230 classes take 4 MB a box; mmdet takes all
 # boxes of an image at once, up to 300.
@@ -68,11 +68,19 @@ class Selection:
         boxes: (k, 4) x1, y1, x2, y2 in pixels of the resized image.
         labels: (k,) int64 classes.
         scores: Variant -> (k,) float32, NaN where the variant does not select the pair.
+        scored: (k,) bool, the pairs within the scored limits of a variant; the others are kept for
+            evaluation with looser limits.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: dict[str, Tensor]
+    scored: Tensor
+
+    def where(self, mask: Tensor) -> Selection:
+        """The pairs where the (k,) mask is true."""
+        scores = {variant: values[mask] for variant, values in self.scores.items()}
+        return Selection(self.boxes[mask], self.labels[mask], scores, self.scored[mask])
 
 
 def by_shape(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
@@ -158,7 +166,10 @@ def extract_and_propose(
 
 @torch.no_grad()
 def detect(
-    model: TwoStageDetector, image: Image, functions: Mapping[str, ScoreFunction]
+    model: TwoStageDetector,
+    image: Image,
+    functions: Mapping[str, ScoreFunction],
+    keep: Limits | None = None,
 ) -> Selection:
     """Score, threshold and suppress by each score function, and take the union.
 
@@ -166,18 +177,32 @@ def detect(
         model: The detector.
         image: The network's outputs for one image.
         functions: Variant -> its score function.
+        keep: Limits of the detections that are kept; None: those of the model, which are scored.
     """
     proposals, boxes_each = image.boxes.shape[:2]
     if not proposals:
         empty = image.boxes.new_zeros(0)
-        return Selection(image.boxes.new_zeros(0, 4), empty.long(), dict.fromkeys(functions, empty))
+        none = dict.fromkeys(functions, empty)
+        return Selection(image.boxes.new_zeros(0, 4), empty.long(), none, empty.bool())
     steps = [activation(model)(logits) for logits in image.logits]
     scores = {variant: function(steps) for variant, function in functions.items()}
-    pairs, selected = multi_variant_nms(image.boxes, scores, model.roi_head.test_cfg)
+    cfg = model.roi_head.test_cfg
+    pairs, selected = multi_variant_nms(image.boxes, scores, cfg, keep)
     classes = next(iter(scores.values())).shape[1] - 1
     labels = pairs % classes
     boxes = image.boxes[pairs // classes, labels if boxes_each > 1 else 0]
-    return Selection(boxes, labels, dict(zip(scores, selected, strict=True)))
+    scored = torch.ones_like(labels, dtype=torch.bool)
+    if keep is not None:
+        best = selected.nan_to_num(-1).sort(dim=1, descending=True, stable=True).indices
+        best = best[:, : cfg.max_per_img]
+        within = selected.gather(1, best) > cfg.score_thr
+        scored = torch.zeros_like(selected, dtype=torch.bool).scatter(1, best, within).any(dim=0)
+    return Selection(boxes, labels, dict(zip(scores, selected, strict=True)), scored)
+
+
+def original_boxes(image: Image, selection: Selection) -> Tensor:
+    """(k, 4) the boxes of a selection in pixels of the original image."""
+    return selection.boxes / selection.boxes.new_tensor(tuple(image.meta["scale_factor"]) * 2)
 
 
 @torch.no_grad()
@@ -205,8 +230,9 @@ def segment(
             logits = head._mask_forward(images[0].features, batch)["mask_preds"]
             channel = 0 if head.mask_head.class_agnostic else classes
             masks.append(logits[torch.arange(len(batch), device=batch.device), channel].sigmoid())
-    boxes = boxes / per_box([tuple(image.meta["scale_factor"]) * 2 for image in images])
+    of_images = [original_boxes(*pair) for pair in zip(images, selections, strict=True)]
+    boxes = torch.cat(of_images)
     sizes = per_box([image.meta["ori_shape"][:2] for image in images])
     probabilities = torch.cat(masks[1:] or masks)
     rles = iter(encode_masks(probabilities, boxes, sizes, head.test_cfg.mask_thr_binary))
-    return [(of_image, list(islice(rles, len(of_image)))) for of_image in boxes.split(counts)]
+    return [(of_image, list(islice(rles, len(of_image)))) for of_image in of_images]

@@ -25,15 +25,24 @@ import numpy as np
 import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import DATASETS
-from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, get_dist_info, get_world_size, is_main_process
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from pcb.data.lvis.dataset import PCBLVISDataset
 from pcb.errors import UserError
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
 from pcb.inference.calibrations import ScoreFunction, score_functions
-from pcb.inference.forward import Image, Selection, by_shape, detect, forward, segment
+from pcb.inference.forward import (
+    Image,
+    Selection,
+    by_shape,
+    detect,
+    forward,
+    original_boxes,
+    segment,
+)
+from pcb.inference.multi_variant_nms import Limits
 from pcb.inference.proposal_confusion import (
     ConfusionShards,
     ConfusionSums,
@@ -101,6 +110,8 @@ def infer(
     writer = ShardWriter(manifest_path.with_suffix(""), fingerprint(job), score_columns(names))
     confusion_path = study.paths.confusion(run, seed, split)
     confusions = detector.confusion_shards(confusion_path.with_suffix(""))
+    test = study.scale["test"]
+    keep = Limits(test["keep_score_thr"], test["keep_per_image"]) if split == "val" else None
     missing = [ids for ids in shards if not (writer.has(ids) and confusions.has(ids))]
     barrier()  # no rank may find what another has just written
     if missing:
@@ -118,7 +129,7 @@ def infer(
             for ids in mine:
                 sums = None if confusions.has(ids) else ConfusionSums(confusions.classes)
                 batches = watched(detector.batches(ids), bar)
-                columns = detect_shard(detector, batches, functions, sums)
+                columns = detect_shard(detector, batches, functions, sums, keep)
                 if sums:
                     confusions.save(ids, sums)
                 writer.write(ids, columns)
@@ -137,6 +148,7 @@ def infer(
         "checkpoint": record["sha256"],
         "variants": names,
         "columns": writer.columns,
+        "limits": {"score_thr": test["score_thr"], "per_image": test["max_per_image"]},
         "images": len(detector.index),
         "folder": writer.folder.name,
         "shards": writer.finish(shards),
@@ -319,6 +331,29 @@ class SplitDetector:
         for image in images:
             sums.add(*self.matched(image), image.meta["img_id"] if self.split == "val" else None)
 
+    def masks(self, images: list[Image], selections: list[Selection]) -> list[list[bytes | None]]:
+        """The masks of what is selected of each image, as compressed COCO counts.
+
+        A detection beyond the scored limits gets a mask only where the image has an object of its
+        class: any other matches nothing, so its mask decides nothing. That keeps looser limits
+        cheap. Masks within the limits are computed first, in the batches they would have alone.
+        """
+        beyond = []
+        for image, selection in zip(images, selections, strict=True):
+            present = self.dataset.all_labels_of(self.index[image.meta["img_id"]])
+            labels = selection.labels
+            beyond.append(~selection.scored & torch.isin(labels, labels.new_tensor(present)))
+        rles: list[list[bytes | None]] = [[None] * len(s.labels) for s in selections]
+        for wanted in ([s.scored for s in selections], beyond):
+            if not any(mask.any() for mask in wanted):
+                continue
+            chosen = [s.where(mask) for s, mask in zip(selections, wanted, strict=True)]
+            of_chosen = segment(self.model, images, chosen)
+            for of_image, mask, (_, counts) in zip(rles, wanted, of_chosen, strict=True):
+                for row, rle in zip(mask.nonzero().flatten().tolist(), counts, strict=True):
+                    of_image[row] = rle
+        return rles
+
     def matched(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
         """The n proposals of an image that match an object: classes (n,) and p̂ (n, C) float64."""
         info = self.dataset.get_data_info(self.index[image.meta["img_id"]])
@@ -353,7 +388,7 @@ def trained(study: Study, run: str, seed: int) -> dict:
     return record
 
 
-def test_set(study: Study, run: str, split: str) -> BaseDataset:
+def test_set(study: Study, run: str, split: str) -> PCBLVISDataset:
     """The images behind a split as mmdet's data set, with its test pipeline."""
     experiment, name = study.experiments[run], annotation_split(split)
     if name not in study.scale["datasets"][experiment.dataset]:
@@ -362,7 +397,7 @@ def test_set(study: Study, run: str, split: str) -> BaseDataset:
             "name its annotation file in the scale's YAML file",
         )
     annotations, images = build.dataset_files(study, experiment.dataset, name)
-    return DATASETS.build(
+    dataset = DATASETS.build(
         {
             "type": "PCBLVISDataset",
             "ann_file": annotations,
@@ -372,6 +407,8 @@ def test_set(study: Study, run: str, split: str) -> BaseDataset:
             "index_cache": str(study.paths.indices),
         }
     )
+    assert isinstance(dataset, PCBLVISDataset)
+    return dataset
 
 
 def _unchanged(item):
@@ -383,6 +420,7 @@ def detect_shard(
     batches: Iterable[list[Image]],
     functions: Mapping[str, ScoreFunction],
     sums: ConfusionSums | None = None,
+    keep: Limits | None = None,
 ) -> dict[str, np.ndarray | list]:
     """Detect on the images of one shard.
 
@@ -391,6 +429,7 @@ def detect_shard(
         batches: The network's outputs for the images.
         functions: The score function of each column.
         sums: Sums to which the images are added for the confusion matrix, if any.
+        keep: Limits of the detections that are kept; None: those that are scored.
 
     Returns:
         The columns of the shard (`pcb.evaluation.shards`), one row for each detection.
@@ -399,33 +438,34 @@ def detect_shard(
     def select(image: Image) -> Selection:
         if sums:
             detector.count(sums, [image])
-        return detect(detector.model, image, functions)
+        return detect(detector.model, image, functions, keep)
 
-    return shard_columns(detector.model, batches, list(functions), select)
+    return shard_columns(detector, batches, list(functions), select)
 
 
 def shard_columns(
-    model: TwoStageDetector,
+    detector: SplitDetector,
     batches: Iterable[list[Image]],
     scores: Iterable[str],
     select: Callable[[Image], Selection],
 ) -> dict[str, np.ndarray | list]:
-    """The columns of a shard, with masks, of what `select` selects of each image.
+    """The columns of a shard of what `select` selects of each image.
 
     Args:
-        model: The detector.
+        detector: The detector.
         batches: The network's outputs for the images.
         scores: The columns of scores of every selection.
         select: Detects on one image.
     """
     names = ("image_id", "category_id", "box", "height", "width", *(SCORE + c for c in scores))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    rles: list[bytes] = []
+    rles: list[bytes | None] = []
     for images in batches:
         selections = [select(image) for image in images]
-        masks = segment(model, images, selections)
-        for image, selection, (boxes, counts) in zip(images, selections, masks, strict=True):
+        masks = detector.masks(images, selections)
+        for image, selection, counts in zip(images, selections, masks, strict=True):
             rles += counts
+            boxes = original_boxes(image, selection)
             height, width = image.meta["ori_shape"][:2]
             parts["image_id"].append(np.full(len(boxes), image.meta["img_id"]))
             parts["height"].append(np.full(len(boxes), height))

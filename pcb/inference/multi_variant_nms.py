@@ -12,6 +12,8 @@ variant, takes 27.3 ms (results/benchmarks/infer.json).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from mmdet.models.layers import multiclass_nms
 from mmdet.structures.bbox import bbox_overlaps
@@ -21,8 +23,15 @@ from torch import Tensor
 FIRST = 4  # pairs of a table considered at first, times max_per_img; doubled until it is enough
 
 
+class Limits(NamedTuple):
+    """Detections that a variant keeps: scores above `score_thr`, at most `per_image` an image."""
+
+    score_thr: float
+    per_image: int
+
+
 def multi_variant_nms(
-    boxes: Tensor, scores: dict[str, Tensor], cfg: ConfigDict
+    boxes: Tensor, scores: dict[str, Tensor], cfg: ConfigDict, keep: Limits | None = None
 ) -> tuple[Tensor, Tensor]:
     """Select (proposal, class) pairs for several variants.
 
@@ -33,6 +42,8 @@ def multi_variant_nms(
         boxes: (n, C, 4), or (n, 1, 4) for all classes alike; x1, y1, x2, y2.
         scores: Variant -> (n, C+1), background last; V variants.
         cfg: An R-CNN test_cfg with `score_thr`, `nms` and `max_per_img`.
+        keep: Looser limits, for more detections. The best of them within the limits of `cfg` are
+            what `cfg` alone would select.
 
     Returns:
         The k pairs that any variant selects, as (k,) ascending indices into (n, C), and (V, k)
@@ -42,15 +53,19 @@ def multi_variant_nms(
     tables = torch.stack([table[:, :-1] for table in scores.values()]).flatten(1)  # (V, n·C)
     plain_nms = set(cfg.nms) <= {"type", "iou_threshold"} and cfg.nms.get("type", "nms") == "nms"
     if cfg.max_per_img <= 0 or not plain_nms:
+        if keep is not None:
+            cfg = ConfigDict({**cfg, "score_thr": keep.score_thr, "max_per_img": keep.per_image})
         selected = torch.stack([mmdet_nms(boxes, table, cfg) for table in scores.values()])
         pairs = selected.any(dim=0).nonzero().squeeze(1)
         return pairs, tables[:, pairs].where(selected[:, pairs], torch.nan)
-    above = tables > cfg.score_thr
+    scored = tables > cfg.score_thr
+    score_thr, per_image = keep or Limits(cfg.score_thr, cfg.max_per_img)
+    above = tables > score_thr
     # mmdet shifts class c by c times the largest coordinate above the threshold + 1, which rounds
     # the boxes; so do we.
     largest = boxes.amax(dim=-1).expand(n, classes).reshape(-1)
-    shift = largest.where(above, -torch.inf).amax(dim=1) + 1
-    considered = FIRST * cfg.max_per_img
+    shift = largest.where(scored, -torch.inf).amax(dim=1) + 1
+    considered = FIRST * per_image
     while True:
         all_pairs = considered >= tables.shape[1]
         candidates = (
@@ -62,12 +77,12 @@ def multi_variant_nms(
         kept = greedy_nms(
             pair_boxes, labels, shift, values, candidates[:, pairs], cfg.nms.iou_threshold
         )
-        enough = kept.sum(dim=1) >= cfg.max_per_img
+        enough = kept.sum(dim=1) >= per_image
         complete = candidates.sum(dim=1) == above.sum(dim=1)
         if all_pairs or (enough | complete).all():
             break
         considered *= 2
-    best = values.where(kept, -torch.inf).topk(min(cfg.max_per_img, len(pairs))).indices
+    best = values.where(kept, -torch.inf).topk(min(per_image, len(pairs))).indices
     kept &= torch.zeros_like(kept).scatter(1, best, True)
     used = kept.any(dim=0)
     return pairs[used], values.where(kept, torch.nan)[:, used]

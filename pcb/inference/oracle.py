@@ -130,7 +130,7 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
         for ids in shards:
             if not writer.has(ids):
                 batches = watched(detector.batches(ids), bar)
-                writer.write(ids, shard_columns(detector.model, batches, columns, select))
+                writer.write(ids, shard_columns(detector, batches, columns, select))
     detector.save_cache()
     dataset = study.experiments[run].dataset
     out = {

@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # `import pcb.training` imports mmdet faster than mmdet itsel
 # Bytes of a detection with its mask, where none can be measured: a shard of 256 LVIS images with
 # 300 detections each takes about 15 MB.
 BYTES_PER_DETECTION = 200
+BYTES_WITHOUT_MASK = 30
 
 
 def measure(study: Study, iterations: int = 10) -> Path:
@@ -290,5 +291,6 @@ def sizes(study: Study, run: str) -> dict[str, float]:
     return {
         "checkpoint": final + momentum,
         "final": final,
-        "detections": scale["test"]["max_per_image"] * BYTES_PER_DETECTION,
+        "detections": scale["test"]["max_per_image"] * BYTES_PER_DETECTION
+        + scale["test"]["keep_per_image"] * BYTES_WITHOUT_MASK,
     }

@@ -101,7 +101,7 @@ class Results:
         if manifest is None:
             return None
         fix = f"run `pcb infer {run} --seed {seed}` again: it detects anew where a shard is broken"
-        return Shards(path.parent / manifest["folder"], manifest["shards"], fix)
+        return Shards(path.parent / manifest["folder"], manifest["shards"], fix, manifest["limits"])
 
     def release(self, dataset: str) -> str | None:
         """The LVIS release that a data set was found equal to, `v0.5` or `v1.0`.

@@ -441,6 +441,8 @@ SCALE_RULES = (
     single("PCB", "refinement MLPs start as the identity:", "pcb.identity_start"),
     single("Testing", "score threshold", "test.score_thr"),
     single("Testing", "detections an image, at most", "test.max_per_image"),
+    single("Testing", "score threshold of other protocols", "test.keep_score_thr"),
+    single("Testing", "detections an image kept for other protocols", "test.keep_per_image"),
 )
 
 DETECTOR_RULES = (

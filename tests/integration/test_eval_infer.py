@@ -92,7 +92,9 @@ def test_one_pass_writes_shards_for_every_variant_and_the_matrix(finished):
     assert manifest["variants"] == VARIANTS and manifest["images"] == 10
     assert [s["images"] for s in manifest["shards"]] == [4, 4, 2]
     images = json.loads((finished / "data/val.json").read_text())["images"]
-    shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
+    shards = Shards(
+        study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"], limits=manifest["limits"]
+    )
     for variant in VARIANTS:
         all_rows = list(shards.read(variant, masks=True))
         assert [i for rows in all_rows for i in rows.images] == [image["id"] for image in images]
@@ -113,7 +115,9 @@ def test_shards_hold_what_mmdet_predicts(finished):
     manifest = json.loads(study.paths.detections(RUN, 0).read_text())
     dataset = infer.test_set(study, RUN, "val")
     model = build.detector(study, RUN, infer.trained(study, RUN, 0)["checkpoint"])
-    shards = Shards(study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"])
+    shards = Shards(
+        study.paths.run(RUN, 0) / manifest["folder"], manifest["shards"], limits=manifest["limits"]
+    )
     all_rows = list(shards.read("plain"))
     for index, rows in ((0, all_rows[0]), (9, all_rows[-1])):
         sample = model.test_step(forward.pseudo_collate([dataset[index]]))[0]
@@ -237,6 +241,28 @@ def test_score_resamples_every_variant(copied):
         score(study, RUN, 0)
 
 
+def test_what_is_scored_does_not_depend_on_what_is_kept_besides(copied):
+    study, folder = copied
+
+    def detected():
+        manifest = infer.infer(study, RUN, 0, images_per_shard=4)
+        shards = Shards(folder / manifest["folder"], manifest["shards"], limits=manifest["limits"])
+        return {variant: list(shards.read(variant, masks=True)) for variant in VARIANTS}, shards
+
+    more, shards = detected()
+    for rows in shards.read_columns(VARIANTS, masks=True):
+        assert np.unique(rows.image_id, return_counts=True)[1].max() > 100
+        assert 0 < rows.rle.null_count < len(rows)
+    study.scale["test"] |= {"keep_score_thr": 1e-3, "keep_per_image": 12}
+    scored, _ = detected()
+    for variant in VARIANTS:
+        for one, other in zip(more[variant], scored[variant], strict=True):
+            assert len(one) and one.rle.equals(other.rle) and not one.rle.null_count
+            np.testing.assert_array_equal(one.score, other.score)
+            np.testing.assert_array_equal(one.box, other.box)
+            np.testing.assert_array_equal(one.category_id, other.category_id)
+
+
 def test_score_writes_every_variant(copied):
     study, _ = copied
     metrics = score(study, RUN, 0)
@@ -267,7 +293,7 @@ def test_calibrations_use_the_matrices_of_the_same_training(copied, monkeypatch)
     manifest = infer.infer(study, RUN, 0, images_per_shard=4, variants=names)
     norcal = [f"norcal-{g / 10:g}" for g in range(1, 11)]
     assert manifest["variants"] == names and manifest["columns"] == [*names[:4], *norcal]
-    shards = Shards(folder / manifest["folder"], manifest["shards"])
+    shards = Shards(folder / manifest["folder"], manifest["shards"], limits=manifest["limits"])
     detector = infer.SplitDetector(study, RUN, "val", infer.trained(study, RUN, 0))
     ids = next(shards.read("plain")).images
     with (

@@ -167,6 +167,11 @@ class PCBLVISDataset(BaseDetDataset):
         """Return the distinct labels of an image without building its instances."""
         return self._index.labels_of(int(self._rows[idx]))
 
+    def all_labels_of(self, idx: int) -> list[int]:
+        """Return the distinct labels of an image, of annotations too small to train on as well."""
+        objects = self._index.objects(int(self._rows[idx]))
+        return sorted({label - 1 for label in objects.category_id.tolist()})
+
     @property
     def sizes(self) -> np.ndarray:
         """(images, 2) int32 height and width of every image, in pixels."""
