@@ -50,6 +50,8 @@ COSTS = {
     "notebook": 0.2,
     "gather_page": 0.05,
     "page": 0.2,
+    "gather_summary": 0.02,
+    "summary": 0.2,
     "site": 0.02,
 }
 ANNOUNCED = {"download", "pretrain", "trunk", "train"}  # long jobs get a line at their start too

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pcb.formatting import number
+from pcb.reporting import style
 from pcb.reporting.results import Results
 from pcb.study import Study
 from pcb.study.claims import (
@@ -29,6 +31,7 @@ from pcb.study.claims import (
     Verdict,
     evaluate,
     evaluate_published,
+    operands,
     published,
 )
 from pcb.study.study import BIAS_METRICS
@@ -38,6 +41,13 @@ if TYPE_CHECKING:
 
     from pcb.study import Row
 
+# Label column and label -> words, where the label needs its column's name.
+AS_WORDS = {
+    ("PCB", "✓"): "with PCB",
+    ("PCB", "✗"): "without",
+    ("Regu.", "N/A"): "no regulariser",
+    ("Paradigm", "N/A"): "no paradigm",
+}
 # All verdicts, in the order of pages.
 VERDICTS = (
     HOLDS,
@@ -136,6 +146,7 @@ def entry(
     checks: list[dict] = [
         {
             "text": str(check),
+            "label": label(check, study),
             "differences": 1 if check.form == "opposed" else count_differences(check),
             "ours": verdict_json(
                 ours_, NO_SUCH_CLASS if lacks_classes(results, check) else NOT_RUN
@@ -168,6 +179,40 @@ def entry(
             "counts": counts(check["paper"]["verdict"] for check in checks),
         },
     }
+
+
+def label(check: Check, study: Study) -> str:
+    """A check in the words of its tables: `Table 2, LVIS v0.5, RFS, AP: with PCB > without`.
+
+    Labels that all rows share stand before, where the rows are of one table.
+    """
+    rows = rows_of(study)
+    labels = [
+        [AS_WORDS.get((column, text), text) for column, text in rows[row].labels.items()]
+        for row in check.rows
+    ]
+    metrics = [" − ".join(map(metric_name, operands(metric))) for metric in check.metrics]
+    targets = list(dict.fromkeys(table for table, _ in check.rows))
+    if len(targets) > 1:
+        names = [
+            f"{number(table)} {' · '.join(texts)}"
+            for (table, _), texts in zip(check.rows, labels, strict=True)
+        ]
+        return check.text(names, metrics)
+    shared = [len(set(column)) == 1 for column in zip(*labels, strict=True)]
+    if len(labels) == 1:
+        shared = [True] * (len(shared) - 1) + [False]
+    common = [text for text, same in zip(labels[0], shared, strict=True) if same]
+    own = [[t for t, same in zip(texts, shared, strict=True) if not same] for texts in labels]
+    text = check.text([" · ".join(texts) for texts in own], metrics)
+    before, _, after = text.partition(": ")
+    where = ", ".join([number(targets[0]), *common])
+    return f"{where}, {before}: {after}" if after else f"{where}, {text}"
+
+
+def metric_name(metric: str) -> str:
+    """A metric as text, without the arrow that marks less as better."""
+    return style.name(metric).removesuffix(" ↓")
 
 
 def is_of(study: Study, cause: dict[str, str]) -> bool:
@@ -208,7 +253,7 @@ def verdict_json(verdict: Verdict, missing: str) -> dict:
     }
 
 
-def summary(claims: Sequence[dict]) -> dict:
+def count_verdicts(claims: Sequence[dict]) -> dict:
     """How many claims and checks of each kind have each verdict, on our numbers and the paper's.
 
     Returns:
@@ -234,10 +279,20 @@ def summary(claims: Sequence[dict]) -> dict:
 
 
 def grouped(claims: Sequence[dict]) -> list[dict]:
-    """The claims by group, in the order of `GROUPS`: `id`, `title`, `claims`; no empty group."""
+    """The claims by group, in the order of `GROUPS`.
+
+    Returns:
+        Of each group with claims its `id`, `title` and `claims`, and `counts`, how many of them
+        have which verdict on our numbers.
+    """
     by_group = {key: [claim for claim in claims if claim["group"] == key] for key in GROUPS}
     return [
-        {"id": key, "title": GROUPS[key], "claims": members}
+        {
+            "id": key,
+            "title": GROUPS[key],
+            "claims": members,
+            "counts": counts(claim["ours"]["verdict"] for claim in members),
+        }
         for key, members in by_group.items()
         if members
     ]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import Confusion
-from pcb.reporting import captions, tables
+from pcb.reporting import captions, findings, tables
 from pcb.reporting.claims import verdicts
 from pcb.reporting.results import Results
 from pcb.reporting.tables import FORMAT, ResultTable
-from pcb.study import Page, Study, Table
+from pcb.study import Page, Study, Summary, Table
 from pcb.study.records import write_record
 
 PROVENANCE = (
@@ -45,7 +45,9 @@ def gather(study: Study, target: str) -> Path:
         UserError: A result cannot be read.
     """
     results, out = Results(study), study.paths.gathered(target)
-    if target in study.pages:
+    if target in study.summaries:
+        write_record(out, collect_summary(results, study.summaries[target]))
+    elif target in study.pages:
         write_record(out, collect_page(results, study.pages[target]))
     else:
         write_record(out, collect(results, target).to_json())
@@ -86,6 +88,17 @@ def collect_page(results: Results, page: Page) -> dict:
     }
 
 
+def collect_summary(results: Results, summary: Summary) -> dict:
+    """A page over all tables."""
+    content = {"findings": findings.collect}[summary.id]
+    return {
+        "format": FORMAT,
+        **about(results, summary, results.study.seeds),
+        "shows": summary.shows,
+        **content(results),
+    }
+
+
 def outdated(study: Study, table: ResultTable) -> bool:
     """Whether a table was gathered earlier, with other content than it has now."""
     path = study.paths.gathered(table.target)
@@ -98,7 +111,7 @@ def outdated(study: Study, table: ResultTable) -> bool:
     return before != json.loads(json.dumps(table.to_json()))
 
 
-def about(results: Results, target: Table | Page, seeds: Sequence[int]) -> dict:
+def about(results: Results, target: Table | Page | Summary, seeds: Sequence[int]) -> dict:
     """Metadata of a page: title, seeds, scale, data, detectors, departures, runs."""
     return {
         "target": target.id,
@@ -125,7 +138,7 @@ def scale_about(results: Results, runs: Sequence[str]) -> dict:
     }
 
 
-def datasets(results: Results, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
+def datasets(results: Results, target: Table | Page | Summary, seeds: Sequence[int]) -> list[dict]:
     """The data sets of a page: version and, once a run was scored, images and classes."""
     study, out = results.study, []
     for key in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
@@ -144,7 +157,9 @@ def datasets(results: Results, target: Table | Page, seeds: Sequence[int]) -> li
     return out
 
 
-def provenance(results: Results, target: Table | Page, seeds: Sequence[int]) -> list[dict]:
+def provenance(
+    results: Results, target: Table | Page | Summary, seeds: Sequence[int]
+) -> list[dict]:
     """Where the numbers come from: an excerpt of the record of every run and seed."""
     records = (results.record(run, seed) for run in target.runs for seed in seeds)
     return [{key: record.get(key) for key in PROVENANCE} for record in records if record]

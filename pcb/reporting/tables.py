@@ -11,6 +11,9 @@ sample standard deviation over those that were run.
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from csv import writer
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -478,3 +481,12 @@ def csv(table: ResultTable) -> str:
 
 
 FORMS = {"csv": csv, "md": markdown, "tex": latex}  # the files that a site offers of a table
+
+
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as CSV with a head."""
+    text = io.StringIO()
+    rows = writer(text, lineterminator="\n")
+    rows.writerow(head)
+    rows.writerows(lines)
+    return text.getvalue()

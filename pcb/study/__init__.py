@@ -3,7 +3,7 @@
 from pcb.study.experiment import PCB, Experiment
 from pcb.study.load import load_study
 from pcb.study.paths import Paths
-from pcb.study.study import METRICS, Page, Row, Study, Table, canonical, fingerprint
+from pcb.study.study import METRICS, Page, Row, Study, Summary, Table, canonical, fingerprint
 
 __all__ = [
     "METRICS",
@@ -13,6 +13,7 @@ __all__ = [
     "Paths",
     "Row",
     "Study",
+    "Summary",
     "Table",
     "canonical",
     "fingerprint",

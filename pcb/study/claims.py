@@ -127,8 +127,11 @@ class Check:
         return [(*row, name) for row in self.rows for name in names]
 
     def __str__(self) -> str:
-        names = [f"{table}/{row}" for table, row in self.rows]
-        metric, half = self.metrics[0], len(names) // 2
+        return self.text([f"{table}/{row}" for table, row in self.rows], self.metrics)
+
+    def text(self, names: Sequence[str], metrics: Sequence[str]) -> str:
+        """The check with names for its rows and metrics."""
+        metric, half = metrics[0], len(names) // 2
         by = f" by {self.threshold:g}" if self.threshold is not None else ""
         match self.form:
             case "higher":
@@ -147,8 +150,8 @@ class Check:
             case "near":
                 return f"{metric}: {names[0]} within {self.threshold:g} of {self.value:g}"
             case "taken":
-                return f"{metric} > {self.metrics[1]} in {names[0]}"
-        return f"{metric} against {self.metrics[1]}: correlation < 0 over {', '.join(names)}"
+                return f"{metric} > {metrics[1]} in {names[0]}"
+        return f"{metric} against {metrics[1]}: correlation < 0 over {', '.join(names)}"
 
     def differences(self, cells: Mapping[Cell, Any]) -> list[Any]:
         """The differences that must be positive: all of them, for `sometimes` one.

@@ -151,6 +151,23 @@ class Page:
         return list(dict.fromkeys(run for c in self.compare for run in (c.before, c.after)))
 
 
+@dataclass(frozen=True)
+class Summary:
+    """A page over all tables, such as the findings.
+
+    Attributes:
+        id: The name of its rule, notebook and files.
+        title: Its title.
+        shows: One sentence on its content.
+        runs: Experiments of all tables, each once.
+    """
+
+    id: str
+    title: str
+    shows: str
+    runs: tuple[str, ...]
+
+
 class Study:
     """Everything that the pipeline does, as data.
 
@@ -158,7 +175,7 @@ class Study:
         resolved: The whole study as JSON values, the content of study.json.
         scale, schedule, seeds: Sections of the YAML files.
         registry: Losses, paradigms and calibrations that its experiments can name.
-        experiments, tables, pages, claims: Entries as objects; mappings by id.
+        experiments, tables, pages, summaries, claims: Entries as objects; mappings by id.
         paths: Paths of its results.
         contents: Digests of the files that it reads.
     """
@@ -175,6 +192,11 @@ class Study:
         self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}
         pages = sorted(resolved.get("pages", {}).items())
         self.pages = {key: Page.read(key, spec) for key, spec in pages}
+        of_tables = dict.fromkeys(run for table in self.tables.values() for run in table.runs)
+        self.summaries = {
+            key: Summary(key, spec["title"], spec["shows"], tuple(of_tables))
+            for key, spec in sorted(resolved.get("summaries", {}).items())
+        }
         used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
         specs = resolved["experiments"]
         ids = [*used, *sorted(specs.keys() - used)]
@@ -183,9 +205,9 @@ class Study:
         self.contents = Contents(self.scale, self.paths)
 
     @property
-    def targets(self) -> dict[str, Table | Page]:
+    def targets(self) -> dict[str, Table | Page | Summary]:
         """Everything that has a page: tables and figures in the paper's order, then pages."""
-        return {**self.tables, **self.pages}
+        return {**self.tables, **self.pages, **self.summaries}
 
     @property
     def trunks(self) -> dict[str, list[str]]:

@@ -78,7 +78,7 @@ def test_every_notebook_of_a_table_runs_with_any_measurements(tmp_path, measured
 
 def test_notebooks_of_images_run_without_any_result(tmp_path):
     study = study_in(tmp_path)
-    for name in study.pages:
+    for name in (*study.pages, *study.summaries):
         pieces = outputs(ROOT / f"notebooks/{name}.ipynb", gather(study, name))
         assert any("not run" in piece.html for piece in pieces if hasattr(piece, "html"))
         assert all(piece.png().startswith(b"\x89PNG") for piece in pieces if hasattr(piece, "png"))

@@ -3,6 +3,7 @@
 All metrics are fabricated test data in a temporary results folder.
 """
 
+import html
 import json
 import re
 import subprocess
@@ -18,12 +19,14 @@ from matplotlib.text import Text
 import pcb.reporting
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import write_bootstrap
-from pcb.reporting import captions, plots, tables
-from pcb.reporting.claims import summary, verdicts
+from pcb.reporting import captions, findings, plots, style, tables
+from pcb.reporting.claims import count_verdicts, label, verdicts
+from pcb.reporting.findings import COLUMNS, changes
 from pcb.reporting.gather import gather
+from pcb.reporting.notebook import cells
 from pcb.reporting.results import Results
-from pcb.study import fingerprint
-from pcb.study.records import write_record
+from pcb.study import fingerprint, load_study
+from pcb.study.records import read_record, write_record
 
 
 def gathered(study, target):
@@ -355,11 +358,57 @@ def test_a_cause_is_shown_only_where_the_claim_fails_at_its_scale(tmp_path):
     assert shown(-1.0, "lvis") is None and shown(1.0, "mini") is None
 
 
+def test_a_finding_names_what_decides_it_and_where_it_changes(tmp_path):
+    study = study_in(tmp_path)
+    rows = {row.id: row.run for row in study.tables["table10"].rows}
+    for run in rows.values():
+        fabricate(study, run, AP=40.0, APr=40.0, APc=40.0, APf=40.0)
+    fabricate(study, rows["a0.6"], APr=42.0, APc=39.0, APf=38.0, AP=40.0)
+    for run in rows.values():
+        metrics = read_record(study.paths.metrics(run, 0))
+        flat = dict.fromkeys(("AP", "APr", "APc", "APf", "APb"), 40.0)
+        metrics["protocols"] = {"fixed": {"plain": flat}}
+        write_record(study.paths.metrics(run, 0), metrics)
+    page = tables.load_json(gather(study, "findings"))
+    found = {claim["id"]: claim for claim in page["claims"]}
+    assert set(found) == {claim.id for claim in study.claims}
+    rare = found["plain-alpha-rare"]
+    assert rare["ours"]["verdict"] == "holds" and rare["deciding"] == 0
+    assert {k: v["verdict"] for k, v in changes(rare).items()} == {"fixed": "within noise"}
+    label = "Table 10, AP_r: 0.6 > 0.0, 0.2, 0.4, 0.8, 1.0"
+    assert rare["checks"][0]["label"] == label
+    assert found["pcb-lifts-ap"]["deciding"] is None  # not run
+    lines = list(findings.lines(page["claims"]))
+    assert len(lines) == len(study.claims) and {len(line) for line in lines} == {len(COLUMNS)}
+    csv = dict(zip(COLUMNS, next(line for line in lines if line[0] == rare["id"]), strict=True))
+    assert (csv["margin"], csv["hold"], csv["changes_under"]) == (2.0, 1, "fixed: within noise")
+    shown = cells.findings(page)
+    text = html.unescape(re.sub("<[^>]+>", "", shown.html))
+    assert rare["quote"].replace("AP_r", "APr") in text and "AP-Fixed (within noise" in text
+    assert text.count("not known") == sum(c["ours"]["verdict"] == "fails" for c in page["claims"])
+
+
+def test_labels_of_checks_read_as_the_tables_do():
+    study = load_study("mini")
+    labels = {label(check, study) for claim in study.claims for check in claim.checks}
+    assert "Table 2, LVIS v0.5, RFS, AP: with PCB > without" in labels
+    assert "Table 4, no paradigm, AP: no regulariser > CM †" in labels
+    assert "Table 6 0.2 > Table 10 0.2" in {text.partition(": ")[2] for text in labels}
+    assert "Figure 1, M_rf % − M_fr %: Mask R-CNN R-50-FPN > 0" in labels
+
+
+def test_counts_name_what_was_not_judged():
+    assert style.tally_text({"holds": 7, "fails": 1}) == "7 of 8 checks hold"
+    text = style.tally_text({"holds": 5, "not printed": 3})
+    assert text == "5 of 5 checks hold, 3 not printed"
+    assert style.tally_text({"not run": 2}) == "2 not run" and style.tally_text({}) == ""
+
+
 def test_sizes_are_counted_apart(tmp_path):
     study = study_in(tmp_path)
     for row in study.tables["table01"].rows:
         fabricate(study, row.run)
-    found = summary(verdicts(Results(study)))
+    found = count_verdicts(verdicts(Results(study)))
     assert found["direction"]["claims"] + found["size"]["claims"] == len(study.claims)
     assert found["size"]["ours"]["claims"]["not comparable"] == 2  # cm-over-ms-size, bias-size
     assert found["size"]["paper"]["claims"] == {"holds": found["size"]["claims"]}

@@ -100,6 +100,7 @@ wildcard_constraints:
     backbone="|".join(study.scale["backbones"]),
     target="|".join(study.tables),
     page="|".join(study.pages),
+    summary="|".join(study.summaries) or "none",
 
 
 # Start and end of a run -------------------------------------------------------------------------
@@ -336,9 +337,15 @@ def gather_page_job(page):
     return {"page": study.resolved["pages"][page], "scale": scale_job()}
 
 
+def gather_summary_job(summary):
+    """The content of a page over all tables besides the measured numbers."""
+    shown = ("tables", "claims", "summaries")
+    return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
+
+
 def site_job():
     """The content of the site's index besides measured numbers and rendered pages."""
-    shown = ("tables", "claims", "pages")
+    shown = ("tables", "claims", "pages", "summaries")
     return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
 
 
@@ -366,6 +373,15 @@ def described(verb):
     )
 
 
+def name_of(wildcards):
+    """The table, figure or page of a rendering job."""
+    return next(
+        wildcards[key]
+        for key in ("target", "page", "summary")
+        if key in wildcards.keys()
+    )
+
+
 def labels(form):
     """Labels of a result in `snakemake --report`: the table, figure or page, and its format.
 
@@ -373,8 +389,6 @@ def labels(form):
     before Table 10.
     """
     return lambda wildcards: {
-        "of": re.sub(
-            r" (\d)$", r"  \1", number(wildcards.get("target") or wildcards.page)
-        ),
+        "of": re.sub(r" (\d)$", r"  \1", number(name_of(wildcards))),
         "format": form,
     }

@@ -13,7 +13,15 @@ CODE = sorted(
 PAGE_CODE = [path for path in CODE if "site" not in os.path.relpath(path, REPORTING)]
 GATHER_CODE = [
     str(REPORTING / f"{module}.py")
-    for module in ("captions", "claims", "gather", "oracle", "results", "tables")
+    for module in (
+        "captions",
+        "claims",
+        "findings",
+        "gather",
+        "oracle",
+        "results",
+        "tables",
+    )
 ]
 IMAGE_CODE = [path for path in CODE if Path(path).parent == REPORTING / "images"]
 CAPTIONS = "../report"
@@ -129,6 +137,59 @@ rule page:
         "Render {wildcards.page}"
     shell:
         "pcb render {wildcards.page:q} &> {log:q}"
+
+
+rule gather_summary:
+    input:
+        table_results(*study.tables),
+        code=GATHER_CODE,
+    output:
+        paths.gathered("{summary}"),
+    log:
+        paths.log("gather/{summary}"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        job=job(lambda w: gather_summary_job(w.summary)),
+    message:
+        "Gather the {wildcards.summary}"
+    shell:
+        "pcb gather {wildcards.summary:q} &> {log:q}"
+
+
+rule summary:
+    input:
+        gathered=paths.gathered("{summary}"),
+        notebook=lambda w: str(ROOT / template(w.summary)),
+        code=PAGE_CODE,
+    output:
+        paths.notebook("{summary}"),
+        html=report(
+            paths.html("{summary}"),
+            caption=f"{CAPTIONS}/summary.rst",
+            category="Pages",
+            labels=labels("HTML"),
+        ),
+        csv=report(
+            paths.table("{summary}", "csv"),
+            caption=f"{CAPTIONS}/summary.rst",
+            category="Tables",
+            labels=labels("CSV"),
+        ),
+    log:
+        paths.log("notebook/{summary}"),
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Render {wildcards.summary}"
+    shell:
+        "pcb render {wildcards.summary:q} &> {log:q}"
 
 
 rule site:

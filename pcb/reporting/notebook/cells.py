@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pcb import formatting
 from pcb.frequency import GROUP_NAMES
 from pcb.reporting import captions, oracle, plots, style, tables
+from pcb.reporting.claims import grouped
+from pcb.reporting.findings import changes
 from pcb.reporting.images import gallery_view
 from pcb.reporting.tables import ResultTable
 
@@ -82,6 +84,23 @@ def claims(shown: ResultTable) -> Html:
     )
     text = text or "The paper makes no claim on this table alone."
     return piece("claims", text, claims=shown.claims)
+
+
+def findings(page: dict) -> Html:
+    """The findings: how many claims hold, then each claim with what came out."""
+    text = "\n".join(
+        f"{c['statement']} Paper: {c['paper']['verdict']}. Ours: {c['ours']['verdict']}"
+        f"{f' ({tally})' if (tally := style.tally_text(c['ours']['counts'])) else ''}."
+        for c in page["claims"]
+    )
+    values = {
+        "claims": page["claims"],
+        "groups": grouped(page["claims"]),
+        "counts": page["counts"],
+        "changes": changes,
+        "protocol_names": style.PROTOCOLS,
+    }
+    return piece("findings", text, **values)
 
 
 def caption(shown: ResultTable | dict) -> Html:

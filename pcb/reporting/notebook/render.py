@@ -24,7 +24,7 @@ from traitlets.config import Config
 from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
-from pcb.reporting import style, tables
+from pcb.reporting import findings, style, tables
 from pcb.reporting.notebook import template
 from pcb.study import Study
 
@@ -50,6 +50,9 @@ def render(study: Study, target: str) -> Path:
         table = tables.ResultTable.from_json(value)
         for suffix, form in tables.FORMS.items():
             write_text(paths.table(target, suffix), form(table))
+    elif target in study.summaries:
+        columns, lines = {"findings": (findings.COLUMNS, findings.lines)}[target]
+        write_text(paths.table(target, "csv"), tables.csv_text(columns, lines(value["claims"])))
     if image := picture(notebook):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
@@ -183,6 +186,8 @@ def links(study: Study, target: str) -> dict:
     files = [("notebook", paths.notebook(target))]
     if target in study.tables:
         files += [(suffix, paths.table(target, suffix)) for suffix in tables.FORMS]
+    elif target in study.summaries:
+        files.append(("csv", paths.table(target, "csv")))
     return {
         "title": f"{formatting.number(target)} · {study.scale['name']}",
         "index": f"{to(paths.index)}#{target}",

@@ -15,12 +15,13 @@ from pathlib import Path
 from pcb import formatting
 from pcb.files import write_text
 from pcb.reporting import captions, style, tables
-from pcb.reporting.claims import VERDICTS, summary, verdicts
+from pcb.reporting.claims import VERDICTS, count_verdicts, verdicts
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import data
 from pcb.reporting.tables import ResultTable
-from pcb.study import Study
+from pcb.study import Page, Study, Summary
+from pcb.study.claims import GROUPS
 
 
 def build(study: Study) -> Path:
@@ -51,9 +52,13 @@ def build(study: Study) -> Path:
             claims=claims,
             all=True,
             tally=tally(claims),
-            summary=summary(claims),
+            group_titles=GROUPS,
+            summary=count_verdicts(claims),
             verdicts=VERDICTS,
-            pages=[image_page(study, page) for page in study.pages],
+            pages=[page_link(study, study.pages[key]) for key in study.pages],
+            findings=page_link(study, study.summaries["findings"])
+            if "findings" in study.summaries
+            else None,
             runs=run_lines(study, runs),
             missing=data.missing(runs),
             unmeasured=unmeasured(results),
@@ -87,9 +92,9 @@ def section(study: Study, table: ResultTable, claims: list[dict]) -> dict:
     }
 
 
-def image_page(study: Study, key: str) -> dict:
-    """The gallery or the pair explorer: a rendered notebook without a table."""
-    page = study.pages[key]
+def page_link(study: Study, page: Page | Summary) -> dict:
+    """A page that is no table: a rendered notebook with what it shows."""
+    key = page.id
     return {
         "key": key,
         "name": formatting.number(key),
@@ -124,7 +129,8 @@ def run_lines(study: Study, runs: list[dict]) -> list[dict]:
     lines: dict[str, dict] = {}
     for entry in runs:
         run, seconds = entry["run"], entry["record"].get("seconds")
-        targets = [target for target in study.targets if run in study.targets[target].runs]
+        places = {**study.tables, **study.pages}
+        targets = [target for target in places if run in places[target].runs]
         line = lines.setdefault(
             run,
             {

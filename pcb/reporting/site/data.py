@@ -11,15 +11,13 @@ None of them contains a path of this machine.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from pcb import formatting
 from pcb.files import write_json, write_text
 from pcb.reporting import style
 from pcb.reporting.results import Results
-from pcb.reporting.tables import ResultTable
+from pcb.reporting.tables import ResultTable, csv_text
 from pcb.study import METRICS
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
@@ -101,15 +99,6 @@ def claim_lines(claims: list[dict]) -> Iterator[tuple]:
             yield *about, check["text"], *limits, paper["verdict"], paper["margin"]
         if not claim["checks"]:
             yield *about, *[None] * (len(CLAIM_COLUMNS) - len(about))
-
-
-def csv_text(head: tuple[str, ...], lines: Iterable[tuple]) -> str:
-    """Lines as CSV with a head."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 # The dialog behind a number

@@ -50,13 +50,33 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#33
 # Verdicts on claims; the words stand beside them.
 SIGNS = {
     "holds": "✓",
-    "fails": "✗",
     "within noise": "≈",
+    "fails": "✗",
     "not comparable": "↔",
     "no such class here": "·",
     "not printed": "·",
     "not run": "·",
     "not judged": "·",
+}
+
+# Protocols of scoring, in a sentence.
+PROTOCOLS = {
+    "lvis": "LVIS's rule",
+    "verified": "every absent class verified",
+    "fixed": "AP-Fixed",
+    "loose": "a looser limit of detections an image",
+}
+JUDGED = ("holds", "within noise", "fails")
+# The same after a number of claims or checks: "7 hold".
+PHRASES = {
+    "holds": "hold",
+    "within noise": "within noise",
+    "fails": "fail",
+    "not comparable": "not comparable",
+    "no such class here": "without such classes here",
+    "not printed": "not printed",
+    "not run": "not run",
+    "not judged": "not judged",
 }
 
 RC: dict[Any, Any] = {
@@ -103,11 +123,16 @@ def notation(text: str) -> Markup:
 
 
 def tally_text(counts: dict[str, int]) -> str:
-    """`7 of 8 checks hold`, from the counts of a claim's checks; empty without checks."""
-    total, held = sum(counts.values()), counts.get("holds", 0)
-    if total == 1:
-        return "its one check" + (" holds" if held else f": {next(iter(counts))}")
-    return f"{held} of {total} checks hold" if total else ""
+    """`7 of 8 checks hold, 3 not printed`, from the counts of a claim's checks."""
+    judged = sum(counts.get(verdict, 0) for verdict in JUDGED)
+    held = f"{counts.get('holds', 0)} of {judged} check{'' if judged == 1 else 's'} hold"
+    others = [f"{n} {verdict}" for verdict, n in tally(counts) if verdict not in JUDGED]
+    return ", ".join([held + "s" * (judged == 1), *others] if judged else others)
+
+
+def tally(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """The verdicts that occur with their number, in the order of pages."""
+    return [(verdict, counts[verdict]) for verdict in SIGNS if counts.get(verdict)]
 
 
 @lru_cache
@@ -121,7 +146,9 @@ def templates() -> Environment:
         "css": read,
         "margin": signed,
         "tally_text": tally_text,
+        "tally": tally,
         "signs": SIGNS,
+        "phrases": PHRASES,
     }
     environment.globals.update(functions)
     return environment

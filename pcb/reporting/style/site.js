@@ -139,6 +139,7 @@ function apply() {
     row.hidden = (verdict && row.dataset.ours !== verdict) || (differ && row.dataset.ours === row.dataset.paper);
     shown += !row.hidden;
   }
+  for (const row of document.querySelectorAll("#claims tr.group")) row.hidden = Boolean(verdict || differ);
   filter.querySelector("output").textContent = `${shown} shown`;
 }
 
