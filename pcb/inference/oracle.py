@@ -4,14 +4,14 @@
 
 Table 1 calibrates with statistics of the very images that are scored. Here val is divided into
 parts at random, and each part is calibrated twice: with its *own* statistics, and with those of
-an *other* part of the same size, which has no image in common with it. With two parts, *other* is
-the cross-fit: every image is calibrated by the half that does not contain it, and all of val is
-scored together. Parts of few images are the oracle on a small sample of val.
+an *other* part of the same size, which has no image in common with it. Parts of few images are the
+oracle on a small sample of val. A cross-fit calibrates each part with the *rest* of val, and scores
+all of val together: with halves the rest is the other half, with `FOLDS` parts it is nearly all.
 
 The network runs once while its outputs fit into `CACHE_BYTES`, otherwise twice, as for `pcb infer`.
 Detections go through shards on disk, deleted at the end. Memory is that of one shard, the matches
-of four columns, and one C x C matrix for each part. With the divisions of `ORACLE_PARTS` that is 46
-matrices (0.6 GB for 1,230 classes) and 39 columns, about three times those of a run with NorCal.
+of four columns, and one C x C matrix for each part. With the divisions of `ORACLE_PARTS` that is 54
+matrices (0.7 GB for 1,230 classes) and 41 columns, about three times those of a run with NorCal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,23 @@ from pcb.study.variants import ORACLE_PARTS
 
 KINDS = {"ms": "ms-val", "cm": "cm-val"}  # the variant's calibration, with statistics of a part
 METRICS = {"segm": {k: k for k in ("AP", "APr", "APc", "APf")}, "bbox": BOX}
-Part = tuple[int, int, int]  # of a division into k parts, the r-th of these: (k, r, which part)
+FOLDS = 8  # parts of the division whose parts are also calibrated with all the rest of val
+
+
+class Part(NamedTuple):
+    """Images of the r-th division of val into k parts: a part, or all but that part.
+
+    Attributes:
+        parts: k.
+        repeat: r.
+        which: The part, 0 .. k-1.
+        rest: Whether all but this part are meant.
+    """
+
+    parts: int
+    repeat: int
+    which: int
+    rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,20 +77,22 @@ class Division:
     @property
     def all(self) -> list[Part]:
         """Its parts."""
-        return [(self.parts, self.repeat, which) for which in range(self.parts)]
+        return [Part(self.parts, self.repeat, which) for which in range(self.parts)]
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Whose statistics calibrate a part."""
-        return ("own", "other") if self.parts > 1 else ("own",)
+        """Whose statistics calibrate a part: its own, those of another part, those of the rest."""
+        return ("own", "other", "rest")[: 1 + (self.parts > 1) + (self.parts == FOLDS)]
 
-    def source(self, which: int, source: str) -> Part:
-        """The part that calibrates part `which`."""
-        return self.all[which if source == "own" else (which + 1) % self.parts]
+    def source(self, part: Part, source: str) -> Part:
+        """The images that calibrate a part."""
+        if source == "rest":
+            return part._replace(rest=True)
+        return self.all[(part.which + (source == "other")) % self.parts]
 
     def images(self, part: Part) -> set[int]:
         """Ids of the images of a part."""
-        return {image for image, which in self.part_of.items() if which == part[2]}
+        return {image for image, which in self.part_of.items() if which == part.which}
 
     def column(self, kind: str, source: str) -> str:
         """The column of scores of a kind of calibration."""
@@ -165,6 +184,13 @@ def count_parts(
                     for d in of_val:
                         part = d.all[d.part_of[image.meta["img_id"]]]
                         sums[part].add(labels, probabilities)
+    for d in of_val:
+        for part in d.all if "rest" in d.sources else ():
+            # A sum, not all minus the part: a class without a sample must have exactly zero.
+            others = [sums[other] for other in d.all if other != part]
+            sums[d.source(part, "rest")] = rest = ConfusionSums(detector.classes)
+            rest.sums = np.sum([other.sums for other in others], axis=0)
+            rest.counts = np.sum([other.counts for other in others], axis=0)
     return sums
 
 
@@ -182,9 +208,9 @@ def calibrated(
     def select(image: Image) -> Selection:
         functions: dict[str, ScoreFunction] = dict(plain)
         for d in of_val:
-            which = d.part_of[image.meta["img_id"]]
+            part = d.all[d.part_of[image.meta["img_id"]]]
             for kind, source in product(KINDS, d.sources):
-                function = calibrations[d.source(which, source)][KINDS[kind]]
+                function = calibrations[d.source(part, source)][KINDS[kind]]
                 functions[d.column(kind, source)] = function
         return detect(model, image, functions)
 
@@ -210,34 +236,37 @@ def compare(
     Returns:
         `parts`: one entry for each part, all of val first: `of` how many, the number of its
         `images` and of `proposals` (the median over the classes that val shows of those matched to
-        a class). `crossfit`: one entry for each division into halves. In an entry, `all` holds AP
-        in points over the classes with ground truth, {column: {"AP", "APr", …, "APb", "APbr", …}};
-        `known` over those of them of which the own and the other statistics have a sample. Columns
-        are `plain` and, in `parts`, `ms-own`, `cm-own`, `ms-other`, `cm-other`; in `crossfit` `ms`
-        and `cm`.
+        a class). `crossfit`: one entry for each division into halves and for that into `FOLDS`. In
+        an entry, `all` holds AP in points over the classes with ground truth, {column: {"AP",
+        "APr", …, "APb", "APbr", …}}; `known` over those of them of which all statistics of the
+        entry have a sample. Columns are `plain` and, in `parts`, `ms-own`, `cm-own`, `ms-other`,
+        `cm-other`; in `crossfit` `ms` and `cm`.
     """
     has_sample = {part: of_part > 0 for part, of_part in counts.items()}
     everything = of_val[0].all[0]
     [plain] = class_ap(gt, detections, ["plain"], of_val, limits).values()
     out: dict[str, list[dict]] = {"parts": [], "crossfit": []}
     for d in of_val:
-        names = {d.column(*of): of for of in product(KINDS, d.sources)}
-        ap = class_ap(gt, detections, list(names), [of_val[0], d], limits)
+        names = [d.column(*of) for of in product(KINDS, d.sources)]
+        ap = class_ap(gt, detections, names, [of_val[0], d], limits)
+        of_part = d.sources[:2]  # own and other
         for part in d.all:
-            columns = {"plain": plain[part]}
-            columns |= {f"{kind}-{of}": ap[name][part] for name, (kind, of) in names.items()}
-            known = np.logical_and.reduce([has_sample[d.source(part[2], s)] for s in d.sources])
+            columns = {"plain": plain[part]} | {
+                f"{kind}-{source}": ap[d.column(kind, source)][part]
+                for kind, source in product(KINDS, of_part)
+            }
+            known = np.logical_and.reduce([has_sample[d.source(part, s)] for s in of_part])
             size = {
                 "of": d.parts,
                 "images": len(d.images(part)),
                 "proposals": float(np.median(counts[part][has_sample[everything]])),
             }
             out["parts"].append(size | entry(columns, known, gt))
-        if d.parts == 2:
+        if rest := {2: "other", FOLDS: "rest"}.get(d.parts):
             columns = {"plain": plain[everything]}
-            columns |= {kind: ap[d.column(kind, "other")][everything] for kind in KINDS}
-            known = np.logical_and.reduce([has_sample[part] for part in d.all])
-            out["crossfit"].append(entry(columns, known, gt))
+            columns |= {kind: ap[d.column(kind, rest)][everything] for kind in KINDS}
+            known = np.logical_and.reduce([has_sample[d.source(part, rest)] for part in d.all])
+            out["crossfit"].append({"of": d.parts} | entry(columns, known, gt))
     return out
 
 

@@ -87,11 +87,13 @@ def table(records: Sequence[dict]) -> list[list]:
     whole = [record["parts"][0]["all"] for record in records]
     rows: list[tuple[str, list[dict]]] = [("no calibration", [c["plain"] for c in whole])]
     for kind, name in KINDS.items():
-        rows.append((f"{name}, scored images (oracle)", [c[f"{kind}-own"] for c in whole]))
-        crossfit = [[d["all"][kind] for d in record["crossfit"]] for record in records]
-        if all(crossfit):
-            label = f"{name}, other half (cross-fit)"
-            rows.append((label, [averaged(divisions) for divisions in crossfit]))
+        rows.append((f"{name}, the scored images (oracle)", [c[f"{kind}-own"] for c in whole]))
+        for of in sorted({entry["of"] for entry in records[0]["crossfit"]}):
+            label = "the other half" if of == HALVES else f"the other {of - 1} of {of} parts"
+            divisions = (
+                [e["all"][kind] for e in record["crossfit"] if e["of"] == of] for record in records
+            )
+            rows.append((f"{name}, {label}", [averaged(values) for values in divisions]))
     return [[label, {m: [v[m] for v in values] for m in METRICS}] for label, values in rows]
 
 

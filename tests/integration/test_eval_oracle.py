@@ -79,7 +79,7 @@ def test_parts_are_disjoint_and_of_equal_size():
         assert len(division.part_of) == 241 and len(sizes) == division.parts
         assert max(sizes.values()) - min(sizes.values()) <= 1
         for part in division.all:
-            calibrating = {source: division.source(part[2], source) for source in division.sources}
+            calibrating = {source: division.source(part, source) for source in division.sources}
             assert calibrating["own"] == part
             assert division.parts == 1 or calibrating["other"] != part
 
@@ -105,7 +105,7 @@ def test_the_record_holds_every_part_and_no_detections_remain(finished):
     assert read_record(study.paths.oracle(RUN, 0)) == out
     assert Counter(entry["of"] for entry in out["parts"]) == {1: 1, 2: 8, 3: 9, 8: 8}
     assert [entry["images"] for entry in out["parts"][:10]] == [36] + [18] * 8 + [12]
-    assert len(out["crossfit"]) == 4
+    assert [entry["of"] for entry in out["crossfit"]] == [2, 2, 2, 2, 8]
     assert not study.paths.oracle(RUN, 0).with_suffix("").exists()
     assert out["fingerprint"] == study.fingerprint(RUN, 0)
 
@@ -167,20 +167,20 @@ def calibrations_by_hand(matrix):
     }
 
 
-@pytest.mark.parametrize("repeat", [0, 1])
-def test_a_crossfit_equals_two_inferences_with_matrices_by_hand(finished, repeat):
+@pytest.mark.parametrize("of, repeat", [(2, 0), (2, 1), (8, 0)])
+def test_a_crossfit_equals_separate_inferences_with_matrices_by_hand(finished, of, repeat):
     study, out = finished
     content = json.loads((study.paths.root.parent / "data/val.json").read_text())
     ids = sorted(image["id"] for image in content["images"])
     annotations = {i: [a for a in content["annotations"] if a["image_id"] == i] for i in ids}
-    halves = [d for d in divisions(ids) if d.parts == 2][repeat]
+    division = [d for d in divisions(ids) if d.parts == of][repeat]
     detector = infer.SplitDetector(study, RUN, "val", infer.trained(study, RUN, 0))
     model = detector.model
     images = {b.meta["img_id"]: b for batch in detector.batches(ids) for b in batch}
     rows = {"ms": [], "cm": []}
     matrices = []
-    for half in halves.all:
-        own = halves.images(half)
+    for part in division.all:
+        own = division.images(part)
         others = [image for i, image in images.items() if i not in own]
         matrices.append(matrix_by_hand(model, others, annotations))
         functions = calibrations_by_hand(matrices[-1])
@@ -199,20 +199,20 @@ def test_a_crossfit_equals_two_inferences_with_matrices_by_hand(finished, repeat
                 )
                 rows[kind].append(of_image.where(~np.isnan(of_image.score)))
     path = study.scale["datasets"]["v05"]["val"]
-    classes_in_both = np.flatnonzero(np.logical_and(*(m.any(axis=1) for m in matrices))) + 1
-    crossfit = out["crossfit"][repeat]
-    parts = out["parts"][1 + 2 * repeat :]  # all of val, then the halves
+    classes_in_both = np.flatnonzero(np.all([m.any(axis=1) for m in matrices], axis=0)) + 1
+    crossfit = [entry for entry in out["crossfit"] if entry["of"] == of][repeat]
+    halves = [entry for entry in out["parts"] if entry["of"] == 2][2 * repeat :] if of == 2 else []
     for kind, of_kind in rows.items():
         for metric, iou_type in (("AP", "segm"), ("APb", "bbox")):
             expected = evaluate(GroundTruth(path), of_kind, iou_type=iou_type)
             assert crossfit["all"][kind][metric] == pytest.approx(expected["AP"])
             assert expected["AP"] > 0
-            for half, part in zip(halves.all, parts, strict=False):
-                own = halves.images(half)
+            for part, half in zip(division.all, halves, strict=False):
+                own = division.images(part)
                 gt = GroundTruth(path, only=own)
                 of_half = [r for r in of_kind if r.images[0] in own]
                 expected = evaluate(gt, of_half, iou_type=iou_type)
-                assert part["all"][f"{kind}-other"][metric] == pytest.approx(expected["AP"])
+                assert half["all"][f"{kind}-other"][metric] == pytest.approx(expected["AP"])
                 known = [expected["classes"][c] for c in classes_in_both]
                 known = [ap for ap in known if ap is not None]
-                assert part["known"][f"{kind}-other"][metric] == pytest.approx(np.mean(known))
+                assert half["known"][f"{kind}-other"][metric] == pytest.approx(np.mean(known))

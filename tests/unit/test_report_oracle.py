@@ -35,7 +35,8 @@ def fabricate(study, seed=0, parts=(), crossfit=((20.0, 21.0, 23.0),), shift=0.0
     record = {
         "fingerprint": study.fingerprint(SOFTMAX, seed),
         "parts": [whole, *parts],
-        "crossfit": [entry(values, ("plain", "ms", "cm")) for values in crossfit],
+        "crossfit": [entry(values, ("plain", "ms", "cm"), of=2) for values in crossfit]
+        + [entry((20.0, 25.0, 26.0), ("plain", "ms", "cm"), of=8)],
     }
     write_record(study.paths.oracle(SOFTMAX, seed), record)
 
@@ -66,13 +67,15 @@ def test_the_table_has_the_oracle_and_the_mean_cross_fit_over_seeds(tmp_path):
     ap = {label: values["AP"] for label, values in found["table"]}
     assert ap == {
         "no calibration": [20, 21],
-        "MS, scored images (oracle)": [22, 22],
-        "MS, other half (cross-fit)": [21.5, 21],
-        "CM, scored images (oracle)": [24, 24],
-        "CM, other half (cross-fit)": [24, 23],
+        "MS, the scored images (oracle)": [22, 22],
+        "MS, the other half": [21.5, 21],
+        "MS, the other 7 of 8 parts": [25, 25],
+        "CM, the scored images (oracle)": [24, 24],
+        "CM, the other half": [24, 23],
+        "CM, the other 7 of 8 parts": [26, 26],
     }
     rows = oracle.grid([found])
-    assert rows[0]["cells"][0] == ("20.5", "±0.7") and rows[-1]["cells"][0] == ("23.5", "±0.7")
+    assert rows[0]["cells"][0] == ("20.5", "±0.7") and rows[-2]["cells"][0] == ("23.5", "±0.7")
     assert "<td" in cells.oracle_table([found]).html
 
 
