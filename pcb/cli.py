@@ -222,7 +222,8 @@ def download(arguments: Namespace) -> None:
 def check_data(arguments: Namespace) -> None:
     """Check data sets before anything trains on them.
 
-    Reads annotations and images, lists all faults at once, and writes a report.
+    Reads annotations and the header of every image, lists all faults at once, and writes a report.
+    With --deep it also decodes every image and compares generated ones with their digests.
     """
     from pcb.data.lvis.check import check as run
     from pcb.data.lvis.federated import LVIS_SAMPLE
@@ -232,7 +233,7 @@ def check_data(arguments: Namespace) -> None:
     for dataset in arguments.datasets or study.scale["datasets"]:
         check("data set", dataset, study.scale["datasets"])
         try:
-            report = run(study, dataset, again=arguments.deep)
+            report = run(study, dataset, arguments.deep)
         except UserError as error:
             faults.append(error)
             continue
@@ -694,7 +695,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--deep",
         action="store_true",
-        help="read every image file again, also those whose size and times have not changed",
+        help="read and decode every image file again, also those that look unchanged",
     )
     command = verb(contact_sheet)
     command.add_argument("dataset", help="a data set of the scale, such as v05")

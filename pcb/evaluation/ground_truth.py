@@ -62,12 +62,7 @@ class GroundTruth:
         self.images = {
             image["id"]: image for image in index.images if only is None or image["id"] in only
         }
-        missing = [
-            key
-            for key in ("neg_category_ids", "not_exhaustive_category_ids")
-            if not all(key in image for image in index.images)
-        ]
-        if missing:
+        if missing := index.missing_keys():
             raise UserError(
                 f"{path} is not an LVIS annotation file: images without {' and '.join(missing)}",
                 "use LVIS's annotation file, not COCO's",
@@ -76,6 +71,8 @@ class GroundTruth:
         for annotation in index.annotations:
             if annotation["image_id"] in self.images:
                 self.by_image[annotation["image_id"]].append(annotation)
+        if index.unmasked and only is None:
+            raise UserError(index.unmasked_text(), "correct these annotations: their AP would be 0")
 
     @cached_property
     def image_ids(self) -> np.ndarray:

@@ -3,14 +3,20 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
-from datasets import SAMPLE, load, needs_sample, tiny
+from datasets import SAMPLE, by_hand, load, needs_sample, tiny
 from PIL import Image
+from pycocotools import mask
 
+from pcb.data.lvis.annotations import _decode_counts
 from pcb.data.lvis.check import check, check_files
+from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.errors import UserError
+from pcb.evaluation.ground_truth import GroundTruth
 from pcb.study import load_study
 from pcb.study.records import read_record
 from pcb.synthetic.contact_sheet import contact_sheet
@@ -86,6 +92,201 @@ def test_all_faults_are_reported_together(tmp_path):
     assert "3 faults" in error.what and "at byte 12 of 12" in error.what
     assert "none.json: No such file" in error.what
     assert "images/" not in error.what and "image files are missing" in error.what
+
+
+# Image files --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the tiny data set: the entry of the scale, and the images of train."""
+    folder = Path(shutil.copytree(tiny("v05"), tmp_path / "v05"))
+    files = {split: str(folder / f"{split}.json") for split in ("train", "val", "dev")}
+    images = LVISIndex(folder / "train.json", folder / "images").image_paths
+    return {"version": "v0.5", "images": str(folder / "images"), **files}, list(images.values())
+
+
+def test_image_files_are_looked_into(copied, tmp_path):
+    files, images = copied
+    assert check_files(files, tmp_path / "r.json", deep=True)["warnings"] == []
+    whole = [path.read_bytes() for path in images[:8]]
+    images[0].write_bytes(whole[0][: len(whole[0]) // 2])
+    images[1].write_bytes(b"")
+    images[2].write_text("<!DOCTYPE html><html><body>404</body></html>")
+    images[3].unlink(), images[3].mkdir()
+    images[4].unlink(), images[4].symlink_to(tmp_path / "nowhere.jpg")
+    with Image.open(images[5]) as image:
+        image.resize((192, 192)).save(images[5])
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    with Image.open(images[6]) as image:
+        image.load()
+        image.resize((96, 48)).save(images[6], exif=upright)
+    images[7].unlink(), images[7].symlink_to(images[8])  # a link to an image is one
+    error = fault(tmp_path, files)
+    listing = (tmp_path / "v05.check.faulty.txt").read_text(encoding="utf-8").splitlines()
+    found = {Path(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in listing}
+    assert found == {
+        images[0]: "is truncated",
+        images[1]: "is empty",
+        images[2]: "is a web page, no image",
+        images[3]: "cannot be read: Is a directory",
+        images[4]: "cannot be read: No such file or directory",
+        images[5]: "has 192x192 pixels, but 96x96 in the annotation file",
+        images[6]: "has 48x96 pixels, after the rotation that its EXIF orientation 6 asks for, "
+        "but 96x96 in the annotation file",
+    }
+    assert "7 image files are faulty" in error.what and str(images[0]) in error.what
+    assert "download or generate them again" in error.fix
+
+
+def test_a_deep_check_decodes_images(copied, tmp_path):
+    files, images = copied
+    with Image.open(images[1]) as image:
+        image.save(images[0], "PNG")
+    data = bytearray(images[0].read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    images[0].write_bytes(data)
+    check_files(files, tmp_path / "r.json")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        check_files(files, tmp_path / "r.json", deep=True)
+
+
+# Annotations that training or scoring could not use -----------------------------------------------
+
+
+def with_change(path, change):
+    content = load(path)
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([], "no polygon"),
+        ([[]], "no polygon of three points"),
+        ([[1, 2, 3, 4]], "no polygon of three points"),
+        ([[1, 2]], "no polygon of three points"),
+        ([[0, 0, 9, 0, 9, 9, 0]], "no polygon of three points"),
+        ({"size": [96, 96], "counts": [5, 7]}, "does not cover the image exactly"),
+        ({"size": [96, 96], "counts": "garbage"}, "does not cover the image exactly"),
+        ({"size": [48, 192], "counts": [96 * 96]}, "size is not the image's"),
+        ({"counts": [96 * 96]}, "size is not the image's"),
+        ({"size": [96, 96]}, "does not cover the image exactly"),
+    ],
+)
+def test_an_object_without_a_mask_is_an_error_in_val_and_not_trained_on(
+    copied, tmp_path, segmentation, reason
+):
+    files, _ = copied
+    before = check_files(files, tmp_path / "r.json")["splits"]["train"]["unusable"]
+    train, val = Path(files["train"]), Path(files["val"])
+    with_change(train, lambda c: c["annotations"][9].update(segmentation=segmentation))
+    report = check_files(files, tmp_path / "r.json")
+    number = load(train)["annotations"][9]["id"]
+    (warning,) = report["warnings"]
+    assert reason in warning and f"such as {number})" in warning and str(train) in warning
+    assert report["splits"]["train"]["unusable"] == before + 1
+    with_change(val, lambda c: c["annotations"][3].update(segmentation=segmentation))
+    error = fault(tmp_path, files)
+    assert reason in error.what and str(val) in error.what
+    with pytest.raises(UserError, match=r"annotations without a mask"):
+        GroundTruth(val)
+
+
+def test_a_bad_polygon_beside_a_good_one_is_left_out(copied, tmp_path):
+    files, _ = copied
+    val = Path(files["val"])
+    with_change(val, lambda c: c["annotations"][3].update(segmentation=[[1, 2, 3, 4], *SQUARE]))
+    assert check_files(files, tmp_path / "r.json")["warnings"] == []
+    by_id = {a["id"]: a["segmentation"] for a in LVISIndex(val).annotations}
+    assert by_id[load(val)["annotations"][3]["id"]] == SQUARE
+
+
+def test_a_data_set_of_boxes_alone_is_an_error(copied, tmp_path):
+    files, _ = copied
+
+    def without_masks(content):
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = []
+
+    with_change(Path(files["train"]), without_masks)
+    assert "no polygon" in fault(tmp_path, files).what
+
+
+def test_compressed_run_lengths_are_read_as_by_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        bitmap = np.asfortranarray(rng.random((13, 17)) < rng.random(), np.uint8)
+        text = mask.encode(bitmap)["counts"].decode()
+        changes = np.flatnonzero(np.diff(np.concatenate([[0], bitmap.ravel("F")])))
+        expected = np.diff(np.concatenate([[0], changes, [bitmap.size]]))
+        assert _decode_counts(text) == expected.tolist()
+
+
+MALFORMED = {
+    "width or height is not 1 to": lambda c: c["images"][2].update(width=0),
+    "width or height is not 1 to 1000000": lambda c: c["images"][2].update(width=10**12),
+    "largest that can be scored": lambda c: c["images"][2].update(id=2**60),
+    "bbox is not finite": lambda c: c["annotations"][0].update(bbox=[0, 0, 1e308, 5]),
+    "or negative in size": lambda c: c["annotations"][0].update(bbox=[5, 5, -4, 5]),
+    "`name` is empty or not text": lambda c: c["categories"][3].update(name=None),
+    "`frequency` is none of r, c, f": lambda c: c["categories"][3].update(frequency="frequent"),
+    "none of r, c, f in the categories 4": lambda c: c["categories"][3].update(frequency=None),
+    "`image_count` is not a whole number": lambda c: c["categories"][3].update(image_count="9"),
+    "`file_name` or `coco_url` names no file": lambda c: c["images"][2].update(file_name=""),
+    "inside the image folder": lambda c: c["images"][2].update(file_name="/etc/passwd"),
+    "inside the image folder in the images": lambda c: c["images"][2].update(file_name="../a.jpg"),
+    "or `coco_url` names no": lambda c: c["images"][2].update(coco_url="0001.jpg"),
+    "`coco_url` names no file": lambda c: c["images"][2].update(coco_url="http://x/../a.jpg"),
+}
+
+
+@pytest.mark.parametrize("words", MALFORMED)
+def test_impossible_values_are_named_with_their_entry(copied, tmp_path, words):
+    files, _ = copied
+    val = Path(files["val"])
+    with_change(val, MALFORMED[words])
+    error = fault(tmp_path, files)
+    assert str(val) in error.what and words in error.what and "(1 in all)" in error.what
+    assert error.fix
+
+
+def test_json_that_is_nested_deeply_is_an_error(copied, tmp_path):
+    files, _ = copied
+    deep = "[" * 100_000 + "]" * 100_000
+    with_change(Path(files["val"]), lambda c: c["info"].update(deep="DEEP"))
+    text = Path(files["val"]).read_text(encoding="utf-8")
+    Path(files["val"]).write_text(text.replace('"DEEP"', deep), encoding="utf-8")
+    assert "nested too deeply" in fault(tmp_path, files).what
+
+
+def test_a_split_that_scoring_refuses_is_an_error(copied, tmp_path):
+    files, _ = copied
+    val = Path(files["val"])
+    with_change(val, lambda c: c["images"][0].pop("neg_category_ids"))
+    assert (
+        f"{val}: images without neg_category_ids, which scoring needs"
+        in fault(tmp_path, files).what
+    )
+    with_change(val, lambda c: (c["images"].clear(), c["annotations"].clear()))
+    assert f"{val} has no images" in fault(tmp_path, files).what
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for folder in ("train2017", "val2017"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0001.jpg").touch()
+    images = [{"id": 1, "width": 9, "height": 9, "file_name": "val2017/0001.jpg"}]
+    file = by_hand(tmp_path / "a.json", lambda c: c.update(images=images, annotations=[]))
+    assert LVISIndex(file, tmp_path).image_paths == {1: tmp_path / "val2017/0001.jpg"}
+
+
+# Classes and splits -------------------------------------------------------------------------------
 
 
 def test_a_class_absent_from_train_is_an_error_unless_allowed(tmp_path):
@@ -189,7 +390,14 @@ def official_file(path, images) -> str:
     square = {"bbox": [0, 0, 9, 9], "area": 81, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
     content = {
         "images": [
-            {"id": i, "width": 40, "height": 40, "coco_url": f"http://x/train2017/{i:012d}.jpg"}
+            {
+                "id": i,
+                "width": 40,
+                "height": 40,
+                "coco_url": f"http://x/train2017/{i:012d}.jpg",
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
             for i in images
         ],
         "annotations": [{**square, "id": i, "image_id": i, "category_id": 1} for i in images],
@@ -206,7 +414,7 @@ def test_an_official_looking_file_short_of_images_warns_and_matches_no_release(
 ):
     (tmp_path / "train2017").mkdir()
     for i in range(5):
-        (tmp_path / f"train2017/{i:012d}.jpg").touch()
+        Image.new("RGB", (40, 40)).save(tmp_path / f"train2017/{i:012d}.jpg")
     files = {
         "version": "v1.0",
         "train": official_file(tmp_path / "train.json", range(3)),

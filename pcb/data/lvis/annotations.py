@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ import pyarrow as pa
 from msgspec import UNSET, Raw, Struct
 
 from pcb.errors import UserError
+from pcb.frequency import GROUPS
 
 MAX_EXAMPLES = 5  # in an error message; the rest is only counted
 BATCH_IMAGES = 1000
@@ -63,15 +64,22 @@ class Annotation(Struct, gc=False):
 
 
 class AnnotationFile(Struct):
-    """The content of an annotation file; `categories` are sorted by id, `sha256` is its digest."""
+    """The content of an annotation file.
+
+    `categories` are sorted by id, `sha256` is the file's digest, `unmasked` are the ids of the
+    annotations without a mask that can be drawn, by reason.
+    """
 
     images: list[Image] = REQUIRED
     annotations: list[Annotation] = REQUIRED
     categories: list[dict] = REQUIRED
     info: dict | None = None
     sha256: str = ""
+    unmasked: dict[str, list[int]] = {}
 
 
+MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
+MAX_ID = 2**53  # scores are computed in float64, in which larger ids are not exact
 SEGMENTATION_DECODER = msgspec.json.Decoder(list[list[float]] | dict)
 ANNOTATION_TYPE = pa.struct(
     [
@@ -107,8 +115,8 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     """Parse and check an annotation file.
 
     Raises:
-        UserError: The file cannot be read, is not valid JSON (the message names the byte), or lacks
-            keys or has dangling references (the message lists all of them).
+        UserError: The file cannot be read, is not valid JSON (the message names the byte), lacks
+            keys, or has impossible values or dangling references (the message lists all of them).
     """
     try:
         with open(path, "rb") as file:
@@ -118,10 +126,15 @@ def read_annotation_file(path: Path) -> AnnotationFile:
         raise UserError(f"{path}: {error.strerror}", FIX) from error
     content = _parse(path, data)
     check_keys(path, content)
+    check_values(path, content)
     check_references(path, content)
     images = {image.id: image for image in content.images}
+    content.unmasked = {}
     for annotation in content.annotations:
-        annotation.ignore = not is_usable(annotation, images[annotation.image_id])
+        image = images[annotation.image_id]
+        if fault := mask_fault(annotation, image):
+            content.unmasked.setdefault(fault, []).append(annotation.id)
+        annotation.ignore = fault is not None or not is_usable(annotation, image)
     content.categories.sort(key=lambda category: category["id"])
     content.sha256 = hashlib.sha256(data).hexdigest()
     return content
@@ -141,6 +154,10 @@ def _parse(path: Path, data: bytes | mmap.mmap) -> AnnotationFile:
             f"{path} is not valid JSON: {reason} at byte {byte} of {len(data)}"
             " (an incomplete download?)",
             FIX,
+        ) from error
+    except RecursionError as error:
+        raise UserError(
+            f"{path} is no annotation file: its JSON is nested too deeply", FIX
         ) from error
     except UnicodeDecodeError as error:
         raise _utf8_fault(path, data) or UserError(f"{path} is not JSON: {error}", FIX) from None
@@ -164,6 +181,66 @@ def is_usable(annotation: Annotation, image: Image) -> bool:
     x, y, width, height = annotation.bbox
     inside = min(x + width, image.width) > max(x, 0) and min(y + height, image.height) > max(y, 0)
     return inside and width >= 1 and height >= 1 and annotation.area > 0 and not annotation.ignore
+
+
+def mask_fault(annotation: Annotation, image: Image) -> str | None:
+    """Why an annotation has no mask that can be drawn; None if it has one.
+
+    A polygon needs three points; others beside a valid one are left out, as in MMDetection. A
+    run-length encoding must be of the image's size and cover it.
+    """
+    text = bytes(annotation.segmentation)
+    if text.startswith(b"["):
+        # Numbers of each polygon, from its commas: decoding all of LVIS twice would take minutes.
+        commas = [part.lstrip(b", \n\t[").count(b",") for part in text.split(b"]")]
+        if max(commas) >= 5 and all(count % 2 for count in commas if count):
+            return None
+    try:
+        segmentation = SEGMENTATION_DECODER.decode(annotation.segmentation)
+    except msgspec.DecodeError:
+        return None  # `record_batches` raises the error for the user
+    if isinstance(segmentation, dict):
+        return _rle_fault(segmentation, image)
+    if not segmentation:
+        return "no polygon"
+    return None if any(map(encloses, segmentation)) else "no polygon of three points"
+
+
+def encloses(polygon: list[float]) -> bool:
+    """Whether a polygon `[x0, y0, x1, …]` has at least three points, each with two numbers."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _rle_fault(rle: dict, image: Image) -> str | None:
+    size, counts = rle.get("size"), rle.get("counts")
+    if size != [image.height, image.width]:
+        return "a run-length encoding whose size is not the image's"
+    runs = _decode_counts(counts) if isinstance(counts, str) else counts
+    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
+    if not whole or sum(cast(list[int], runs)) != image.height * image.width:
+        return "a run-length encoding that does not cover the image exactly"
+    return None
+
+
+def _decode_counts(text: str) -> list[int] | None:
+    """The runs of COCO's compressed counts; None for text that is none.
+
+    Source: `rleFrString` of pycocotools, which reads beyond the end of a broken text.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value, shift = 0, 0
+    return None if shift else runs
 
 
 def check_keys(path: Path, content: AnnotationFile) -> None:
@@ -195,6 +272,63 @@ def check_keys(path: Path, content: AnnotationFile) -> None:
         )
     if faults:
         raise UserError(f"{path}:\n  " + "\n  ".join(faults), FIX)
+
+
+def check_values(path: Path, content: AnnotationFile) -> None:
+    """Raise `UserError` that lists every value that no data set can have."""
+    images, annotations = content.images, content.annotations
+    boxes = [a for a in annotations if len(a.bbox) == 4]  # others are listed with the references
+    values = np.array([a.bbox for a in boxes], np.float64).reshape(-1, 4)
+    wrong = ~(np.abs(values) <= MAX_SIDE).all(axis=1) | (values[:, 2:] < 0).any(axis=1)
+    rules = {
+        f"images: width or height is not 1 to {MAX_SIDE} pixels in the images": [
+            i.id for i in images if not (0 < i.width <= MAX_SIDE and 0 < i.height <= MAX_SIDE)
+        ],
+        f"ids outside 0 to 2^53 ({MAX_ID}), the largest that can be scored": [
+            entry.id for entry in (*images, *annotations) if not 0 <= entry.id <= MAX_ID
+        ],
+        "images: `file_name` or `coco_url` names no file inside the image folder in the images": [
+            i.id
+            for i in images
+            if not (_is_inside(i.file_name) and _is_inside(_end_of(i.coco_url), subfolder=True))
+        ],
+        "annotations: bbox is not finite, or negative in size, in the annotations": [
+            boxes[k].id for k in np.flatnonzero(wrong)
+        ],
+        "categories: `name` is empty or not text in the categories": [
+            c["id"] for c in content.categories if not (isinstance(c["name"], str) and c["name"])
+        ],
+        f"categories: `frequency` is none of {', '.join(GROUPS)} in the categories": [
+            c["id"] for c in content.categories if c.get("frequency", GROUPS[0]) not in [*GROUPS]
+        ],
+        "categories: `image_count` is not a whole number in the categories": [
+            c["id"] for c in content.categories if not _is_count(c.get("image_count", 0))
+        ],
+    }
+    faults = [f"{what} {examples(ids)}" for what, ids in rules.items() if ids]
+    if faults:
+        raise UserError(
+            f"{path}:\n  " + "\n  ".join(faults),
+            "use the released LVIS file, or correct the program that wrote this one",
+        )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _end_of(url: str | None) -> str | None:
+    """The last two parts of a URL: subfolder and file of an image."""
+    return None if url is None else "/".join(url.split("/")[-2:])
+
+
+def _is_inside(name: str | None, subfolder: bool = False) -> bool:
+    """Whether a name, if there is one, is of a file inside a folder, or inside a subfolder."""
+    if name is None:
+        return True
+    parts = name.split("/")
+    safe = not any(part in ("", ".", "..") or "\0" in part for part in parts)
+    return safe and (len(parts) > 1 or not subfolder)
 
 
 def check_references(path: Path, content: AnnotationFile) -> None:
@@ -302,7 +436,10 @@ def _record_batch(
 
 def _parse_segmentation(path: Path, annotation: Annotation) -> list[list[float]] | dict:
     try:
-        return SEGMENTATION_DECODER.decode(annotation.segmentation)
+        segmentation = SEGMENTATION_DECODER.decode(annotation.segmentation)
+        if isinstance(segmentation, dict):
+            return segmentation
+        return [polygon for polygon in segmentation if encloses(polygon)]
     except msgspec.DecodeError as error:
         raise UserError(
             f"{path}: the segmentation of annotation {annotation.id} is neither polygons"

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pcb.data.download import missing_file_fix
-from pcb.data.lvis.annotations import examples
+from pcb.data.lvis.annotations import MAX_EXAMPLES, examples
 from pcb.data.lvis.federated import federated_statistics
+from pcb.data.lvis.image_files import image_faults
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
@@ -25,13 +26,13 @@ from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
 
 
-def check(study: Study, dataset: str, again: bool = False) -> dict:
+def check(study: Study, dataset: str, deep: bool = False) -> dict:
     """Check a data set and write the report to `study.paths.data_check(dataset)`.
 
     Args:
         study: The study whose scale names the files.
         dataset: 'v05' or 'v1'.
-        again: Read every image file, also those whose size and times have not changed.
+        deep: Read and decode every image file, also those whose size and times have not changed.
 
     Returns:
         The report. Its `matches_release` is 'v0.5' or 'v1.0' if all counts of train and val are
@@ -49,8 +50,9 @@ def check(study: Study, dataset: str, again: bool = False) -> dict:
         study.scale["train"]["rfs_threshold"] if rfs else None,
         bool(study.scale.get("allow_absent_classes")),
         study.paths.indices,
+        deep,
     )
-    digests = image_digests(study, dataset, again)
+    digests = image_digests(study, dataset, deep)
     report |= {
         "dataset": dataset,
         "fingerprint": fingerprint(study.check_job(dataset)),
@@ -94,6 +96,7 @@ def check_files(
     rfs_threshold: float | None = None,
     allow_absent: bool = False,
     cache: Path | None = None,
+    deep: bool = False,
 ) -> dict:
     """Check the files of one data set.
 
@@ -103,6 +106,7 @@ def check_files(
         rfs_threshold: Threshold of repeat factor sampling; None: no run uses it.
         allow_absent: Warn of classes that train does not show instead of raising.
         cache: Folder for the indices, which trainings then use.
+        deep: Decode every image.
 
     Raises:
         UserError: The data has faults; all of them are listed.
@@ -122,8 +126,12 @@ def check_files(
         except UserError as error:
             faults.append(error)
     for split, index in splits.items():
+        if not len(index):
+            faults.append(UserError(f"{index.path} has no images", "use the whole file"))
+            continue
         faults += check_version(index, split, entry["version"], warnings)
-    faults += check_images(splits, Path(entry["images"]), report)
+        faults += check_labels(index, split, warnings)
+    faults += check_images(splits, Path(entry["images"]), report, deep)
     faults += check_agreement(splits)
     factors = None
     if "train" in splits:
@@ -181,8 +189,38 @@ def check_version(
     return []
 
 
-def check_images(splits: dict[str, LVISIndex], folder: Path, report: Path) -> list[UserError]:
-    """Check that every image file exists; write the list of missing ones beside `report`."""
+def check_labels(index: LVISIndex, split: str, warnings: list[str]) -> list[UserError]:
+    """Check what scoring needs of a split, and that objects have masks.
+
+    Train only loses annotations without a mask; a scored split would count them as missed.
+    """
+    faults = []
+    if split != "train" and (missing := index.missing_keys()):
+        faults.append(
+            UserError(
+                f"{index.path}: images without {' and '.join(missing)}, which scoring needs",
+                "use LVIS's annotation file, not COCO's",
+            )
+        )
+    if index.unmasked:
+        unmasked = sum(count for count, *_ in index.unmasked.values())
+        if split == "train" and unmasked < index.annotation_count:
+            warnings.append(f"{index.unmasked_text()}; they are not trained on")
+        else:
+            faults.append(UserError(index.unmasked_text(), "correct these annotations"))
+    return faults
+
+
+def check_images(
+    splits: dict[str, LVISIndex],
+    folder: Path,
+    report: Path,
+    deep: bool = False,
+) -> list[UserError]:
+    """Check that every image file exists, can be read and has the size of its annotation.
+
+    The lists of missing and of faulty files are written beside `report`.
+    """
     if not splits:
         return []
     command = "run `pcb download train2017 val2017`"
@@ -192,17 +230,38 @@ def check_images(splits: dict[str, LVISIndex], folder: Path, report: Path) -> li
     missing = list(
         dict.fromkeys(path for index in splits.values() for path in index.missing_images)
     )
-    if not missing:
-        return []
-    listing = report.with_suffix(".missing.txt")
-    write_text(listing, "".join(f"{path}\n" for path in missing))
-    return [
-        UserError(
-            f"{len(missing)} image files are missing: {examples(missing)};"
-            f" all of them are listed in {listing}",
-            f"{command} (LVIS's val images are in both), or generate the data set again",
+    sizes: dict[Path, tuple[int, int]] = {}
+    for index in splits.values():
+        rows = zip(index.ids.tolist(), index.sizes.tolist(), strict=True)
+        sizes |= {index.image_paths[i]: (height, width) for i, (height, width) in rows}
+    for path in missing:
+        sizes.pop(path, None)
+    faulty = image_faults(sizes, deep)
+    faults = []
+    if missing:
+        listing = report.with_suffix(".missing.txt")
+        write_text(listing, "".join(f"{path}\n" for path in missing))
+        faults.append(
+            UserError(
+                f"{len(missing)} image files are missing: {examples(missing)};"
+                f" all of them are listed in {listing}",
+                f"{command} (LVIS's val images are in both), or generate the data set again",
+            )
         )
-    ]
+    if faulty:
+        lines = [f"{path} {fault}" for path, fault in faulty.items()]
+        listing = report.with_suffix(".faulty.txt")
+        write_text(listing, "".join(f"{line}\n" for line in lines))
+        shown = "; ".join(lines[:MAX_EXAMPLES])
+        faults.append(
+            UserError(
+                f"{len(faulty)} image files are faulty: {shown}; all of them are listed in"
+                f" {listing}",
+                "download or generate them again, or correct `width` and `height` in the"
+                " annotation file",
+            )
+        )
+    return faults
 
 
 def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:

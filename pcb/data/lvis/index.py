@@ -43,7 +43,7 @@ from pcb.frequency import THRESHOLDS, group
 from pcb.study.records import read_record, write_record
 
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
-CACHE_FORMAT = 2  # caches of another format are remade
+CACHE_FORMAT = 3  # caches of another format are remade
 METADATA_KEY = b"pcb"  # of the Arrow schema
 
 
@@ -85,9 +85,12 @@ class LVISIndex:
         instance_count: For each class, number of usable annotations.
         info: The file's `info`.
         sha256: Digest of the file.
+        unmasked: Annotations without a mask that can be drawn, which count as unusable: reason ->
+            their number and the ids of the first few.
 
     Raises:
-        UserError: The file is missing or damaged, lacks keys or has dangling references.
+        UserError: The file is missing or damaged, lacks keys, or has impossible values or dangling
+            references.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class LVISIndex:
         self.image_count: list[int] = summary["image_count"]
         self.instance_count: list[int] = summary["instance_count"]
         self.sha256: str = summary["sha256"]
+        self.unmasked: dict[str, list[int]] = summary["unmasked"]
 
     def __reduce__(self):
         # Another process maps the cache itself.
@@ -194,6 +198,19 @@ class LVISIndex:
             for category, count in zip(self.categories, self.image_count, strict=True)
         ]
 
+    def missing_keys(self) -> list[str]:
+        """Return the keys of LVIS's federated labels that some image lacks, as COCO's files do."""
+        keys = ("neg_category_ids", "not_exhaustive_category_ids")
+        return [key for key in keys if self._column(key).null_count]
+
+    def unmasked_text(self) -> str:
+        """Return a sentence on the annotations without a mask that can be drawn."""
+        reasons = (
+            f"{reason} ({count} in all, such as {', '.join(map(str, ids))})"
+            for reason, (count, *ids) in self.unmasked.items()
+        )
+        return f"{self.path}: annotations without a mask that can be drawn: {'; '.join(reasons)}"
+
     @cached_property
     def images(self) -> list[dict]:
         """Entries of the file, with the keys that LVIS defines. Gigabytes for LVIS train."""
@@ -270,9 +287,12 @@ class LVISIndex:
         urls = self._column("coco_url").to_pylist()
         for number, name, url in zip(self.ids.tolist(), names, urls, strict=True):
             locations = candidate_locations(name, url)
-            location = next((at for at in locations if at[1] in existing.get(at[0], ())), None)
-            if location is None and name and (root / name).is_file():
-                location = ("", name)
+            location = None
+            if name and "/" in name and (root / name).is_file():
+                location = ("", name)  # the same file name may be in several folders
+            location = location or next(
+                (at for at in locations if at[1] in existing.get(at[0], ())), None
+            )
             if location is None:  # expected in the first candidate folder that holds anything
                 location = next((at for at in locations if existing.get(at[0])), locations[0])
                 missing.append(root / Path(*location))
@@ -448,6 +468,7 @@ def _summary(content: AnnotationFile) -> dict:
         "categories": content.categories,
         "annotation_count": len(content.annotations),
         "sha256": content.sha256,
+        "unmasked": {reason: [len(ids), *ids[:5]] for reason, ids in content.unmasked.items()},
         "instance_count": count_by_class(usable),
         "image_count": count_by_class(set(usable)),
     }
