@@ -223,7 +223,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     out["variants"]["plain"] |= bias
     if split == "val":
         matches = detections.matches(column.values())
-        of_data = rules(gt, study.scale["test"], study.is_generated(dataset))
+        of_data = rules(gt, study.scale["test"], study.contents.is_generated(dataset))
         under = under_protocols(gt, column, matches, of_data)
         for of_variant in under["protocols"].values():
             of_variant["plain"] |= bias
