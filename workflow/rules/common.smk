@@ -249,8 +249,8 @@ def data_checks(*targets):
 def table_results(*targets):
     """The results behind tables and figures.
 
-    These are metrics, their bootstrap and records of their runs, the checks of their data sets and some confusion
-    matrices.
+    These are metrics, their bootstrap and records of their runs, the checks of their data sets and
+    some confusion matrices.
     """
     return [
         *data_checks(*targets),
