@@ -2,6 +2,7 @@
 
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
+    14:02:54  kept 13/96    Train v05_r50_rfs_ls_plain (table 4): it was made before
     14:02:54  so far        5 of 43 trainings, 3 evaluated; next table01: 1 training; done at 14:15
 
     14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/…
@@ -104,6 +105,8 @@ class ProgressHandler(logging.StreamHandler):
         self.active = False
         self.remaining: dict[str, int] = {}  # rule -> jobs that have not ended
         self.running: dict[int, tuple[str, str, float]] = {}  # job -> rule, message, start
+        self.logs: dict[int, list[str]] = {}  # job -> its log files
+        self.kept = 0  # jobs that ended because their result existed
         self.durations: dict[str, list[float]] = {}  # rule -> seconds of each finished job
         self.concurrency: list[int] = []  # number of running jobs, each time that one ended
         self.shell_error = ""  # message of the last shell command that failed
@@ -131,6 +134,7 @@ class ProgressHandler(logging.StreamHandler):
         if event == LogEvent.RUN_INFO:
             self.remaining = {r: count for r, count in fields["stats"].items() if r in COSTS}
         elif event == LogEvent.JOB_INFO and fields["rule_name"] in COSTS:
+            self.logs[fields["jobid"]] = list(fields.get("log") or [])
             return self.start(fields["jobid"], fields["rule_name"], fields["rule_msg"])
         elif event == LogEvent.JOB_FINISHED and fields["job_id"] in self.running:
             return self.end(fields["job_id"])
@@ -152,13 +156,20 @@ class ProgressHandler(logging.StreamHandler):
         self.concurrency.append(len(self.running))
         rule, message, start = self.running.pop(job)
         seconds = self.clock() - start
-        self.durations.setdefault(rule, []).append(seconds)
         self.remaining[rule] = self.remaining.get(rule, 1) - 1
-        done = sum(map(len, self.durations.values()))
+        kept = was_kept(self.logs.pop(job, []))
+        if kept:
+            self.kept += 1
+        else:
+            self.durations.setdefault(rule, []).append(seconds)
+        done = self.kept + sum(map(len, self.durations.values()))
         count = f"{done}/{done + sum(self.remaining.values())}"
         left = self.seconds_left()
         time_left = f"; {duration(left)} left" if left >= 1 else ""
-        line = f"done {count:<9}{message}, {duration(seconds)}{time_left}"
+        if kept:
+            line = f"kept {count:<9}{message}: it was made before{time_left}"
+        else:
+            line = f"done {count:<9}{message}, {duration(seconds)}{time_left}"
         now = self.clock()
         due = now - self.last_overview >= OVERVIEW_INTERVAL and rule in OVERVIEW_AFTER
         if not self.overview or not due or left < 1:
@@ -187,7 +198,9 @@ class ProgressHandler(logging.StreamHandler):
         return "\n".join([*lines, *(f"{'':14}{line}" for line in end_of_log(text.splitlines()))])
 
     def seconds_left(self) -> float:
-        """Seconds until all jobs are done."""
+        """Seconds until all jobs are done; 0 before the first is done."""
+        if not self.durations:
+            return 0.0
         finished = sum(map(sum, self.durations.values()))
         weights = sum(COSTS[rule] * len(times) for rule, times in self.durations.items())
         mean = {rule: cost * finished / weights for rule, cost in COSTS.items()}
@@ -196,6 +209,16 @@ class ProgressHandler(logging.StreamHandler):
         now = self.clock()
         work -= sum(min(now - start, mean[rule]) for rule, _, start in self.running.values())
         return work / fmean(self.concurrency)
+
+
+def was_kept(logs: list[str]) -> bool:
+    """Whether a job wrote that it kept an existing result, rather than making it."""
+    texts = (
+        Path(log).read_text(encoding="utf-8", errors="replace")
+        for log in logs
+        if Path(log).exists()
+    )
+    return any(line.startswith("kept: ") for text in texts for line in text.splitlines())
 
 
 def end_of_log(lines: list[str]) -> list[str]:

@@ -137,6 +137,8 @@ def infer(
     barrier()
     if not is_main_process():
         return {}
+    if not missing:
+        print(f"kept: {run} was detected before on {split}, in {writer.folder}", flush=True)
     total = confusions.total(shards)
     confusion = write_confusion(confusion_path, total, record["sha256"])
     manifest = {

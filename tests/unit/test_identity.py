@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from pcb.study import Study, load_study
+from pcb.data.lvis.check import check
+from pcb.errors import UserError
+from pcb.files import ROOT
+from pcb.planning.stale import Stale
+from pcb.study import Study, contents, fingerprint, load_study
+from pcb.study.contents import config_digest
+from pcb.study.load import merge
 from pcb.study.recipe import UNREAD, recipe_of
+from pcb.study.records import write_record
 from pcb.synthetic import generate
 from pcb.synthetic.generate import Recipe
 
@@ -89,3 +100,173 @@ def test_a_key_of_other_splits_alone_retrains_nothing(key):
     assert retrains == (key not in UNREAD["train"])
     evaluates = changed.eval_job(BEST, 0) != study.eval_job(BEST, 0)
     assert evaluates == (key not in UNREAD["train"] & UNREAD["val"])
+
+
+# Content of files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A study of a user's own data and weights; `own()` loads it as another process would."""
+    drawn = tmp_path / "drawn"
+    recipe = Recipe(train_images=30, val_images=14, dev_images=14, head=4, thresholds=(1, 2))
+    generate.write_dataset(recipe, "v05", drawn)
+    files = {"version": "v0.5", "images": str(drawn / "images")}
+    files |= {split: str(drawn / f"{split}.json") for split in ("train", "val")}
+    weights, config = tmp_path / "weights.pth", tmp_path / "base.py"
+    weights.write_bytes(b"weights")
+    config.write_text(f"_base_ = {str(ROOT / 'configs/mmdet/mini_r18.py')!r}\nmodel = dict()\n")
+    backbone = {"weights": str(weights), "config": str(config)}
+
+    def load(**changes):
+        scale = {
+            "results": str(tmp_path / "results"),
+            "datasets": {"v05": {**files, **changes}},
+            "backbones": {"r50": backbone},
+        }
+        resolved = copy.deepcopy(load_study("smoke").resolved)
+        resolved["scale"] = merge(resolved["scale"], scale)
+        for dataset in resolved["scale"]["datasets"].values():
+            dataset.pop("dev", None)
+        study = Study(resolved)
+        study.contents.looks_at_images = True
+        return study
+
+    check(load(), "v05")
+    return load
+
+
+def changes(before, after):
+    """What of one run changed: its training, its evaluation."""
+    return {
+        "training": before.fingerprint(BEST, 0) != after.fingerprint(BEST, 0),
+        "evaluation": before.evaluation(BEST, 0) != after.evaluation(BEST, 0),
+    }
+
+
+def relabel(path):
+    """Give every annotation the next label; neither size nor times of the file change much."""
+    content = json.loads(Path(path).read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = annotation["category_id"] % 60 + 1
+    Path(path).write_text(json.dumps(content))
+
+
+def alter(path):
+    """Change a byte of a file and restore its time."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_nothing_changes_in_another_process(own):
+    assert changes(own(), own()) == {"training": False, "evaluation": False}
+
+
+@pytest.mark.parametrize("split, training", [("train", True), ("val", False)])
+def test_relabelled_annotations_change_what_reads_them(own, split, training):
+    before = own()
+    before.fingerprint(BEST, 0), before.evaluation(BEST, 0)
+    before.contents.save()
+    old = {kind: getattr(before, kind)(BEST, 0) for kind in ("fingerprint", "evaluation")}
+    relabel(own().scale["datasets"]["v05"][split])
+    assert (own().fingerprint(BEST, 0) != old["fingerprint"]) == training
+    assert own().evaluation(BEST, 0) != old["evaluation"]
+
+
+@pytest.mark.parametrize("split, training", [("train", True), ("val", False)])
+def test_a_replaced_image_of_the_same_size_and_time_changes_what_reads_it(own, split, training):
+    before = own()
+    old = before.fingerprint(BEST, 0), before.evaluation(BEST, 0)
+    first = {"train": 100_001, "val": 200_001}[split]
+    alter(Path(before.scale["datasets"]["v05"]["images"]) / f"{first:012d}.jpg")
+    assert (own().fingerprint(BEST, 0) != old[0]) == training
+    assert own().evaluation(BEST, 0) != old[1]
+    assert Stale(own()).check("v05") == f"image files of {split} changed"
+
+
+@pytest.mark.parametrize("move", ["copy", "move", "link"])
+def test_data_that_were_copied_moved_or_linked_are_the_same_data(own, tmp_path, move):
+    before = own()
+    old = before.fingerprint(BEST, 0), before.evaluation(BEST, 0)
+    source, target = tmp_path / "drawn", tmp_path / "elsewhere"
+    if move == "copy":
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    elif move == "move":
+        source.rename(target)
+    else:
+        target.symlink_to(source)
+    entry = {split: str(target / f"{split}.json") for split in ("train", "val")}
+    after = own(**entry, images=str(target / "images"))
+    assert (after.fingerprint(BEST, 0), after.evaluation(BEST, 0)) == old
+
+
+def test_weights_and_config_count_by_their_content(own, tmp_path):
+    old = own().fingerprint(BEST, 0), own().evaluation(BEST, 0)
+    alter(tmp_path / "weights.pth")
+    assert own().fingerprint(BEST, 0) != old[0]
+    alter(tmp_path / "weights.pth")
+    assert own().fingerprint(BEST, 0) == old[0]
+    config = tmp_path / "base.py"
+    config.write_text("# a comment\n" + config.read_text())
+    config_digest.cache_clear()
+    assert (own().fingerprint(BEST, 0), own().evaluation(BEST, 0)) == old
+    config.write_text(config.read_text().replace("dict()", "dict(train_cfg=dict(x=1))"))
+    config_digest.cache_clear()
+    assert own().fingerprint(BEST, 0) != old[0]
+    config_digest.cache_clear()
+
+
+def test_an_inherited_config_counts(own, tmp_path):
+    base, config = tmp_path / "inherited.py", tmp_path / "base.py"
+    base.write_text(config.read_text())
+    config.write_text("_base_ = 'inherited.py'\n")
+    config_digest.cache_clear()
+    before = own().fingerprint(BEST, 0)
+    base.write_text(base.read_text().replace("dict()", "dict(neck=dict(x=1))"))
+    config_digest.cache_clear()
+    assert own().fingerprint(BEST, 0) != before
+    config_digest.cache_clear()
+
+
+def test_a_file_is_read_once_for_its_digest(own, monkeypatch):
+    study = own()
+    study.fingerprint(BEST, 0)
+    study.contents.save()
+    monkeypatch.setattr("pcb.study.contents.sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("pcb.study.contents.sampled", lambda path: pytest.fail(f"{path} was read"))
+    own().fingerprint(BEST, 0)
+
+
+@pytest.mark.parametrize("name", ["train.json", "images/000000100001.jpg"])
+def test_a_generated_data_set_that_was_edited_is_drawn_again(tmp_path, name):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    generate.generate(study, "v05")
+    check(study, "v05")
+    stale = Stale(load_study("smoke", overrides={"results": str(tmp_path)}))
+    assert stale.data("v05") is None and stale.check("v05") is None
+    alter(study.paths.data("v05") / name)
+    assert "1 files differ from those that were drawn" in stale.data("v05")
+    if name.startswith("images"):
+        with pytest.raises(UserError, match="are not the ones that") as error:
+            check(study, "v05")
+        assert "`pcb make-data v05`" in error.value.fix
+        generate.generate(study, "v05")
+        check(study, "v05")
+        assert stale.data("v05") is None
+
+
+def test_an_edited_asset_draws_the_data_again_and_trains_again(tmp_path, monkeypatch):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    before = study.fingerprint(BEST, 0)
+    assets = shutil.copytree(contents.ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(contents, "ASSETS", assets)
+    assert study.fingerprint(BEST, 0) == before
+    write_record(
+        study.paths.data_manifest("v05"), {"fingerprint": fingerprint(study.data_job("v05"))}
+    )
+    assert Stale(study).data("v05") is None
+    with (assets / "classes.yaml").open("a") as file:
+        file.write("# edited\n")
+    assert study.fingerprint(BEST, 0) != before and Stale(study).data("v05")

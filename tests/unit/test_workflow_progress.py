@@ -214,3 +214,16 @@ def test_an_error_in_an_overview_does_not_end_the_run(capsys):
     run.start(2, "train")
     assert [line.split()[0] for line in run.lines] == ["start", "start"]
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_job_that_kept_its_result_is_not_called_done(tmp_path):
+    run, log = Run(train=3), tmp_path / "train.log"
+    run.start(1, "train", "Train a")
+    run.now = 40
+    run.end(1)
+    log.write_text("kept: b was trained before, to final.pth\n")
+    run.event(LogEvent.JOB_INFO, jobid=2, rule_name="train", rule_msg="Train b", log=[str(log)])
+    run.now = 43
+    run.end(2)
+    kept = next(line for line in run.lines if "Train b" in line and "start" not in line)
+    assert kept == "kept 2/3      Train b: it was made before; 40 s left"  # not 21 s
