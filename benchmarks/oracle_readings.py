@@ -114,7 +114,7 @@ def read(study: Study, run: str, seed: int) -> dict[str, dict[str, float]]:
     m = matrices(detector, batches)
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(folder, "readings", list(READINGS))
-        columns = shard_columns(detector.model, batches, list(READINGS), selector(detector, m))
+        columns = shard_columns(detector, batches, list(READINGS), selector(detector, m))
         [shard] = plan_shards(ids, len(ids))
         writer.write(shard, columns)
         dataset = study.experiments[run].dataset

@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -212,7 +212,9 @@ def calibrated(
             for kind, source in product(KINDS, d.sources):
                 function = calibrations[d.source(part, source)][KINDS[kind]]
                 functions[d.column(kind, source)] = function
-        return detect(model, image, functions)
+        selection = detect(model, image, functions)
+        # Nothing is shown, so masks are needed only where the image has an object of the class.
+        return replace(selection, scored=torch.zeros_like(selection.scored))
 
     return select
 

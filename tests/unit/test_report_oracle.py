@@ -4,12 +4,13 @@ import json
 from statistics import fmean, stdev
 
 import pytest
-from fabricate import SOFTMAX, study_in
+from fabricate import SOFTMAX, evaluated, study_in
 
 from pcb.reporting import oracle
 from pcb.reporting.notebook import cells
 from pcb.reporting.results import Results
 from pcb.study.records import write_record
+from pcb.study.variants import ORACLE_PARTS
 
 COLUMNS = ("plain", "ms-own", "cm-own", "ms-other", "cm-other")
 
@@ -33,7 +34,8 @@ def fabricate(study, seed=0, parts=(), crossfit=((20.0, 21.0, 23.0),), shift=0.0
     """Write an oracle.json: AP 20 on val, MS 22, CM 24, and the given parts."""
     whole = entry([20 + shift, 22, 24], ("plain", "ms-own", "cm-own"), of=1, images=24, proposals=9)
     record = {
-        "fingerprint": study.fingerprint(SOFTMAX, seed),
+        **evaluated(study, SOFTMAX, seed),
+        "parts_of_val": {str(k): number for k, number in ORACLE_PARTS.items()},
         "parts": [whole, *parts],
         "crossfit": [entry(values, ("plain", "ms", "cm"), of=2) for values in crossfit]
         + [entry((20.0, 25.0, 26.0), ("plain", "ms", "cm"), of=8)],
