@@ -24,7 +24,8 @@ from pcb.files import temporary_folder
 
 FOLDER = "PCB_RANKS"  # variable with the folder in which ranks note failures; set in a rank
 LISTENER = "PCB_LISTENER"  # variable with the descriptor of rank 0's listening socket
-GRACE = 30.0  # seconds that the other ranks get to end after the first one failed
+# Seconds that the other ranks get to end after the first one has failed, or has stopped on request.
+GRACE, GRACE_OF_STOP = 5.0, 60.0
 TAIL = 40  # printed lines of the output of a rank that failed
 CRASHES = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}
 PR_SET_PDEATHSIG = 1
@@ -200,7 +201,7 @@ class Job:
                     self.statuses[rank] = code if code >= 0 else 128 - code
                     self.crashed |= code in CRASHES
             if deadline is None and any(self.statuses.values()):
-                deadline = time.monotonic() + GRACE
+                deadline = time.monotonic() + (GRACE_OF_STOP if self.requested else GRACE)
             # Without a crashed rank the others would wait for it in a collective.
             if deadline is not None and (self.crashed or time.monotonic() > deadline):
                 self.kill()

@@ -42,12 +42,12 @@ def seed_everything(*key: int) -> None:
 
 @FUNCTIONS.register_module()
 def ignore_stop_signals(worker: int) -> None:
-    """Let a worker of a data loader live on after SIGTERM and Ctrl-C.
+    """Let a worker of a data loader live on after SIGTERM, SIGHUP and Ctrl-C.
 
-    Both may reach the whole process group. The training needs its workers until it has saved;
+    They may reach the whole process group. The training needs its workers until it has saved;
     `end_workers` ends them, or the end of their parent does.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
