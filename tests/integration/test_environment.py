@@ -17,8 +17,8 @@ BUILT_HERE = {
 }  # left to `make setup`
 
 
-def lock() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+def lock(name: str = "requirements.lock") -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -26,6 +26,11 @@ def test_conda_and_pip_pin_the_same_versions():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = dict(pin.split("==") for pin in dependencies[-1]["pip"])
     assert conda == {name: version for name, version in lock().items() if name not in BUILT_HERE}
+
+
+def test_the_second_lock_differs_in_torch_alone():
+    ours, older = lock(), lock("requirements-cuda12.lock")
+    assert {name for name in ours | older if ours.get(name) != older.get(name)} == {"torch"}
 
 
 def test_every_version_is_exact():
@@ -47,7 +52,14 @@ def test_the_packages_that_the_project_is_built_on_are_locked():
 
 
 def test_no_registry_is_named():
-    for name in ("requirements.lock", "environment.yml", "tools/setup.sh", "pyproject.toml"):
+    for name in (
+        "requirements.lock",
+        "requirements-cuda12.lock",
+        "environment.yml",
+        "tools/setup.sh",
+        "pyproject.toml",
+        "Dockerfile",
+    ):
         assert not re.search(
             r"https?://|--(extra-)?index-url|--find-links", (ROOT / name).read_text()
         ), name

@@ -91,7 +91,7 @@ class Machine:
         self.toolkit("cuda_toolkit-13.0.3")
         for name in ("sh", "dirname", "sed", "grep", "sort", "paste", "cat", "rm", "date", "cksum"):
             self.bin.joinpath(name).symlink_to(shutil.which(name))
-        for name in ("g++", "getconf", "ln", "env"):
+        for name in ("g++", "getconf", "ln", "env", "make"):
             self.bin.joinpath(name).symlink_to(shutil.which(name))
         self.script(
             self.env / "bin/python",
@@ -297,3 +297,65 @@ def test_make_setup_runs_the_script_again_and_make_test_does_not(machine):
     (machine.env / ".ready").touch()
     assert "tools/setup.sh" in commands("setup")
     assert "tools/setup.sh" not in commands("test")
+
+
+def test_the_second_lock_is_installed_where_it_is_named(machine):
+    machine.variables |= {"TORCH": "2.10.0+cu128", "TORCH_CUDA": "12.8"}
+    machine.gpu(driver="535.104.05", capability="7.0")
+    ok(machine.set_up(LOCK="requirements-cuda12.lock", CUDA_HOME=str(machine.nvcc("12.8"))))
+    calls = (machine.root / "pip.log").read_text()
+    assert '"torch==2.10.0"' in calls and machine.compiled_for() == "12.8"
+    done = machine.set_up(LOCK="requirements-cuda11.lock")
+    assert done.returncode == 2 and "requirements-cuda12.lock" in done.stderr
+
+
+# The image -------------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile: (instruction, its arguments)."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [tuple(line.split(maxsplit=1)) for line in lines if line]
+
+
+def test_the_steps_of_the_dockerfile_set_up_an_environment(machine):
+    """Run without an engine: each COPY into an empty folder, each RUN but apt's as a command."""
+    folder = machine.root / "pcb"
+    folder.mkdir()
+    variables = {"STAND_INS": str(machine.root), "PYTHON": sys.executable, **machine.variables}
+    variables |= {"PATH": str(machine.bin), "HOME": str(machine.root)}
+    commands = []
+    for name, arguments in instructions():
+        if name == "COPY" and arguments != ". .":
+            *sources, target = arguments.split()
+            for source in sources:
+                into = folder / target / Path(source).name if target == "./" else folder / target
+                path = ROOT / source
+                copy = shutil.copytree if path.is_dir() else shutil.copy
+                copy(path, into)
+        elif name == "ARG":
+            key, _, value = arguments.partition("=")
+            variables[key] = value.strip('"')
+        elif name == "RUN" and "apt-get" not in arguments:
+            commands.append(arguments)
+            done = subprocess.run(
+                ["sh", "-c", arguments.replace("/opt/pcb", str(machine.env))],
+                cwd=folder,
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            ok(done)
+    assert commands == ["make setup ENV=/opt/pcb"]
+    assert machine.compiled_for() == "13.0" and (machine.env / ".ready").exists()
+    assert machine.builds()[0]["env"]["TORCH_CUDA_ARCH_LIST"] == "8.0;8.6;9.0"
+
+
+def test_the_image_has_what_set_up_asks_for():
+    (apt,) = [text for name, text in instructions() if name == "RUN" and "apt-get" in text]
+    assert {"g++", "make", "git"} <= set(apt.split())
+    (base,) = [text for name, text in instructions() if name == "FROM"]
+    assert base.startswith("python:3.11-")  # an image of the Python that the lock is for
