@@ -1,0 +1,81 @@
+"""tests/manual/gpu_day.sh, dry: every section runs on a CPU, and none can take the others along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pcb.files import ROOT
+
+sys.path.append(str(ROOT / "tests/manual"))
+import gpu_day
+
+
+@pytest.mark.slow
+def test_all_sections_run_on_a_cpu(tmp_path):
+    command = ["sh", str(ROOT / "tests/manual/gpu_day.sh"), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "day.json")],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    day = json.loads((tmp_path / "day.json").read_text())
+    assert {name: part["status"] for name, part in day["sections"].items()} == dict.fromkeys(
+        gpu_day.SECTIONS, "ok"
+    ), day["sections"]
+    assert done.returncode == 0 and day["dry_run"] and day["git"] and day["hardware"]
+
+
+def supervised(monkeypatch, tmp_path, body: str, limit: float = 30.0) -> list[dict]:
+    """Run the sections `first` and `second`; the first has the given body."""
+    module = tmp_path / "day.py"
+    text = (ROOT / "tests/manual/gpu_day.py").read_text()
+    replacement = f"""
+def first(device):
+    {body}
+def second(device):
+    return {{"fine": True}}
+SECTIONS = {{"first": first, "second": second}}
+LIMITS = {{"first": {limit}, "second": 30}}
+def main():
+    run_sections(sys.argv[5:], "cpu", Path(sys.argv[2]))
+if __name__"""
+    text = text.replace("if __name__", replacement).replace("parents[2]", "parents[0]")
+    module.write_text(text)
+    monkeypatch.setattr(gpu_day, "__file__", str(module))
+    monkeypatch.setattr(gpu_day, "LIMITS", {"first": limit, "second": 30.0})
+    return gpu_day.supervise(["first", "second"], "cpu", gpu_day.time.monotonic() + 60)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("raise ValueError('an error')", "failed"),
+        ("require(False, 'too slow', 7)", "failed"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "failed"),
+        ("time.sleep(60)", "timeout"),
+    ],
+    ids=["error", "requirement", "crash", "hang"],
+)
+def test_a_section_that_fails_is_recorded_and_the_next_one_runs(
+    monkeypatch, tmp_path, body, status
+):
+    first, second = supervised(monkeypatch, tmp_path, body, limit=3.0)
+    assert first["status"] == status and first["error"]
+    assert second["status"] == "ok" and second["measured"] == {"fine": True}
+
+
+def test_sections_beyond_the_time_are_skipped():
+    entries = gpu_day.supervise(["losses", "ranks"], "cpu", deadline=0.0)
+    assert [entry["status"] for entry in entries] == ["skipped", "skipped"]
+
+
+def test_the_time_limits_cover_every_section():
+    assert gpu_day.LIMITS.keys() == gpu_day.SECTIONS.keys()
