@@ -23,7 +23,7 @@ LOCK_HEADER = """\
 # The newest torch whose builds from the registry are for CUDA 12: for drivers from 525 on.
 CUDA_12 = {"torch": "2.10.0"}
 CUDA_12_HEADER = """\
-# requirements.lock with a torch for CUDA 12.8, for machines whose driver is older than 580, or whose
+# requirements.lock with a torch for CUDA 12.8, for machines whose driver is older than 580 or whose
 # GPUs are of the Volta generation: `make setup LOCK=requirements-cuda12.lock`. Written by
 # tools/lock.py. nvcc 12 has to be on the machine (docs/scaling.md).
 """

@@ -59,7 +59,7 @@ for name, _, version in (a.partition("==") for a in arguments if "==" in a):
         force = os.environ["FORCE_CUDA"] == "1"
         built = os.environ["TORCH_CUDA"] if force else "not available"
         if cached.exists() and "--no-cache-dir" not in arguments:
-            built = cached.read_text()
+            built = cached.read_text(encoding="utf-8")
         distribution("onedl_mmcv", version)
         folder.mkdir(exist_ok=True)
         (folder / "__init__.py").touch()
@@ -159,12 +159,16 @@ class Machine:
     def builds(self) -> list[dict]:
         """The builds of mmcv so far."""
         log = self.root / "pip.log"
-        calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        calls = (
+            [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            if log.exists()
+            else []
+        )
         return [c for c in calls if any(a.startswith("onedl-mmcv==") for a in c["arguments"])]
 
     def compiled_for(self) -> str:
         """The CUDA of the installed operators."""
-        text = self.site.joinpath("mmcv/ops.py").read_text()
+        text = self.site.joinpath("mmcv/ops.py").read_text(encoding="utf-8")
         return re.findall(r"lambda: '(.*)'", text)[0]
 
 
@@ -244,7 +248,9 @@ def test_operators_that_do_not_import_are_built_anew(machine):
 def test_set_up_ends_in_an_error_if_the_operators_are_not_for_cuda(machine):
     """Whatever the build did: here, a stand-in whose build ignores FORCE_CUDA."""
     pip = machine.root / "pip.py"
-    pip.write_text(pip.read_text().replace('os.environ["FORCE_CUDA"] == "1"', "False"))
+    pip.write_text(
+        pip.read_text(encoding="utf-8").replace('os.environ["FORCE_CUDA"] == "1"', "False")
+    )
     done = machine.set_up(FORCE_CUDA="1", CUDA_HOME=str(machine.nvcc("13.0")))
     assert done.returncode == 2 and "compiled for the CPU only" in done.stdout
     assert not (machine.env / ".ready").exists() and not (machine.env / ".mmcv").exists()
@@ -303,7 +309,7 @@ def test_the_second_lock_is_installed_where_it_is_named(machine):
     machine.variables |= {"TORCH": "2.10.0+cu128", "TORCH_CUDA": "12.8"}
     machine.gpu(driver="535.104.05", capability="7.0")
     ok(machine.set_up(LOCK="requirements-cuda12.lock", CUDA_HOME=str(machine.nvcc("12.8"))))
-    calls = (machine.root / "pip.log").read_text()
+    calls = (machine.root / "pip.log").read_text(encoding="utf-8")
     assert '"torch==2.10.0"' in calls and machine.compiled_for() == "12.8"
     done = machine.set_up(LOCK="requirements-cuda11.lock")
     assert done.returncode == 2 and "requirements-cuda12.lock" in done.stderr
@@ -314,7 +320,7 @@ def test_the_second_lock_is_installed_where_it_is_named(machine):
 
 def instructions() -> list[tuple[str, str]]:
     """The Dockerfile: (instruction, its arguments)."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [tuple(line.split(maxsplit=1)) for line in lines if line]
 
