@@ -105,6 +105,11 @@ def canvas(width: float, height: float) -> Generator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
+def literal(text: str) -> str:
+    """A text of the user's data or study, whose dollar signs are not mathematics."""
+    return text.replace("$", r"\$")
+
+
 def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
     """Every metric over a setting, evenly spaced.
 
@@ -138,7 +143,7 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
                 if data[[f"{source} {m}" for m in metrics]].isna().all(axis=None):
                     empty(ax)
                 ax.set(ylabel=f"AP, {value}" if value else "AP", xlabel=x)
-                ax.set_xticks(np.arange(len(data)), data[x])
+                ax.set_xticks(np.arange(len(data)), [literal(str(value)) for value in data[x]])
         metric_legend(figure, metrics)
     return described(figure, table, f"{', '.join(map(style.name, metrics))} over {x}")
 
@@ -196,7 +201,7 @@ def groups(table: ResultTable) -> Plot:
     """
     frame = numbers(table)
     metrics = [m for m in GROUP_METRICS if m in table.metrics] or table.metrics
-    names = [" · ".join(row.labels) for row in table.rows]
+    names = [literal(" · ".join(row.labels)) for row in table.rows]
     heights = np.arange(len(names))[::-1]
     with canvas(9.2, 1.7 + 0.32 * len(names)) as figure:
         axes = figure.subplots(1, 2, sharey=True, sharex=table.about["comparable"])
@@ -339,11 +344,11 @@ def by_class(table: ResultTable) -> Plot:
                 2, len(methods), squeeze=False, sharex=True, sharey="row", height_ratios=[1.25, 1]
             )
             heading = textwrap.fill(f"{name} · {captions.origin(table.about)}", 130)
-            subfigure.suptitle(heading, fontsize=10, x=0.02, ha="left")
+            subfigure.suptitle(literal(heading), fontsize=10, x=0.02, ha="left")
             for k, (of_method, axes) in enumerate(zip(methods, grid.T, strict=True)):
                 pair = frame[(frame[DATASET] == name) & (frame[METHOD] == of_method)]
                 base, after = (class_ap(table, pair.loc[pair[PCB] == mark, "id"]) for mark in "✗✓")
-                axes[0].set_title(of_method)
+                axes[0].set_title(literal(of_method))
                 base_against_pcb(axes, base, after, style.SERIES[k])
             grid[0, 0].set_ylabel("AP of a class")
             grid[1, 0].set_ylabel("PCB − base")
@@ -479,8 +484,8 @@ def confusion(table: ResultTable) -> Plot:
             ax=left,
             vmin=floor,
             vmax=0,
-            xticklabels=names,
-            yticklabels=names,
+            xticklabels=list(map(literal, names)),
+            yticklabels=list(map(literal, names)),
             **cells,
             cbar_kws={"label": r"$\log_2 M_{ij}$ (lighter: more probable)", "shrink": 0.75},
         )
@@ -529,7 +534,7 @@ def recognised(page: dict) -> Plot:
                 outcome_bar(ax, height, counts)
                 labels.append(f"{GROUP_NAMES[group]} ({counts['objects']})")
             ax.set_yticks(range(3), labels)
-            ax.set_title(f"{entry['label']} → {entry['label']} + PCB")
+            ax.set_title(literal(f"{entry['label']} → {entry['label']} + PCB"))
             ax.grid(visible=False)
             ax.set_xlim(0, 100)
         if not shown:
@@ -659,9 +664,9 @@ def panel(
 def titled(ax: Axes, title: str, subtitle: list[str], room: int = 1) -> None:
     """Title of a panel and below it a smaller subtitle, with room for so many lines."""
     line = 11  # points
-    ax.set_title(title, loc="left", pad=9 + line * room)
+    ax.set_title(literal(title), loc="left", pad=9 + line * room)
     ax.annotate(
-        "\n".join(subtitle),
+        literal("\n".join(subtitle)),
         (0, 1),
         (0, 5 + line * room),
         xycoords="axes fraction",

@@ -514,3 +514,18 @@ def test_reporting_never_imports_torch():
     modules = ", ".join(f"pcb.reporting.{'.'.join(name.parts)}" for name in names)
     code = f"import sys; sys.modules['torch'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dollar_signs_in_names_are_no_mathematics(tmp_path):
+    study = study_in(tmp_path)
+    fabricate(study, study.tables["figure1"].runs[0])
+    figure1 = gathered(study, "figure1")
+    name = r"a $1 and $\frac{ bill"
+    figure1.confusion["classes"] = [name] * len(figure1.confusion["classes"])
+    table = gathered(study, "table06")
+    rows = [replace(row, labels=[name] * len(row.labels)) for row in table.rows]
+    shown = [plots.confusion(figure1), plots.groups(replace(table, rows=rows))]
+    for plot in shown:
+        assert plot.png().startswith(b"\x89PNG")  # mathtext would fail to parse the name
+    labels = [label.get_text() for label in shown[0].figure.axes[0].get_yticklabels()]
+    assert labels == [name.replace("$", r"\$")] * 10
