@@ -464,7 +464,8 @@ def load(arguments: Namespace) -> Study:
         if notice := notice_of_old_results(study):
             print(f"note: {notice}", file=sys.stderr)
     if arguments.verb not in READERS:
-        doing = f"`pcb {' '.join(arguments.given[:2])}`"
+        names = (vars(arguments).get(key) for key in ("run", "target", "dataset", "backbone"))
+        doing = f"`pcb {' '.join([arguments.verb, *filter(None, names)])}`"
         arguments.until_end.enter_context(registered(study.paths.jobs, doing))
     return study
 
