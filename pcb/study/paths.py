@@ -152,7 +152,7 @@ class Paths:
         return self.site / "figures" / f"{target}.png"
 
     def download(self, name: str) -> Path:
-        """A data file of the site: `metrics.csv`, `runs.json`, `claims.json`, `claims.csv`."""
+        """A data file of the site: `metrics.csv`, `oracle.csv`, `claims.csv`, the same as JSON."""
         return self.site / "data" / name
 
     def log(self, job: str) -> Path:

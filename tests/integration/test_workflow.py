@@ -26,8 +26,10 @@ ONE_SEED = {
     "infer_split": 3,
     "train_confusion": 1,
     "score": len(RUNS),
+    "oracle": 2,
 }
 PAGES = {"gather": 12, "notebook": 12, "gather_page": 2, "page": 2, "site": 1}
+PAGES |= dict.fromkeys(("gather_summary", "summary"), len(load_study().summaries))
 
 
 def snakemake(folder, *arguments, env=None):

@@ -9,6 +9,7 @@ from fabricate import SOFTMAX, evaluated, study_in
 from pcb.reporting import oracle
 from pcb.reporting.notebook import cells
 from pcb.reporting.results import Results
+from pcb.reporting.site.data import ORACLE_COLUMNS, oracle_lines
 from pcb.study.records import write_record
 from pcb.study.variants import ORACLE_PARTS
 
@@ -128,6 +129,21 @@ def test_the_smallest_parts_tell_whether_memory_grows(tmp_path):
     assert "On parts of 3 images, a median of 1 matched proposals a class" in of_cm
     assert of_cm.endswith("by +10.2 ± 0.2: more memory with fewer images.")
     assert of_ms.endswith("no clear growth of memory with fewer images.")
+
+
+def test_the_file_of_the_site_has_a_line_for_each_number(tmp_path):
+    study = study_in(tmp_path)
+    fabricate(study, 0, halves())
+    lines = [dict(zip(ORACLE_COLUMNS, line, strict=True)) for line in oracle_lines(Results(study))]
+    columns = 3 + 2 * len(COLUMNS) + 2 * 3  # all of val, two halves, two cross-fits
+    assert len(lines) == columns * len(oracle.METRICS) * 2
+    (found,) = (
+        line
+        for line in lines
+        if (line["entry"], line["of"], line["classes"]) == ("crossfit", 8, "all")
+        and (line["column"], line["metric"]) == ("cm", "AP")
+    )
+    assert found["value"] == 26 and found["run"] == SOFTMAX
 
 
 def test_the_plot_draws_every_size(tmp_path):

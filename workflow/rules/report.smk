@@ -196,12 +196,16 @@ rule site:
     input:
         pages=rendered(*study.targets),
         metrics=table_results(*study.tables),
+        oracle=oracle_results(),
         code=CODE,
     output:
         paths.index,
         [
             paths.download(name)
-            for name in ("metrics.csv", "claims.csv", "runs.json", "claims.json")
+            for name in (
+                *("metrics.csv", "claims.csv", "oracle.csv"),
+                *("runs.json", "claims.json"),
+            )
         ],
     log:
         paths.log("site"),

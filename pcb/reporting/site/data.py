@@ -5,6 +5,7 @@
     claims.json    each claim of the paper, its quote, its checks, and the verdicts on both sets of
                    numbers, with margins and intervals
     claims.csv     the same, one line a check
+    oracle.csv     AP of parts of val, calibrated with their own and with other statistics
 
 None of them contains a path of this machine.
 """
@@ -19,11 +20,16 @@ from pcb.reporting import style
 from pcb.reporting.results import Results
 from pcb.reporting.tables import ResultTable, csv_text
 from pcb.study import METRICS
+from pcb.study.variants import oracle_runs
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
 CLAIM_COLUMNS = (
     *("claim", "group", "kind", "where", "quote", "statement", "claim_ours", "claim_paper"),
     *("check", "ours", "margin", "low", "high", "seeds", "images", "paper", "paper_margin"),
+)
+ORACLE_COLUMNS = (
+    *("run", "seed", "entry", "of", "images", "proposals"),
+    *("classes", "column", "metric", "value"),
 )
 LOCAL = {"checkpoint"}  # fields of run.json that mean nothing on another machine
 
@@ -65,9 +71,11 @@ def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dic
     write_json(paths.download("runs.json"), entries)
     write_json(paths.download("claims.json"), claims)
     write_text(paths.download("claims.csv"), judged)
+    write_text(paths.download("oracle.csv"), csv_text(ORACLE_COLUMNS, oracle_lines(results)))
     described = {
         "metrics.csv": "every metric of every run, seed and variant",
         "claims.csv": "each check of each claim, with margin, interval and verdict",
+        "oracle.csv": "AP of parts of val, calibrated with own and with other statistics",
         "runs.json": "where every run comes from",
         "claims.json": "claims with the paper's sentence, their checks, margins and intervals",
     }
@@ -86,6 +94,26 @@ def metric_lines(results: Results) -> Iterator[tuple]:
                 for metric in METRICS:
                     if values.get(metric) is not None:
                         yield run, seed, variant, metric, values[metric]
+
+
+def oracle_lines(results: Results) -> Iterator[tuple]:
+    """The lines of oracle.csv: parts of val by themselves, and cross-fits over all of val."""
+    for run in oracle_runs(results.study):
+        for seed in results.study.seeds:
+            record = results.oracle(run, seed) or {}
+            for kind in ("parts", "crossfit"):
+                for entry in record.get(kind, ()):
+                    about = [
+                        run,
+                        seed,
+                        kind,
+                        *(entry.get(k) for k in ("of", "images", "proposals")),
+                    ]
+                    for classes in ("all", "known"):
+                        for column, values in entry[classes].items():
+                            for metric, value in values.items():
+                                if value is not None:
+                                    yield *about, classes, column, metric, round(value, 3)
 
 
 def claim_lines(claims: list[dict]) -> Iterator[tuple]:
