@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import method_oracle as oracle
@@ -43,19 +44,20 @@ def train(name: str, spoil=None, rank: int = 0, world: int = 1) -> tuple[list, d
     return values, loss.state_dict()
 
 
-def overflow(z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """The logits of one positive RoI overflow."""
+def overflow(z: torch.Tensor, label: torch.Tensor, value: float = float("nan")) -> torch.Tensor:
+    """The logits of one positive RoI overflow, or follow from features that did."""
     z = z.clone()
-    z[int((label < C).nonzero()[0])] = float("inf")
+    z[int((label < C).nonzero()[0])] = value
     return z
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["compact", "static shapes"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", KEEPS_STATE)
-def test_statistics_stay_finite(name, static, monkeypatch):
+def test_statistics_stay_finite(name, value, static, monkeypatch):
     if static:
         monkeypatch.setattr(pcb.confusion, "SYNC_FREE_DEVICES", set())
-    values, state = train(name, overflow)
+    values, state = train(name, partial(overflow, value=value))
     assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
     later = torch.tensor(values[SPOILED + 1 :])
     assert later.isfinite().all()
