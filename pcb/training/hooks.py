@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -255,14 +256,18 @@ def mean_losses(losses: list[dict[str, torch.Tensor]]) -> dict:
     """Mean of each loss over some iterations, read with one synchronisation.
 
     Returns:
-        `loss`, their sum, and `losses` by name. PCB's are missing while it is inactive; a mean is
-        over the iterations that have the loss.
+        `loss`, their sum, and `losses` by name. A mean is over the iterations in which the loss
+        exists (PCB's only while it acts) and is finite; None where there are none.
     """
-    names = sorted({name for of_iteration in losses for name in of_iteration})
-    values = {name: [of[name] for of in losses if name in of] for name in names}
-    means = torch.stack([torch.stack(values[name]).double().mean() for name in names]).tolist()
-    rounded = {name: float(f"{mean:.5g}") for name, mean in zip(names, means, strict=True)}
-    return {"loss": rounded.pop("loss"), "losses": rounded}
+    read = iter(torch.stack([value for each in losses for value in each.values()]).tolist())
+    values: dict[str, list[float]] = {}
+    for name, value in ((name, next(read)) for each in losses for name in each):
+        values.setdefault(name, []).extend([value] if math.isfinite(value) else [])
+    means = {
+        name: float(f"{fmean(values[name]):.5g}") if values[name] else None
+        for name in sorted(values)
+    }
+    return {"loss": means.pop("loss"), "losses": means}
 
 
 @torch.no_grad()
@@ -285,15 +290,15 @@ def progress_line(runner: Runner, record: dict, within: str) -> str:
     loop = runner.loop
     epochs = f"{record['epoch']}/{-(-loop.max_iters // loop.epoch_length)}"
     within = within and f"{within}/{loop.epoch_length}"
-    parts = ", ".join(
-        f"{name.removeprefix('loss_')} {value:.3g}" for name, value in record["losses"].items()
-    )
+    shown = {k: math.nan if v is None else v for k, v in record["losses"].items()}
+    parts = ", ".join(f"{k.removeprefix('loss_')} {v:.3g}" for k, v in shown.items())
+    loss = math.nan if record["loss"] is None else record["loss"]
     seconds = record["seconds_per_iteration"]
     gpu = record["memory_mib"].get("gpu")
     memory = f"  {gpu / 1024:.1f} GB" if gpu else ""
     eta = duration(seconds * (loop.max_iters - loop.iter))
     return (
-        f"{runner.cfg.meta.run}  epoch {epochs}{within}  loss {record['loss']:.3f} ({parts})  "
+        f"{runner.cfg.meta.run}  epoch {epochs}{within}  loss {loss:.3f} ({parts})  "
         f"lr {record['lr']:.4f}  {seconds:.2g} s/it{memory}  ETA {eta}"
     )
 

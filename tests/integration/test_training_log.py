@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import training
 from training import PLAIN, interrupted, tiny_study
 
-from pcb.training.hooks import ProgressHook, TrainingLog
+from pcb.training.hooks import ProgressHook, TrainingLog, mean_losses
 from pcb.training.train import train
 
 BAGS = "v05_r50_random_bags_plain"
@@ -70,6 +71,17 @@ def test_a_long_epoch_is_logged_within(tmp_path, datasets, monkeypatch, capsys):
     assert found[:4] == [(1, 2), (1, 3), (2, 5), (2, 6)]
     assert "pwb" not in records(study, PLAIN)[0]
     assert f"{PLAIN}  epoch 1/4  2/3  loss " in capsys.readouterr().out
+
+
+def test_means_are_of_finite_losses_and_of_those_that_exist():
+    """An overflow in float16 must not make a file that JSON parsers refuse."""
+
+    def of(loss, **parts):
+        return {k: torch.tensor(v) for k, v in {**parts, "loss": loss}.items()}
+
+    means = mean_losses([of(2.0, loss_cls=1.0), of(float("inf"), loss_cls=3.0, loss_pcb=5.0)])
+    assert means == {"loss": 2.0, "losses": {"loss_cls": 2.0, "loss_pcb": 5.0}}
+    assert mean_losses([of(float("nan"))])["loss"] is None
 
 
 def test_a_log_drops_what_a_resumed_training_repeats(tmp_path):
