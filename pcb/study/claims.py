@@ -132,16 +132,15 @@ class Check:
     def text(self, names: Sequence[str], metrics: Sequence[str]) -> str:
         """The check with names for its rows and metrics."""
         metric, half = metrics[0], len(names) // 2
-        by = f" by {self.threshold:g}" if self.threshold is not None else ""
         match self.form:
             case "higher":
-                return f"{metric}: {names[0]} > {names[1]}{by}"
+                return f"{metric}: {names[0]} {self._above(names[1])}"
             case "close":
                 return f"{metric}: {', '.join(names)} within {self.threshold:g}"
             case "increasing":
                 return f"{metric}: {' < '.join(names)}"
             case "highest":
-                return f"{metric}: {names[0]} > {', '.join(names[1:])}{by}"
+                return f"{metric}: {names[0]} {self._above(', '.join(names[1:]))}"
             case "sometimes":
                 pairs = zip(names[:half], names[half:], strict=True)
                 return f"{metric}: " + " or ".join(f"{a} > {b}" for a, b in pairs)
@@ -152,6 +151,13 @@ class Check:
             case "taken":
                 return f"{metric} > {metrics[1]} in {names[0]}"
         return f"{metric} against {metrics[1]}: correlation < 0 over {', '.join(names)}"
+
+    def _above(self, name: str) -> str:
+        """`> B`, or with a threshold `≥ B + 3.5`."""
+        if self.threshold is None:
+            return f"> {name}"
+        sign = "+" if self.threshold > 0 else "−"
+        return f"≥ {name}" + (f" {sign} {abs(self.threshold):g}" if self.threshold else "")
 
     def differences(self, cells: Mapping[Cell, Any]) -> list[Any]:
         """The differences that must be positive: all of them, for `sometimes` one.

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import stdtrit
 
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.study import load_study
 from pcb.study.checks import check_claims
 from pcb.study.claims import (
@@ -219,6 +220,24 @@ def test_a_tolerance_of_ours_is_stated_as_such(study):
     for claim in study.claims:
         ours = [c for c in claim.checks if c.form in ("close", "near") or (c.threshold or 0) < 0]
         assert not ours or "taken as" in claim.statement, claim.id
+
+
+def test_a_cause_names_an_experiment_of_this_repository(study):
+    scales = {path.stem for path in (ROOT / "configs/scale").glob("*.yaml")}
+    for claim in study.claims:
+        if claim.cause:
+            assert (ROOT / claim.cause["experiment"]).is_file(), claim.id
+            assert claim.cause["scale"] in scales
+
+
+def test_a_check_reads_as_an_inequality():
+    assert str(Check.read(HIGHER)) == "AP: t/a > t/b"
+    assert str(Check.read({**HIGHER, "by": 3.5})) == "AP: t/a ≥ t/b + 3.5"
+    assert str(Check.read({**HIGHER, "by": -0.1})) == "AP: t/a ≥ t/b − 0.1"
+    best = {"metric": "AP", "highest": A, "among": [B, C], "by": 0}
+    assert str(Check.read(best)) == "AP: t/a ≥ t/b, t/c"
+    pairs = {"metric": "APf", "sometimes": [A, B], "over": [B, C]}
+    assert str(Check.read(pairs)) == "APf: t/a > t/b or t/b > t/c"
 
 
 def test_where_the_published_numbers_disagree_with_the_text(study):

@@ -118,7 +118,7 @@ def marker(metric: str) -> str:
 
 def notation(text: str) -> Markup:
     """A sentence as HTML, with the indices of `AP_r`, `M_rf` and `AP^b` set as such."""
-    text = re.sub(r"\b(AP|M|L)_(\w+)", r"\1<sub>\2</sub>", str(escape(text)))
+    text = re.sub(r"\b(AP|M|L)_\{?([\w,]*\w)\}?", r"\1<sub>\2</sub>", str(escape(text)))
     return Markup(re.sub(r"\bAP\^(\w)", r"AP<sup>\1</sup>", text))
 
 
