@@ -9,7 +9,7 @@
 PYTHON ?= python3
 CORES ?= all
 ENV ?= .venv
-LOCK ?= requirements.lock
+LOCK ?=
 BIN := $(ENV)/bin
 
 help:
@@ -21,7 +21,7 @@ help:
 setup:
 	@PYTHON="$(PYTHON)" ENV="$(ENV)" LOCK="$(LOCK)" sh tools/setup.sh
 
-$(ENV)/.ready: $(LOCK) pyproject.toml tools/setup.sh
+$(ENV)/.ready: requirements.lock requirements-cuda12.lock pyproject.toml tools/setup.sh
 	@PYTHON="$(PYTHON)" ENV="$(ENV)" LOCK="$(LOCK)" sh tools/setup.sh
 
 demo: $(ENV)/.ready

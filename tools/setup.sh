@@ -3,7 +3,8 @@
 # resumes, and a changed lock repeats only the steps that it affects.
 #   PYTHON      the interpreter (default: python3)
 #   ENV         another environment than .venv, e.g. of conda and environment.yml: ENV=$CONDA_PREFIX
-#   LOCK        the versions (default: requirements.lock); requirements-cuda12.lock for older drivers
+#   LOCK        the versions: requirements-cuda12.lock for older drivers (default: those of the last
+#               set-up, at first requirements.lock)
 #   FORCE_CUDA  1: mmcv's operators for CUDA, without a GPU too, as in a container or on a login
 #               node; 0: for the CPU only. Default: for CUDA where nvidia-smi finds a GPU
 #   TORCH_CUDA_ARCH_LIST  GPU generations to compile for, such as "8.0;9.0". Default: the GPUs of
@@ -12,7 +13,7 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=${ENV:-.venv}
-lock=${LOCK:-requirements.lock}
+lock=${LOCK:-$(cat "$venv/.lock" 2>/dev/null || echo requirements.lock)}
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n  fix: %s\n' "$1" "$2" >&2; exit 2; }
@@ -44,6 +45,7 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv"
 fi
 rm -f "$venv/.ready"
+echo "$lock" >"$venv/.lock"
 pip() { "$venv/bin/python" -m pip "$@" --disable-pip-version-check; }
 doctor() { PYTHONPATH=. "$venv/bin/python" -m pcb doctor "$@"; }
 

@@ -352,7 +352,7 @@ def device(study: Study) -> torch.device:
     if study.scale["hardware"]["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"scale {study.scale['name']!r} needs a GPU and torch finds none",
-            "install a CUDA build of torch and check nvidia-smi, "
+            "run `pcb doctor`, which names the cause (torch, driver, CUDA_VISIBLE_DEVICES), "
             "or set hardware.device: cpu and train.amp: none in the scale's YAML",
         )
     return torch.device(study.scale["hardware"]["device"])

@@ -311,6 +311,8 @@ def test_the_second_lock_is_installed_where_it_is_named(machine):
     ok(machine.set_up(LOCK="requirements-cuda12.lock", CUDA_HOME=str(machine.nvcc("12.8"))))
     calls = (machine.root / "pip.log").read_text(encoding="utf-8")
     assert '"torch==2.10.0"' in calls and machine.compiled_for() == "12.8"
+    printed = ok(machine.set_up(CUDA_HOME=str(machine.root / "cuda-12.8")))  # it stays the lock
+    assert "Installing" not in printed and len(machine.builds()) == 1
     done = machine.set_up(LOCK="requirements-cuda11.lock")
     assert done.returncode == 2 and "requirements-cuda12.lock" in done.stderr
 
