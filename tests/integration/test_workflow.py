@@ -16,6 +16,7 @@ import pytest
 
 from pcb.files import ROOT, locked, registered
 from pcb.study import load_study
+from pcb.study.records import read_record, write_record
 
 RUNS, TARGETS = load_study().runs(), load_study().targets
 # Jobs of all trainings and evaluations at one seed, and of all tables and pages.
@@ -227,6 +228,77 @@ def test_a_test_setting_evaluates_again_and_trains_nothing(finished):
 def test_a_further_seed_trains_only_that_seed(finished):
     jobs, _ = dry_run(finished, "--config", "seeds=0,1")
     assert jobs == ONE_SEED | PAGES
+
+
+# Whatever Snakemake remembers ---------------------------------------------------------------------
+
+
+def lose_metadata(folder):
+    """What another checkout, another working directory or a cleaned one amounts to."""
+    shutil.rmtree(folder / ".snakemake")
+
+
+def touch_all(folder):
+    """Give every file the time of now, in an order that is not that of the jobs."""
+    for path in sorted(folder.rglob("*"), key=lambda path: path.name, reverse=True):
+        if path.is_file() and ".snakemake" not in path.parts:
+            path.touch()
+
+
+def test_without_metadata_only_a_changed_setting_runs_anything(finished):
+    lose_metadata(finished)
+    assert dry_run(finished) == ({}, set())
+    edit(finished / "configs/scale/mini.yaml", "score_thr: 1.0e-3", "score_thr: 0.3")
+    jobs, trained = dry_run(finished)
+    assert not trained and jobs["infer"] == jobs["score"] == len(RUNS)
+
+
+def test_without_metadata_a_changed_recipe_trains_again(finished):
+    lose_metadata(finished)
+    edit(finished / "configs/scale/mini.yaml", "rfs_threshold: 0.03", "rfs_threshold: 0.04")
+    jobs, trained = dry_run(finished)
+    assert trained == set(RUNS) and jobs["trunk"] == ONE_SEED["trunk"] and "data" not in jobs
+
+
+def test_moved_results_used_from_another_folder_run_nothing(finished, tmp_path):
+    moved = shutil.copytree(finished / "results", tmp_path / "moved", copy_function=shutil.copy)
+    (tmp_path / "elsewhere").mkdir()
+    arguments = ("--snakefile", str(finished / "Snakefile"), "train_all")
+    result = snakemake(tmp_path / "elsewhere", "-n", *arguments, "--config", f"results={moved}")
+    assert "Nothing to be done" in result.stdout, result.stdout
+
+
+def test_a_touched_tree_runs_nothing(finished):
+    touch_all(finished)
+    assert dry_run(finished) == ({}, set())
+
+
+def test_a_key_of_val_draws_the_data_again_and_trains_nothing(finished):
+    edit(finished / "configs/scale/mini.yaml", "novel_styles: 0.15", "novel_styles: 0.25")
+    jobs, trained = dry_run(finished)
+    assert not trained and "trunk" not in jobs
+    assert jobs["data"] == jobs["check_data"] == 2 and jobs["infer"] == len(RUNS)
+
+
+def test_an_edited_detector_config_trains_again_what_uses_it(finished):
+    edit(finished / "configs/mmdet/mini_r34.py", "depth=34", "depth=34, style='caffe'")
+    _, trained = dry_run(finished)
+    assert trained == {run for run in RUNS if load_study().experiments[run].backbone == "r101"}
+
+
+def test_a_result_of_other_weights_is_made_again(finished):
+    run = RUNS[0]
+    path = finished / f"results/mini/runs/{run}/seed0/run.json"
+    write_record(path, read_record(path) | {"sha256": "of other weights"})
+    jobs, trained = dry_run(finished)
+    assert not trained and jobs["infer"] == jobs["score"] == 1
+
+
+def test_a_broken_record_is_made_again(finished):
+    path = finished / f"results/mini/runs/{RUNS[0]}/seed0/metrics.json"
+    path.write_text(path.read_text().replace("90.0", "95.0"))
+    jobs, trained = dry_run(finished)
+    assert not trained and jobs["score"] == 1 and "infer" not in jobs
 
 
 # Mistakes -----------------------------------------------------------------------------------------
