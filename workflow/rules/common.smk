@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from pcb.errors import UserError
@@ -157,31 +158,94 @@ def finish():
 # What runs again --------------------------------------------------------------------------------
 
 
-def unless_current(output, find, inputs=lambda wildcards: []):
-    """An input function: the job runs again if its result is not of this study.
+# Snakemake compares with what .snakemake remembers of earlier runs from this working directory, and
+# times. This compares with what is in the results folder: rule -> path of its result, why that is
+# not current (a method of `pcb.planning.stale.Stale`), and the results from which it is made, all
+# as functions of the rule's wildcards.
+RESULTS = {
+    "data": (paths.data_manifest, stale.data, lambda *_: []),
+    "check_data": (paths.data_check, stale.check, lambda *_: []),
+    "pretrain": (paths.weights_record, stale.weights, lambda *_: []),
+    "trunk": (paths.trunk, stale.trunk, lambda *_: []),
+    "train": (
+        paths.train,
+        stale.training,
+        lambda run, seed: (
+            [("trunk", trunk, seed)] if (trunk := study.experiments[run].trunk) else []
+        ),
+    ),
+    "train_confusion": (
+        paths.train_confusion_record,
+        stale.train_confusion,
+        lambda *of: [("train", *of)],
+    ),
+    "infer": (
+        paths.detections,
+        stale.detections,
+        lambda *of: [("train", *of), *[("train_confusion", *of)][: needs_train(of[0])]],
+    ),
+    "infer_split": (
+        paths.detections,
+        stale.detections,
+        lambda *of: [("train", *of[:2])],
+    ),
+    "oracle": (paths.oracle, stale.oracle, lambda *of: [("train", *of)]),
+    "score": (
+        paths.metrics,
+        stale.metrics,
+        lambda run, seed: [
+            ("infer", run, seed),
+            *(
+                ("infer_split", run, seed, gamma_split(study, run))
+                for _ in with_gamma(study.variants(run))[:1]
+            ),
+        ],
+    ),
+}
 
-    Snakemake itself compares with what .snakemake remembers of earlier runs from this working
-    directory. This compares with what is in the results folder. Snakemake calls input functions for
-    the jobs that the targets need, before it decides which of them run.
+
+def unless_current(rule, inputs=lambda wildcards: []):
+    """An input function: a result that is not of this study is made again.
+
+    Snakemake calls it for the jobs that the targets need, before it decides which of them run.
 
     Args:
-        output: Names of the wildcards, as arguments -> path of the result.
-        find: The same -> why it is not current, a method of `pcb.planning.stale.Stale`.
-        inputs: Input function for a job that has to run. A current result has none of these inputs,
-            so that it does not matter that they are newer, or made again with the same content.
+        rule: A rule of `RESULTS`.
+        inputs: The rule's input function, a list of paths. A result has none of these inputs where it is current and
+            where all from which it is made are, so that their times do not matter.
     """
 
     def mark(wildcards):
         values = [int(v) if k == "seed" else v for k, v in wildcards.items()]
-        path = output(*values)
+        path, find, _ = RESULTS[rule]
         if reason := find(*values):
-            not_current[str(path)] = reason
-            workflow.dag.forcefiles.add(str(path))
-        elif path.exists():
-            return []
-        return inputs(wildcards)
+            not_current[str(path(*values))] = reason
+            workflow.dag.forcefiles.add(str(path(*values)))
+        return (
+            []
+            if is_current(rule, *values)
+            else [path for path in inputs(wildcards) if path]
+        )
 
     return mark
+
+
+@cache
+def is_current(rule, *values):
+    """Whether a result exists, is of this study, and no job before it runs again."""
+    path, find, made_from = RESULTS[rule]
+    kept = path(*values).exists() and not find(*values)
+    kept = kept and not is_forced(rule, [path(*values)])
+    return kept and all(is_current(*result) for result in made_from(*values))
+
+
+def is_forced(rule, outputs):
+    """Whether the command line forces a job, by its rule or by a file."""
+    settings = workflow.dag_settings
+    asked = set(settings.forcerun)
+    if settings.forcetargets:
+        asked |= set(settings.targets)
+    return settings.forceall or not asked.isdisjoint([rule, *map(str, outputs)])
 
 
 def begin_anew():
@@ -189,17 +253,42 @@ def begin_anew():
 
     `snakemake --forcerun train` would otherwise find finished trainings and keep them.
     """
-    settings = workflow.dag_settings
-    asked = set(settings.forcerun)
-    if settings.forcetargets:
-        asked |= set(settings.targets)
     for planned in workflow.dag.needrun_jobs():
-        wanted = not asked.isdisjoint([planned.rule.name, *map(str, planned.output)])
-        if (wanted or settings.forceall) and "run" in planned.wildcards.keys():
+        if "run" in planned.wildcards.keys() and is_forced(
+            planned.rule.name, planned.output
+        ):
             discard(study, planned.rule.name, **dict(planned.wildcards.items()))
 
 
 # Inputs -----------------------------------------------------------------------------------------
+
+
+def of_training(wildcards):
+    """What is made from a training alone: its record."""
+    return [paths.train(wildcards.run, wildcards.seed)]
+
+
+def of_detection(wildcards):
+    """What a detection on val is made from."""
+    of = wildcards.run, wildcards.seed
+    return [paths.train(*of), train_confusion_of(*of)]
+
+
+def of_score(wildcards):
+    """What the metrics on val are made from."""
+    of = wildcards.run, wildcards.seed
+    return [
+        *(
+            get(*of)
+            for get in (paths.detections, paths.confusion, paths.confusion_images)
+        ),
+        gamma_detections_of(*of),
+    ]
+
+
+def start_and_trunk(wildcards):
+    """What a training is made from."""
+    return [*data_and_weights(wildcards), trunk_of(wildcards.run, wildcards.seed)]
 
 
 def data_and_weights(wildcards):
@@ -214,10 +303,14 @@ def trunk_of(run, seed):
     return paths.trunk(trunk, seed) if trunk else []
 
 
+def needs_train(run):
+    """Whether a run has a variant that needs the confusion matrix of the training images."""
+    return "train" in confusion_splits(study.variants(run))
+
+
 def train_confusion_of(run, seed):
-    """The confusion matrix of the training images, for a run with a variant that needs it."""
-    needed = "train" in confusion_splits(study.variants(run))
-    return paths.confusion(run, seed, "train") if needed else []
+    """The confusion matrix of the training images, for a run that needs it."""
+    return paths.confusion(run, seed, "train") if needs_train(run) else []
 
 
 def gamma_detections_of(run, seed):

@@ -4,7 +4,7 @@ if SYNTHETIC:
 
     rule data:
         input:
-            current=unless_current(paths.data_manifest, stale.data),
+            current=unless_current("data"),
         output:
             paths.data_manifest("{dataset}"),
         log:
@@ -40,7 +40,7 @@ rule download:  # on demand only: `snakemake --config scale=lvis download`
 rule check_data:
     input:
         lambda w: data_files(w.dataset),
-        current=unless_current(paths.data_check, stale.check),
+        current=unless_current("check_data"),
     output:
         paths.data_check("{dataset}"),
     log:
@@ -60,7 +60,7 @@ rule check_data:
 rule pretrain:
     input:
         lambda w: paths.data_manifest("pretrain") if pretrains(w.backbone) else [],
-        current=unless_current(paths.weights_record, stale.weights),
+        current=unless_current("pretrain"),
     output:
         paths.weights("{backbone}"),
         paths.weights_record("{backbone}"),

@@ -5,9 +5,7 @@
 
 rule infer:
     input:
-        paths.train("{run}", "{seed}"),
-        lambda w: train_confusion_of(w.run, w.seed),
-        current=unless_current(paths.detections, stale.detections),
+        unless_current("infer", of_detection),
     output:
         detections=paths.detections("{run}", "{seed}"),
         confusion=paths.confusion("{run}", "{seed}"),
@@ -33,8 +31,7 @@ rule infer:
 
 rule infer_split:
     input:
-        paths.train("{run}", "{seed}"),
-        current=unless_current(paths.detections, stale.detections),
+        unless_current("infer_split", of_training),
     output:
         detections=paths.detections("{run}", "{seed}", "{split}"),
         confusion=paths.confusion("{run}", "{seed}", "{split}"),
@@ -61,8 +58,7 @@ rule infer_split:
 
 rule train_confusion:
     input:
-        paths.train("{run}", "{seed}"),
-        current=unless_current(paths.train_confusion_record, stale.train_confusion),
+        unless_current("train_confusion", of_training),
     output:
         paths.confusion("{run}", "{seed}", "train"),
         paths.train_confusion_record("{run}", "{seed}"),
@@ -88,8 +84,7 @@ rule train_confusion:
 # Only for the runs that a table shows calibrated by a confusion matrix (`oracle_runs`).
 rule oracle:
     input:
-        paths.train("{run}", "{seed}"),
-        current=unless_current(paths.oracle, stale.oracle),
+        unless_current("oracle", of_training),
     output:
         paths.oracle("{run}", "{seed}"),
     log:
@@ -113,11 +108,7 @@ rule oracle:
 
 rule score:
     input:
-        detections=paths.detections("{run}", "{seed}"),
-        confusion=paths.confusion("{run}", "{seed}"),
-        images=paths.confusion_images("{run}", "{seed}"),
-        gamma=lambda w: gamma_detections_of(w.run, w.seed),
-        current=unless_current(paths.metrics, stale.metrics),
+        unless_current("score", of_score),
     output:
         paths.metrics("{run}", "{seed}"),
         paths.bootstrap("{run}", "{seed}"),

@@ -6,7 +6,7 @@
 
 rule trunk:
     input:
-        start=unless_current(paths.trunk, stale.trunk, data_and_weights),
+        unless_current("trunk", data_and_weights),
     output:
         paths.trunk("{run}", "{seed}"),
     log:
@@ -30,8 +30,7 @@ rule trunk:
 
 rule train:
     input:
-        start=unless_current(paths.train, stale.training, data_and_weights),
-        trunk=lambda w: trunk_of(w.run, w.seed),
+        unless_current("train", start_and_trunk),
     output:
         paths.train("{run}", "{seed}"),
     log:
