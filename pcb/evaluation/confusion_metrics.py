@@ -18,8 +18,6 @@ from pcb.errors import UserError
 from pcb.files import load_npz
 from pcb.frequency import GROUPS
 
-FIX = "run `pcb infer` and `pcb score` of this run again"
-
 
 class BothWays(NamedTuple):
     """Pairs of a rarer and a more frequent class; n of them.
@@ -155,14 +153,14 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
-def read_pairwise_bias(path: Path, digest: str | None = None) -> dict[str, float]:
-    """Read PwB as inference stored it beside its matrix; `digest` as for `read_confusion`.
+def read_pairwise_bias(path: Path, fix: str, digest: str | None = None) -> dict[str, float]:
+    """Read PwB as inference stored it beside its matrix; arguments as for `read_confusion`.
 
     Returns:
         PwB of the matrix with normalised rows, PwB_seen of its classes with a matched proposal,
         PwB_raw of the matrix as it is.
     """
-    arrays = load_npz(path, FIX, digest)
+    arrays = load_npz(path, fix, digest)
     return {
         "PwB": float(arrays["pwb"]),
         "PwB_seen": float(arrays["pwb_seen"]),
@@ -170,21 +168,24 @@ def read_pairwise_bias(path: Path, digest: str | None = None) -> dict[str, float
     }
 
 
-def read_confusion(path: Path, classes: Sequence[dict], digest: str | None = None) -> Confusion:
+def read_confusion(
+    path: Path, classes: Sequence[dict], fix: str, digest: str | None = None
+) -> Confusion:
     """Read a confusion matrix.
 
     Args:
         path: confusion.npz, as inference wrote it.
         classes: C mappings with `name`, `frequency` and `train_images`, in the matrix's order, as
             metrics.json lists them.
+        fix: What the user can do about a missing or damaged file.
         digest: SHA-256 of the file, as the record beside it holds it.
 
     Raises:
         UserError: The file cannot be read, or its matrix is not one of these classes.
     """
-    arrays = load_npz(path, FIX, digest)
+    arrays = load_npz(path, fix, digest)
     if not {"matrix", "seen"} <= arrays.keys():
-        raise UserError(f"{path} holds no confusion matrix", FIX)
+        raise UserError(f"{path} holds no confusion matrix", fix)
     matrix, seen = arrays["matrix"].astype(float), arrays["seen"]
     if matrix.shape != (len(classes),) * 2:
         raise UserError(

@@ -218,8 +218,8 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         ]
     path = study.paths.confusion(run, seed, split)
     out["confusion"] = digest = manifest.get("confusion")
-    confusion = read_confusion(path, out["classes"]["plain"], digest)
-    bias = read_pairwise_bias(path, digest) | bias_metrics(confusion)
+    confusion = read_confusion(path, out["classes"]["plain"], detections.again, digest)
+    bias = read_pairwise_bias(path, detections.again, digest) | bias_metrics(confusion)
     out["variants"]["plain"] |= bias
     if split == "val":
         matches = detections.matches(column.values())
@@ -282,12 +282,12 @@ class SplitDetections:
         self.path = path = study.paths.detections(run, seed, split)
         of_split = "" if split == "val" else f" --split {split}"
         self._images_path = study.paths.confusion_images(run, seed)
-        self._command = f"pcb infer {run} --seed {seed}{of_split}"
+        self.again = f"run `pcb infer {run} --seed {seed}{of_split}` again"
         self.manifest = require_detections(study, run, seed, split)
         self.shards = Shards(
             path.parent / self.manifest["folder"],
             self.manifest["shards"],
-            f"run `{self._command}` again: it detects anew where a shard is broken",
+            f"{self.again}: it detects anew where a shard is broken",
             self.manifest["limits"],
         )
         files = study.scale["datasets"][study.experiments[run].dataset]
@@ -345,7 +345,7 @@ class SplitDetections:
             for variant, name in column.items()
         }
         path, digest = self._images_path, self.manifest.get("confusion_images")
-        arrays = load_npz(path, f"run `{self._command}` again", digest)
+        arrays = load_npz(path, self.again, digest)
         of_matrix = resample_bias(arrays, confusion, self.gt.image_ids, weights)
         for protocol in rules:  # they concern detections; the matrix is that of proposals
             out[protocol, "plain"] = out[protocol, "plain"] | of_matrix
@@ -361,9 +361,7 @@ class SplitDetections:
             UserError: These are detections without NorCal.
         """
         if not with_gamma(self.manifest["variants"]):
-            raise UserError(
-                f"{self.path} holds no variant {NORCAL!r}", f"run `{self._command}` again"
-            )
+            raise UserError(f"{self.path} holds no variant {NORCAL!r}", self.again)
         gammas = {c: gamma_of(c) for c in self.manifest["columns"]}
         by_gamma = {gamma: c for c, gamma in gammas.items() if gamma is not None}
         curve = {

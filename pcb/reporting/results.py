@@ -90,7 +90,8 @@ class Results:
         if metrics is None:
             return None
         path = self.study.paths.confusion(run, seed)
-        return read_confusion(path, metrics["classes"]["plain"], metrics.get("confusion"))
+        fix = f"run `pcb infer {run} --seed {seed}` again"
+        return read_confusion(path, metrics["classes"]["plain"], fix, metrics.get("confusion"))
 
     def detections(self, run: str, seed: int) -> Shards | None:
         """The detections of a run on val; None where inference has not run."""
