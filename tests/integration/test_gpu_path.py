@@ -11,16 +11,20 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import small_lvis
+import torch
 import training
 from training import PLAIN
 
 from pcb.files import ROOT, write_json
+from pcb.losses import PCBCrossEntropyLoss
 from pcb.study.records import read_record
 from pcb.training.checkpoint import Checkpoints
+from pcb.training.train import train
 
 HELPERS = Path(small_lvis.__file__).parent
 
@@ -72,3 +76,35 @@ def test_sigterm_saves_and_ends_with_143(tmp_path, datasets, processes, whole_gr
     assert state["iter"] == saved >= 3
     with pytest.raises(ProcessLookupError):
         os.killpg(job.pid, 0)  # no process of the job is left
+
+
+def test_an_overflow_in_float16_costs_one_step(tmp_path, datasets, monkeypatch):
+    """The whole training in float16 with a loss scale, on the CPU."""
+    amp = "mmengine.optim.optimizer.amp_optimizer_wrapper."
+    monkeypatch.setattr(amp + "is_cuda_available", lambda: True)
+    monkeypatch.setattr(amp + "GradScaler", partial(torch.amp.GradScaler, "cpu", init_scale=64.0))
+    on_cpu = partial(torch.autocast, "cpu")
+    monkeypatch.setattr("mmengine.runner.amp.autocast", lambda dtype: on_cpu(dtype=dtype))
+    study = small_lvis.small_study(tmp_path, datasets, epochs=2)
+    study.scale["hardware"].update(workers=0, gpus_per_job=0)
+    study.scale["train"]["amp"] = "fp16"
+    calls, compute = [], PCBCrossEntropyLoss.compute
+
+    def overflowing(self, logits, label, reduce, step):
+        calls.append(logits.dtype)
+        if len(calls) == 5:  # three steps an iteration: the second iteration
+            spoiled = torch.zeros_like(logits)
+            spoiled[(label < self.num_classes).nonzero()[0]] = float("inf")
+            logits = logits + spoiled
+        return compute(self, logits, label, reduce, step)
+
+    monkeypatch.setattr(PCBCrossEntropyLoss, "compute", overflowing)
+    run = "v05_r50_random_softmax_iterative_pcb-a0.4-g0.99"
+    train(study, run, 0)
+    state = training.final_state(study, run)
+    bank = state["state_dict"]["roi_head.bbox_head.loss_cls.pcb.confusion.bank"]
+    assert state["iter"] == 6 and bank.any()
+    assert all(v.isfinite().all() for v in state["state_dict"].values() if v.is_floating_point())
+    lines = study.paths.training_log(run, 0).read_text().splitlines()
+    first, last = map(json.loads, lines)
+    assert first["loss_scale"] == last["loss_scale"] == 32.0 and first["loss"] > 0
