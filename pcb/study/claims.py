@@ -323,12 +323,19 @@ def judge(check: Check, values: Values, replicates: Replicates | None = None) ->
 def resampled_means(
     check: Check, replicates: Replicates, seeds: Sequence[int]
 ) -> list[np.ndarray] | None:
-    """Each difference on each resample of the images, mean over seeds; None without a bootstrap."""
+    """Each difference on each resample of the images, mean over seeds.
+
+    Returns:
+        Arrays without the resamples that show no class of a group, and so have no AP of it; None
+        without a bootstrap, or where fewer than two resamples are left.
+    """
     by_cell = {cell: replicates.get(cell) or () for cell in check.cells}
     if any(len(arrays) <= s or arrays[s] is None for arrays in by_cell.values() for s in seeds):
         return None
     by_seed = [check.differences({cell: by_cell[cell][s] for cell in by_cell}) for s in seeds]
-    return [sum(each) / len(seeds) for each in zip(*by_seed, strict=True)]
+    means = [sum(each) / len(seeds) for each in zip(*by_seed, strict=True)]
+    finite = [mean[mean == mean] for mean in means]  # nan differs from itself
+    return finite if all(len(mean) > 1 for mean in finite) else None
 
 
 def interval(differences: Sequence[float], resampled: np.ndarray | None) -> tuple[float, float]:

@@ -126,6 +126,18 @@ def test_equal_rows_do_not_fail_as_not_increasing():
     assert failed / 200 < 0.15  # by the margin's own percentiles it would be most of them
 
 
+def test_resamples_without_a_value_are_left_out():
+    """A resample of few images may show no rare class, and has no AP_r."""
+    noise = np.random.default_rng(0).normal(size=100)
+    full = judge(Check.read(HIGHER), values(a=[3.0], b=[0.0]), values(a=[noise], b=[0 * noise]))
+    holes = np.insert(noise, 50, [np.nan] * 7)
+    found = judge(Check.read(HIGHER), values(a=[3.0], b=[0.0]), values(a=[holes], b=[0 * holes]))
+    assert found == full and found.images
+    nothing = values(a=[np.full(9, np.nan)], b=[np.zeros(9)])
+    found = judge(Check.read(HIGHER), values(a=[3.0], b=[0.0]), nothing)
+    assert not found.images and found.status == HOLDS and found.low is None
+
+
 def test_a_seed_without_resamples_leaves_the_seeds_interval():
     replicates = values(a=[np.zeros(10), None], b=[np.zeros(10), np.zeros(10)])
     found = judge(Check.read(HIGHER), values(a=[2.0, 2.1], b=[1.0, 1.0]), replicates)
