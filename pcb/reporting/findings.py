@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from pcb.reporting.claims import count_verdicts, verdicts
 from pcb.reporting.results import Results
-from pcb.study.claims import FAILS, HOLDS, WITHIN_NOISE
+from pcb.study.claims import FAILS, HOLDS, WITHIN_NOISE, Claim
+from pcb.study.study import AP_METRICS
 
 COLUMNS = (
     *("claim", "group", "kind", "where", "quote", "statement", "ours", "checks", "hold"),
@@ -24,10 +25,17 @@ def collect(results: Results) -> dict:
     claims = verdicts(results)
     for claim in claims:
         claim |= {"deciding": deciding(claim), "protocols": {}}
+    of_ap = {claim.id for claim in results.study.claims if concerns_ap(claim)}
     for protocol in protocols(results):
         for claim, other in zip(claims, verdicts(results, protocol=protocol), strict=True):
-            claim["protocols"][protocol] = other["ours"]
+            if claim["id"] in of_ap:
+                claim["protocols"][protocol] = other["ours"]
     return {"claims": claims, "counts": count_verdicts(claims)}
+
+
+def concerns_ap(claim: Claim) -> bool:
+    """Whether a claim reads an AP; a confusion matrix has no protocol of scoring."""
+    return any(metric in AP_METRICS for check in claim.checks for _, _, metric in check.cells)
 
 
 def protocols(results: Results) -> list[str]:
