@@ -6,7 +6,7 @@ decides it, and `protocols`, the verdicts under every other rule of scoring that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pcb.reporting.claims import count_verdicts, verdicts
 from pcb.reporting.results import Results
@@ -69,9 +69,9 @@ def changes(claim: dict) -> dict[str, dict]:
     }
 
 
-def lines(claims: Sequence[dict]) -> Iterator[tuple]:
+def lines(page: dict) -> Iterator[tuple]:
     """The lines of findings.csv, one for each claim."""
-    for claim in claims:
+    for claim in page["claims"]:
         counts, cause = claim["ours"]["counts"], claim["cause"] or {}
         check = None if claim["deciding"] is None else claim["checks"][claim["deciding"]]
         ours = check["ours"] if check else {}

@@ -90,7 +90,10 @@ def collect_page(results: Results, page: Page) -> dict:
 
 def collect_summary(results: Results, summary: Summary) -> dict:
     """A page over all tables."""
-    content = {"findings": findings.collect}[summary.id]
+    # Imported here: it needs matplotlib, which the gathering of a table does not.
+    from pcb.reporting import protocols
+
+    content = {"findings": findings.collect, "protocols": protocols.collect}[summary.id]
     return {
         "format": FORMAT,
         **about(results, summary, results.study.seeds),

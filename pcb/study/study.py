@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,12 +161,30 @@ class Summary:
         title: Its title.
         shows: One sentence on its content.
         runs: Experiments of all tables, each once.
+        rows: Evaluations that it shows besides the tables, in its own order.
     """
 
     id: str
     title: str
     shows: str
     runs: tuple[str, ...]
+    rows: tuple[Row, ...] = ()
+
+    @classmethod
+    def read(cls, key: str, spec: dict, runs: Iterable[str]) -> Summary:
+        """Make a page from its entry in configs/paper.yaml; `runs` are those of all tables."""
+        runs = tuple(runs)
+        rows = [
+            Row(
+                row["id"],
+                dict(zip(spec["labels"], row["labels"], strict=True)),
+                row["run"],
+                row.get("variant", "plain"),
+            )
+            for row in spec.get("rows", ())
+            if row["run"] in runs
+        ]
+        return cls(key, spec["title"], spec["shows"], runs, tuple(rows))
 
 
 class Study:
@@ -194,7 +213,7 @@ class Study:
         self.pages = {key: Page.read(key, spec) for key, spec in pages}
         of_tables = dict.fromkeys(run for table in self.tables.values() for run in table.runs)
         self.summaries = {
-            key: Summary(key, spec["title"], spec["shows"], tuple(of_tables))
+            key: Summary.read(key, spec, of_tables)
             for key, spec in sorted(resolved.get("summaries", {}).items())
         }
         used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
@@ -232,8 +251,10 @@ class Study:
         return [key for key in self.experiments if key in wanted]
 
     def variants(self, run: str) -> list[str]:
-        """Evaluation variants that some table shows of this run, `plain` first."""
-        rows = (row for table in self.tables.values() for row in table.rows)
+        """Evaluation variants that some page shows of this run, `plain` first."""
+        rows = (
+            row for page in (*self.tables.values(), *self.summaries.values()) for row in page.rows
+        )
         return ["plain", *sorted({row.variant for row in rows if row.run == run} - {"plain"})]
 
     def momenta(self, run: str) -> list[float]:

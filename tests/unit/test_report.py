@@ -379,7 +379,7 @@ def test_a_finding_names_what_decides_it_and_where_it_changes(tmp_path):
     assert rare["checks"][0]["label"] == label
     assert found["pcb-lifts-ap"]["deciding"] is None  # not run
     assert not found["bias-is-pairwise"]["protocols"]  # of the matrix, which is not scored
-    lines = list(findings.lines(page["claims"]))
+    lines = list(findings.lines(page))
     assert len(lines) == len(study.claims) and {len(line) for line in lines} == {len(COLUMNS)}
     csv = dict(zip(COLUMNS, next(line for line in lines if line[0] == rare["id"]), strict=True))
     assert (csv["margin"], csv["hold"], csv["changes_under"]) == (2.0, 1, "fixed: within noise")

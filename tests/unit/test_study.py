@@ -325,9 +325,10 @@ def test_a_new_variant_evaluates_its_run_alone(study, changed):
     assert not lacking(study, {"variants": after.variants(run)}, run)
 
 
-def test_norcal_is_evaluated_on_the_runs_that_table_8_lists(study):
+def test_norcal_is_evaluated_on_the_runs_that_table_8_and_the_page_of_protocols_list(study):
     asked = {run for run in study.experiments if "norcal" in study.variants(run)}
     assert asked == {
+        "v05_r50_random_softmax_plain",
         "v05_r50_rfs_softmax_plain",
         "v05_r50_random_eqlv2_plain",
         "v05_r50_rfs_seesaw_plain",

@@ -142,6 +142,7 @@ rule page:
 rule gather_summary:
     input:
         table_results(*study.tables),
+        lambda w: oracle_results() if w.summary == "protocols" else [],
         code=GATHER_CODE,
     output:
         paths.gathered("{summary}"),

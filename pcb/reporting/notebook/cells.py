@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from pcb import formatting
 from pcb.frequency import GROUP_NAMES
-from pcb.reporting import captions, oracle, plots, style, tables
+from pcb.reporting import captions, oracle, plots, protocols, style, tables
 from pcb.reporting.claims import grouped
 from pcb.reporting.findings import changes
 from pcb.reporting.images import gallery_view
 from pcb.reporting.tables import ResultTable
+from pcb.study.claims import GROUPS
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,43 @@ def oracle_table(entries: list[dict]) -> Html:
     metrics = [style.name(metric, "html") for metric in oracle.METRICS]
     text = "\n".join([*lines, *sentences])
     return piece("oracle", text, rows=rows, conclusions=sentences, metrics=metrics)
+
+
+def protocols_table(page: dict) -> Html:
+    """AP of the rows of the page of protocols, under each protocol."""
+    rows = protocols.grid(page)
+    lines = [
+        f"{row['sampler']}, {row['method']}: {' '.join(mean for mean, *_ in row['cells'])}"
+        for row in rows
+    ]
+    metrics = [style.name(metric, "html") for metric in protocols.METRICS]
+    titles = [style.PROTOCOLS[protocol] for protocol in page["protocols"]]
+    values = {"rows": rows, "metrics": metrics, "titles": titles, "limits": page["limits"]}
+    gammas = [(row["sampler"], row["gamma"]) for row in page["rows"] if row["gamma"][0] is not None]
+    if not any(mean != "–" for row in rows for mean, *_ in row["cells"]):
+        return not_run(list(dict.fromkeys(row["run"] for row in page["rows"])))
+    return piece("protocols", "\n".join(lines), **values, gammas=gammas)
+
+
+def protocol_claims(page: dict) -> Html:
+    """Each claim's verdict under each protocol, changes marked."""
+    claims, titles = protocols.claim_grid(page), [style.PROTOCOLS[p] for p in page["protocols"]]
+    text = "\n".join(
+        f"{claim['statement']} {'; '.join(verdict for verdict, _ in claim['cells'])}"
+        for claim in claims
+    )
+    return piece("protocol_claims", text, groups=grouped_rows(claims), titles=titles)
+
+
+def grouped_rows(claims: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Claims by the title of their group, in the order of groups."""
+    of = {title: [c for c in claims if c["group"] == key] for key, title in GROUPS.items()}
+    return [(title, members) for title, members in of.items() if members]
+
+
+def sentences(found: list[str]) -> Html:
+    """Sentences that follow from the numbers of a page."""
+    return piece("sentences", "\n".join(found), sentences=found)
 
 
 def missing(page: dict) -> Html | None:

@@ -24,7 +24,7 @@ from traitlets.config import Config
 from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
-from pcb.reporting import findings, style, tables
+from pcb.reporting import findings, protocols, style, tables
 from pcb.reporting.notebook import template
 from pcb.study import Study
 
@@ -51,8 +51,11 @@ def render(study: Study, target: str) -> Path:
         for suffix, form in tables.FORMS.items():
             write_text(paths.table(target, suffix), form(table))
     elif target in study.summaries:
-        columns, lines = {"findings": (findings.COLUMNS, findings.lines)}[target]
-        write_text(paths.table(target, "csv"), tables.csv_text(columns, lines(value["claims"])))
+        columns, lines = {
+            "findings": (findings.COLUMNS, findings.lines),
+            "protocols": (protocols.COLUMNS, protocols.lines),
+        }[target]
+        write_text(paths.table(target, "csv"), tables.csv_text(columns, lines(value)))
     if image := picture(notebook):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
