@@ -264,29 +264,34 @@ def density_plot(page: dict) -> Plot:
 
 def conclusions(page: dict) -> list[str]:
     """What hangs on the protocol and what does not, from the verdicts on effects and claims."""
-    stable, changing = [], []
+    stable: dict[str, list[str]] = {}
+    changing = []
     for row, metric in product(page["rows"], EFFECTS):
-        of = {p: found[metric] for p, found in row["effects"].items()}
-        measured = {p: found for p, found in of.items() if found["verdict"] != NOT_RUN}
-        if len(measured) < 2:
+        of = {p: row["effects"][p][metric] for p in page["protocols"] if row["effects"]}
+        of = {p: found for p, found in of.items() if found["verdict"] != NOT_RUN}
+        if len(of) < 2:
             continue
-        name = f"{row['method']} on {row['sampler']}, {style.name(metric)}"
-        if len({found["verdict"] for found in measured.values()}) == 1:
-            margins = [found["margin"] for found in measured.values()]
-            verdict = WORDS[measured["lvis"]["verdict"]]
-            stable.append(f"{name} {verdict} ({signed(min(margins))} to {signed(max(margins))})")
+        name = f"{row['method']} on {row['sampler']}"
+        by_verdict: dict[str, list[str]] = {}
+        for protocol, found in of.items():
+            text = f"{style.PROTOCOLS[protocol]} ({signed(found['margin'])})"
+            by_verdict.setdefault(found["verdict"], []).append(text)
+        if len(by_verdict) == 1:
+            margins = [found["margin"] for found in of.values()]
+            between = f"{signed(min(margins))} to {signed(max(margins))}"
+            [verdict] = by_verdict
+            kind = f"{style.name(metric)} {WORDS[verdict]}"
+            stable.setdefault(kind, []).append(f"{name} ({between})")
         else:
             parts = (
-                f"{WORDS[found['verdict']]} under {style.PROTOCOLS[p]} ({signed(found['margin'])})"
-                for p, found in measured.items()
+                f"{WORDS[verdict]} under {', '.join(texts)}"
+                for verdict, texts in by_verdict.items()
             )
-            changing.append(f"{name} {', '.join(parts)}")
-    out = []
-    if stable:
-        out.append(f"The same under every protocol: {'; '.join(stable)}.")
-    if changing:
-        out.append(f"Other under another protocol: {'; '.join(changing)}.")
-    out += crossings(page)
+            changing.append(
+                f"Hangs on the protocol: {name}, {style.name(metric)} {'; '.join(parts)}."
+            )
+    out = [f"Under every protocol {kind}: {', '.join(names)}." for kind, names in stable.items()]
+    out += [*changing, *crossings(page)]
     judged = [
         claim
         for claim in claim_grid(page)
@@ -295,9 +300,10 @@ def conclusions(page: dict) -> list[str]:
     if judged and len(page["protocols"]) > 1:
         same = sum(not claim["changes"] for claim in judged)
         turned = [c for c in judged if {HOLDS, FAILS} <= {verdict for verdict, _ in c["cells"]}]
+        are = "holds under one and fails" if len(turned) == 1 else "hold under one and fail"
         out.append(
             f"Of {len(judged)} claims of direction that are measured, {same} have the same verdict "
-            f"under all protocols; {len(turned)} hold under one and fail under another."
+            f"under all protocols; {len(turned)} {are} under another."
         )
     return out
 

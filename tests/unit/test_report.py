@@ -19,7 +19,7 @@ from matplotlib.text import Text
 import pcb.reporting
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import write_bootstrap
-from pcb.reporting import captions, findings, plots, style, tables
+from pcb.reporting import captions, findings, plots, protocols, style, tables
 from pcb.reporting.claims import count_verdicts, label, verdicts
 from pcb.reporting.findings import COLUMNS, changes
 from pcb.reporting.gather import gather
@@ -530,3 +530,50 @@ def test_dollar_signs_in_names_are_no_mathematics(tmp_path):
         assert plot.png().startswith(b"\x89PNG")  # mathtext would fail to parse the name
     labels = [label.get_text() for label in shown[0].figure.axes[0].get_yticklabels()]
     assert labels == [name.replace("$", r"\$")] * 10
+
+
+# Protocols
+
+
+def test_the_page_of_protocols_tells_stable_effects_from_others(tmp_path):
+    study = study_in(tmp_path, seeds=(0, 1))
+    summary = study.summaries["protocols"]
+    curve = [30.0, 25.0, 20.0]
+    for row in summary.rows:
+        for seed, shift in ((0, -0.01), (1, 0.01)):
+            if not study.paths.metrics(row.run, seed).exists():
+                fabricate(study, row.run, seed)
+            metrics = read_record(study.paths.metrics(row.run, seed))
+            # CM raises AP_r under LVIS's rule alone, PCB under both.
+            gain = {"plain": (0, 0), "ms-val": (1, 1), "cm-val": (5, -2), "norcal": (1, 1)}
+            lvis, verified = (2, 2) if "pcb" in row.run else gain[row.variant]
+            values = dict.fromkeys(("AP", "APr", "APc", "APf", "APb"), 20.0 + shift)
+            metrics["variants"][row.variant] = values | {"APr": 20.0 + shift + lvis}
+            metrics.setdefault("protocols", {}).setdefault("verified", {})[row.variant] = values | {
+                "APr": 10.0 + shift + verified
+            }
+            metrics["norcal"] = {"val": {"gamma": 0.5}}
+            metrics["limits"] = {"per_class": 121, "short": {"plain": 3}}
+            metrics.setdefault("density", {"own": 0.1, "shares": [0.0, 0.1, 1.0], "variants": {}})
+            metrics["density"]["variants"][row.variant] = {
+                name: [value + g for value, g in zip(curve, (lvis, lvis, verified), strict=True)]
+                for name in ("AP", "APr", "APc", "APf")
+            }
+            write_record(study.paths.metrics(row.run, seed), metrics)
+    page = tables.load_json(gather(study, "protocols"))
+    assert page["protocols"] == ["lvis", "verified"] and page["limits"]["per_class"] == 121
+    assert ["Random", "plain", 3] in page["limits"]["short"]
+    text = " ".join(protocols.conclusions(page))
+    assert "Under every protocol AP_r rises: MS on Random (+1.0 to +1.0), NorCal on Random" in text
+    assert "CM on Random, AP_r rises under LVIS's rule (+5.0); falls under every absent" in text
+    assert "the gain is gone where 100% of the absent classes are verified, −2.0 with all" in text
+    marks = {(row["sampler"], row["method"]): row["cells"][1] for row in protocols.grid(page)}
+    assert marks["Random", "CM"] == ("25.0", "±0.0", "↑") and marks["RFS", "plain"][2] == ""
+    lines = list(protocols.lines(page))
+    assert len(lines) == 10 * 2 * 2 and {len(line) for line in lines} == {len(protocols.COLUMNS)}
+    shown = cells.protocols_table(page).html
+    assert "is the best under LVIS" in shown and "every absent class verified" in shown
+    assert protocols.density_plot(page).png().startswith(b"\x89PNG")
+    claims = {claim["id"]: claim for claim in protocols.claim_grid(page)}
+    assert set(claims) == {c["id"] for c in page["claims"] if c["kind"] == "direction"}
+    assert "pcb-changed" in cells.protocol_claims(page).html

@@ -55,7 +55,11 @@ def build(study: Study) -> Path:
             group_titles=GROUPS,
             summary=count_verdicts(claims),
             verdicts=VERDICTS,
-            pages=[page_link(study, study.pages[key]) for key in study.pages],
+            pages=[
+                page_link(study, page)
+                for page in (*study.pages.values(), *study.summaries.values())
+                if page.id != "findings"  # it has its place above the claims
+            ],
             findings=page_link(study, study.summaries["findings"])
             if "findings" in study.summaries
             else None,
