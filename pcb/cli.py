@@ -18,6 +18,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING
 
@@ -450,6 +451,8 @@ def load(arguments: Namespace) -> Study:
     from pcb.study import load_study
     from pcb.study.load import notice_of_old_results
 
+    if notice := notice_of_other_checkout(Path.cwd()):
+        print(f"note: {notice}", file=sys.stderr)
     options = selected(arguments, default="mini")
     if "study" in options and len(options) > 1:
         raise UserError(
@@ -468,6 +471,19 @@ def load(arguments: Namespace) -> Study:
         doing = f"`pcb {' '.join([arguments.verb, *filter(None, names)])}`"
         arguments.until_end.enter_context(registered(study.paths.jobs, doing))
     return study
+
+
+def notice_of_other_checkout(cwd: Path) -> str | None:
+    """A warning if the working directory is in another checkout than the one that `pcb` runs."""
+    for folder in (cwd, *cwd.parents):
+        if (folder / "Snakefile").is_file() and (folder / "pcb/cli.py").is_file():
+            if folder.resolve() == ROOT:
+                return None
+            return (
+                f"this `pcb` is installed from {ROOT} and reads the configs there, not those of "
+                f"{folder}; `python -m pcb` in {folder} runs the latter"
+            )
+    return None
 
 
 def selected(arguments: Namespace, default: str | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pcb.planning.timings import Timings
 from pcb.study.study import Study
 from pcb.study.variants import GAMMA_SPLITS
 
+FAILED = ("error: ", "Traceback (most recent call last)")  # in the log of a job that ended
 RECENT = 120.0  # seconds without a new line in its log after which a job counts as ended
 
 
@@ -104,5 +105,7 @@ def running_jobs(study: Study, jobs: Iterable[Job]) -> list[str]:
             if log.exists() and time.time() - log.stat().st_mtime < RECENT:
                 text = log.read_text(encoding="utf-8", errors="replace")
                 logged = [line for line in text.split("\n") if line]
+                if any(line.startswith(FAILED) for line in logged):
+                    continue
                 lines.append(f"  {stage:<6} {logged[-1] if logged else job.run}")
     return lines

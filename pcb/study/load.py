@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from pathlib import Path
 
 import yaml
@@ -168,10 +170,29 @@ def merge(base: dict, changes: dict) -> dict:
 
 
 def resolve_paths(scale: dict) -> None:
-    """Replace `{results}` in paths by the path of the results folder."""
+    """Replace `{results}` in paths by the path of the results folder, and `~` by the home folder.
+
+    Raises:
+        UserError: The path of the results folder has braces.
+    """
+    scale["results"] = expanded(scale["results"])
+    if set("{}") & set(scale["results"]):
+        raise UserError(
+            f"results: {scale['results']} has braces, in which Snakemake would fill in names",
+            "choose a folder without { and }",
+        )
     root = f"{Path(scale['results']) / scale['name']}"
     for entry in scale["datasets"].values():
-        entry.update({key: value.replace("{results}", root) for key, value in entry.items()})
+        entry.update(
+            {key: expanded(value.replace("{results}", root)) for key, value in entry.items()}
+        )
+    for entry in scale["backbones"].values():
+        entry.update({key: expanded(entry[key]) for key in ("weights", "config")})
+
+
+def expanded(path: str) -> str:
+    """A path with `~` replaced by the home folder; a path without it stays as written."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -186,6 +207,28 @@ class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
                 None, None, f"the key {twice[0]!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node) -> int:
+        """Construct an integer; one that YAML would read as octal or in base 60 is refused."""
+        text = self.construct_scalar(node)
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", text):
+            raise ConstructorError(
+                None, None, f"{text} is not a decimal number in YAML", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
+    def construct_finite(self, node) -> float:
+        """Construct a number; infinity and nan are refused."""
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise ConstructorError(
+                None, None, f"{self.construct_scalar(node)} is not a finite number", node.start_mark
+            )
+        return value
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
+StrictLoader.add_constructor("tag:yaml.org,2002:float", StrictLoader.construct_finite)
 
 
 def read_yaml(path: Path) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from pcb.errors import UserError
@@ -57,7 +58,8 @@ def extend(paper: dict, overlay: dict, source: Path) -> dict:
     out["tables"] = dict(paper["tables"])
     for key, spec in overlay.get("tables", {}).items():
         shipped = paper["tables"].get(key)
-        out["tables"][key] = add_rows(shipped, spec, f"{source}: tables.{key}") if shipped else spec
+        where = f"{source}: tables.{key}"
+        out["tables"][key] = add_rows(shipped, spec, where) if shipped else new_table(spec, where)
     out["claims"] = [*paper.get("claims", []), *overlay.get("claims", [])]
     return out
 
@@ -79,17 +81,55 @@ def add_rows(table: dict, changes: dict, where: str) -> dict:
     return {**table, "rows": rows}
 
 
+def new_table(table: dict, where: str) -> dict:
+    """A table of the overlay's own, whose rows are in the order in which they are written."""
+    for number, row in enumerate(table.get("rows", [])):
+        if "after" in row:
+            raise UserError(
+                f"{where}.rows.{number}: `after` places a row in a shipped table; this table is "
+                "new",
+                "leave out `after` and write the rows in their order",
+            )
+    return table
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module, found without importing it or its packages; None where it is none."""
+    top, *rest = name.split(".")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not spec.submodule_search_locations:
+        return Path(spec.origin) if spec.origin and not rest else None
+    for folder in map(Path, spec.submodule_search_locations):
+        stem = folder.joinpath(*rest)
+        for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
+            if path.is_file():
+                return path
+    return None
+
+
 def resolve(spec: dict, name: str, source: Path) -> dict:
-    """Make the file of a loss's class absolute, and add its digest.
+    """Make the file of a loss's class absolute, and add the digest of its file or module.
 
     The file is parsed, not imported, so that a slip in it is found before anything runs.
     """
     file, _, cls = spec["class"].rpartition(":")
-    if not file.endswith(".py"):
-        return spec
-    path = (source.parent / file).resolve()
     where = f"{source}: losses.{name}.class:"
     fix = "write it as file.py:Class, with the path of the file from this YAML file"
+    if not file.endswith(".py"):
+        path = module_file(file)
+        if path is None:
+            raise UserError(f"{where} there is no module {file!r}", f"install it, or {fix}")
+        code = path.read_bytes()
+        names = top_level_names(ast.parse(code, str(path)))
+        if cls not in names and "*" not in names:
+            raise UserError(f"{where} {path} has no class {cls!r}", "correct the name of the class")
+        return {**spec, "sha256": hashlib.sha256(code).hexdigest()}
+    path = (source.parent / file).resolve()
     if not path.is_file():
         raise UserError(f"{where} {path} does not exist", fix)
     code = path.read_bytes()

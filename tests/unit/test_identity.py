@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from pcb.cli import notice_of_other_checkout
 from pcb.data.lvis.check import check
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.planning.stale import Stale
+from pcb.planning.status import status
 from pcb.study import Study, contents, fingerprint, load_study
 from pcb.study.contents import config_digest
-from pcb.study.load import merge
+from pcb.study.load import merge, read_yaml
 from pcb.study.recipe import UNREAD, recipe_of
 from pcb.study.records import write_record
 from pcb.synthetic import generate
@@ -270,3 +273,73 @@ def test_an_edited_asset_draws_the_data_again_and_trains_again(tmp_path, monkeyp
     with (assets / "classes.yaml").open("a") as file:
         file.write("# edited\n")
     assert study.fingerprint(BEST, 0) != before and Stale(study).data("v05")
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seeds: [010]", "010 is not a decimal number"),
+        ("lr: .nan", ".nan is not a finite number"),
+        ("lr: -.inf", "-.inf is not a finite number"),
+    ],
+)
+def test_numbers_that_yaml_reads_otherwise_are_refused(tmp_path, text, message):
+    path = tmp_path / "scale.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_yaml(path)
+
+
+def test_the_shipped_numbers_are_read_as_before():
+    assert load_study("mini").scale["train"]["lr"] == 0.02
+    assert load_study("mini").seeds == (0,)
+
+
+def test_tilde_is_the_home_folder_and_braces_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = load_study("smoke", overrides={"results": "~/r"})
+    assert study.paths.root == tmp_path / "r/smoke"
+    assert study.scale["datasets"]["v05"]["train"].startswith(f"{tmp_path}/r/smoke/")
+    with pytest.raises(UserError, match="has braces"):
+        load_study("smoke", overrides={"results": "{x}"})
+
+
+def test_another_checkout_around_the_working_directory_is_named(tmp_path):
+    assert notice_of_other_checkout(ROOT) is None and notice_of_other_checkout(tmp_path) is None
+    (tmp_path / "pcb").mkdir()
+    (tmp_path / "pcb/cli.py").touch()
+    (tmp_path / "Snakefile").touch()
+    assert str(tmp_path) in notice_of_other_checkout(tmp_path / "pcb")
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [("no_such_module:Loss", "no module 'no_such_module'"), ("json:Loss", "no class 'Loss'")],
+)
+def test_an_unknown_module_or_class_of_a_loss_is_named(tmp_path, loss, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"losses:\n  mine: {{class: '{loss}', title: Mine}}\n")
+    with pytest.raises(UserError, match=message):
+        load_study("smoke", overlay=path)
+
+
+def test_after_in_a_new_table_is_refused(tmp_path):
+    row = {"id": "a", "labels": ["x"], "run": BEST, "after": "b"}
+    table = {"title": "T", "claim": "C", "labels": ["L"], "columns": ["AP"], "rows": [row]}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps({"tables": {"table99": table}}))
+    with pytest.raises(UserError, match="`after` places a row in a shipped table"):
+        load_study("smoke", overlay=path)
+
+
+def test_a_failed_job_does_not_count_as_running(tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    log = study.paths.log(f"train/{BEST}/seed0")
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 3/24\n")
+    assert "epoch 3/24" in status(study)
+    log.write_text("epoch 3/24\nerror: no space\nfix: free it\n")
+    assert "fix: free it" not in status(study)

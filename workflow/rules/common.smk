@@ -48,7 +48,7 @@ def load(config):
             raise UserError(f"--config does not know: {unknown}", f"use {known}")
         overrides = {}
         if "results" in config:
-            overrides["results"] = str(config["results"])
+            overrides["results"] = folder(config["results"])
         if "seeds" in config:
             overrides["seeds"] = integers(config["seeds"])
         scale = config.get("scale", "mini")
@@ -58,10 +58,33 @@ def load(config):
         exit_with(error)
 
 
+def folder(value):
+    """The folder in `results=`, which Snakemake reads as YAML: empty is null, 007 a number.
+
+    Raises `UserError` where it is not a text.
+    """
+    if isinstance(value, str):
+        return value
+    raise UserError(
+        f"--config results= is read as {value!r}, not as a folder",
+        "write a path, such as results=./007",
+    )
+
+
 def integers(value):
-    """`0,1,2`, `[0,1,2]` or `0` as a list; the schema rejects items that are not integers."""
+    """`0,1,2`, `[0,1,2]` or `0` as a list; the schema rejects items that are not integers.
+
+    Raises `UserError` for digits that YAML reads as an octal number.
+    """
+    given = next((word for word in sys.argv if word.startswith("seeds=")), "")
+    if re.search(r"(?<![0-9])0[0-9]", given):
+        raise UserError(
+            f"--config {given}: a seed starts with 0, which YAML reads as octal",
+            "write it without the leading 0",
+        )
     items = value if isinstance(value, list) else str(value).split(",")
-    return [int(item) if str(item).strip().isdigit() else item for item in items]
+    is_integer = re.compile(r"\s*[0-9]+\s*").fullmatch
+    return [int(item) if is_integer(str(item)) else item for item in items]
 
 
 def exit_with(error):
@@ -85,12 +108,17 @@ ROOT = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
 
 
+def in_shell(path):
+    """A path as one word of a shell command in which Snakemake fills in what is in braces."""
+    return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
+
+
 # Every job is `pcb VERB …` of this checkout, on the study.json that this run wrote at its start.
 shell.prefix(
     "set -euo pipefail; "
-    f"export PYTHONPATH={shlex.quote(workflow.basedir)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
-    f'pcb() {{{{ {shlex.quote(sys.executable)} -m pcb "$1" '
-    f'--study {shlex.quote(str(paths.study))} "${{{{@:2}}}}"; }}}}; '
+    f"export PYTHONPATH={in_shell(workflow.basedir)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+    f'pcb() {{{{ {in_shell(sys.executable)} -m pcb "$1" '
+    f'--study {in_shell(paths.study)} "${{{{@:2}}}}"; }}}}; '
 )
 
 

@@ -30,7 +30,7 @@ CAPTIONS = "../report"
 rule gather:
     input:
         lambda w: table_results(w.target),
-        code=GATHER_CODE,
+        code=lambda _: GATHER_CODE,
     output:
         paths.gathered("{target}"),
     log:
@@ -52,7 +52,7 @@ rule gather:
 rule gather_page:
     input:
         lambda w: page_results(w.page),
-        code=GATHER_CODE + IMAGE_CODE,
+        code=lambda _: GATHER_CODE + IMAGE_CODE,
     output:
         paths.gathered("{page}"),
     log:
@@ -75,7 +75,7 @@ rule notebook:
     input:
         gathered=paths.gathered("{target}"),
         notebook=lambda w: str(ROOT / template(w.target)),
-        code=PAGE_CODE,
+        code=lambda _: PAGE_CODE,
     output:
         paths.notebook("{target}"),
         [paths.table("{target}", suffix) for suffix in ("md", "tex")],
@@ -115,7 +115,7 @@ rule page:
     input:
         gathered=paths.gathered("{page}"),
         notebook=lambda w: str(ROOT / template(w.page)),
-        code=PAGE_CODE,
+        code=lambda _: PAGE_CODE,
     output:
         paths.notebook("{page}"),
         paths.figure("{page}"),
@@ -143,7 +143,7 @@ rule gather_summary:
     input:
         table_results(*study.tables),
         lambda w: oracle_results() if w.summary == "protocols" else [],
-        code=GATHER_CODE,
+        code=lambda _: GATHER_CODE,
     output:
         paths.gathered("{summary}"),
     log:
@@ -165,7 +165,7 @@ rule summary:
     input:
         gathered=paths.gathered("{summary}"),
         notebook=lambda w: str(ROOT / template(w.summary)),
-        code=PAGE_CODE,
+        code=lambda _: PAGE_CODE,
     output:
         paths.notebook("{summary}"),
         html=report(
@@ -198,7 +198,7 @@ rule site:
         pages=rendered(*study.targets),
         metrics=table_results(*study.tables),
         oracle=oracle_results(),
-        code=CODE,
+        code=lambda _: CODE,
     output:
         paths.index,
         [

@@ -312,6 +312,8 @@ def check_repeat_factors(train: LVISIndex, factors: RepeatFactors) -> list[UserE
     )
     fix = (
         f"set train.rfs_threshold above {share:.2g}, the share of images that show the rarest class"
+        if share < 1
+        else "use `sampler: random` in the experiments: every image shows every class"
     )
     return [UserError(what, fix)]
 
