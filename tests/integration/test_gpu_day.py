@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,3 +80,13 @@ def test_sections_beyond_the_time_are_skipped():
 
 def test_the_time_limits_cover_every_section():
     assert gpu_day.LIMITS.keys() == gpu_day.SECTIONS.keys()
+
+
+def test_a_synchronisation_is_placed_in_this_package_or_another():
+    def of(name: str) -> str:
+        return gpu_day.place(SimpleNamespace(filename=name, lineno=7))
+
+    assert of(f"{ROOT}/pcb/losses/base.py") == "pcb/losses/base.py:7"
+    inside = f"{ROOT}/.venv/lib/python3.11/site-packages/mmdet/models/x.py"
+    assert of(inside) == "site-packages/mmdet/models/x.py:7"
+    assert of("/pcb/env/site-packages/torch/x.py") == "site-packages/torch/x.py:7"

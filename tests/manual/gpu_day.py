@@ -108,7 +108,8 @@ def operators(device: str) -> dict:
         pooled.square().mean().backward()
         grads.append(features.grad.clone())
     different = relative(grads[1], grads[0])
-    require(kept[0] == kept[1], "NMS keeps other boxes", {"kept": [len(k) for k in kept]})
+    others = len(set(kept[0]) ^ set(kept[1]))  # an IoU may be rounded to the other side of 0.5
+    require(others <= 2, "NMS keeps other boxes", {"kept": [len(k) for k in kept]})
     require(different < TOLERANCE, "RoIAlign has other gradients", different)
     return {
         "compiled_for": get_compiling_cuda_version(),
@@ -174,29 +175,27 @@ def train_loss(loss: Any, channels: int, classes: int, device: str, rois: int = 
 
 
 def heads(device: str) -> dict:
-    """Steps of the heads, and detections of a whole detector, are the same on both devices."""
+    """Features and classification of every step of the heads are the same on both devices."""
     import tiny
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False  # its convolutions round to 10 bits
     measured: dict[str, Any] = {}
     for loss, paradigm in (("softmax", "plain"), ("softmax", "iterative"), ("seesaw", "iterative")):
         torch.manual_seed(0)
         model = tiny.mask_rcnn(loss, paradigm, start_epoch=1, absent=range(tiny.C)).eval()
-        g = torch.Generator().manual_seed(1)
-        images = torch.randn(1, 3, 96, 96, generator=g)
+        images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
         sides = []
         for d in ("cpu", device):
-            model = model.to(d)
-            sample = tiny.sample().to(d)
+            model, head = model.to(d), model.roi_head
             with torch.no_grad():
                 features = model.extract_feat(images.to(d))
-                (found,) = model.predict(images.to(d), [sample], rescale=False)
-            sides.append(
-                [*(f.cpu() for f in features), found.pred_instances.scores.cpu().sort()[0]]
-            )
-        same = [a.shape == b.shape for a, b in zip(*sides, strict=True)]
-        require(all(same), f"{loss}, {paradigm}: another number of detections")
+                inputs = features[: head.bbox_roi_extractor.num_inputs]
+                pooled = head.bbox_roi_extractor(inputs, tiny.rois().to(d))
+                steps = head.steps(pooled) if hasattr(head, "steps") else [head.bbox_head(pooled)]
+            sides.append([*(f.cpu() for f in features), *(z.cpu() for z, _ in steps)])
         measured[f"{loss}, {paradigm}"] = max(relative(b, a) for a, b in zip(*sides, strict=True))
+    torch.backends.cudnn.allow_tf32 = True
     wrong = [name for name, value in measured.items() if not value < TOLERANCE]
     require(not wrong, f"differ by more than {TOLERANCE}: {', '.join(wrong)}", measured)
     return {"relative_difference": measured}
@@ -292,15 +291,17 @@ def synchronisations(device: str) -> dict:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    where = Counter(
-        f"{re.sub(r'^.*?/(?=(site-packages|pcb|tests)/)', '', w.filename)}:{w.lineno}"
-        for w in caught
-        if "synchroni" in str(w.message)
-    )
-    ours = {place: count for place, count in where.items() if place.startswith("pcb/")}
+    where = Counter(place(w) for w in caught if "synchroni" in str(w.message))
+    ours = {name: count for name, count in where.items() if name.startswith("pcb/")}
     measured = {"in_all": sum(where.values()), "places": dict(where.most_common(40)), "ours": ours}
     require(not ours, f"{sum(ours.values())} synchronisations in this package", measured)
     return measured
+
+
+def place(warning: warnings.WarningMessage) -> str:
+    """File and line of a warning: `pcb/…` of this package, `site-packages/…` of others."""
+    name = warning.filename.removeprefix(f"{ROOT}/")
+    return f"{re.sub(r'^.*(?=site-packages/)', '', name)}:{warning.lineno}"
 
 
 def speed(device: str) -> dict:
