@@ -21,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -231,15 +231,19 @@ def _remove_abandoned(folder: Path) -> None:
 def sweep(*folders: Path) -> int:
     """Delete the unfinished files that killed processes left below some folders.
 
-    Only for folders that no process writes.
+    Only for folders in which no job works. A younger file than a minute stays: it may be of a
+    command that is no job, such as `pcb plan`.
 
     Returns:
-        Number of files.
+        Number of deleted files.
     """
-    found = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
+    count = 0
+    for path in (path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")):
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > 60:
+                path.unlink()
+                count += 1
+    return count
 
 
 @contextmanager
