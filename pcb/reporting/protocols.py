@@ -191,8 +191,9 @@ def claim_grid(page: dict) -> list[dict]:
     for claim in page["claims"]:
         if claim["kind"] != DIRECTION:
             continue
-        of = {p: claim["verdicts"].get(p, {}).get("verdict", NOT_RUN) for p in page["protocols"]}
-        cells = [(of[p], of[p] != of["lvis"]) for p in page["protocols"]]
+        scored = claim["verdicts"]["lvis"]  # a claim about proposals has no other
+        of = [claim["verdicts"].get(p, scored)["verdict"] for p in page["protocols"]]
+        cells = [(found, found not in (scored["verdict"], NOT_RUN)) for found in of]
         changes = any(changed for _, changed in cells)
         out.append({**claim, "cells": cells, "changes": changes})
     return out
@@ -265,33 +266,33 @@ def density_plot(page: dict) -> Plot:
 def conclusions(page: dict) -> list[str]:
     """What hangs on the protocol and what does not, from the verdicts on effects and claims."""
     stable: dict[str, list[str]] = {}
-    changing = []
+    changing: dict[str, list[str]] = {}
     for row, metric in product(page["rows"], EFFECTS):
         of = {p: row["effects"][p][metric] for p in page["protocols"] if row["effects"]}
         of = {p: found for p, found in of.items() if found["verdict"] != NOT_RUN}
-        if len(of) < 2:
+        if len(of) < 2 or "lvis" not in of:
             continue
-        name = f"{row['method']} on {row['sampler']}"
-        by_verdict: dict[str, list[str]] = {}
-        for protocol, found in of.items():
-            text = f"{style.PROTOCOLS[protocol]} ({signed(found['margin'])})"
-            by_verdict.setdefault(found["verdict"], []).append(text)
-        if len(by_verdict) == 1:
-            margins = [found["margin"] for found in of.values()]
-            between = f"{signed(min(margins))} to {signed(max(margins))}"
-            [verdict] = by_verdict
-            kind = f"{style.name(metric)} {WORDS[verdict]}"
-            stable.setdefault(kind, []).append(f"{name} ({between})")
+        scored, name = of["lvis"], f"{row['method']} on {row['sampler']}"
+        kind = f"{style.name(metric)} {WORDS[scored['verdict']]}"
+        margins = [found["margin"] for found in of.values()]
+        others = [
+            f"{style.PROTOCOLS[protocol]}: {WORDS[found['verdict']].removeprefix('is ')} "
+            f"{signed(found['margin'])}"
+            for protocol, found in of.items()
+            if found["verdict"] != scored["verdict"]
+        ]
+        if others:
+            text = f"{name} ({signed(scored['margin'])}; {', '.join(others)})"
+            changing.setdefault(kind, []).append(text)
         else:
-            parts = (
-                f"{WORDS[verdict]} under {', '.join(texts)}"
-                for verdict, texts in by_verdict.items()
-            )
-            changing.append(
-                f"Hangs on the protocol: {name}, {style.name(metric)} {'; '.join(parts)}."
-            )
+            between = f"{signed(min(margins))} to {signed(max(margins))}"
+            stable.setdefault(kind, []).append(f"{name} ({between})")
     out = [f"Under every protocol {kind}: {', '.join(names)}." for kind, names in stable.items()]
-    out += [*changing, *crossings(page)]
+    out += [
+        f"Under LVIS's rule {kind}, but not under every other: {'; '.join(names)}."
+        for kind, names in changing.items()
+    ]
+    out += crossings(page)
     judged = [
         claim
         for claim in claim_grid(page)

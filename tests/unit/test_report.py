@@ -565,7 +565,8 @@ def test_the_page_of_protocols_tells_stable_effects_from_others(tmp_path):
     assert ["Random", "plain", 3] in page["limits"]["short"]
     text = " ".join(protocols.conclusions(page))
     assert "Under every protocol AP_r rises: MS on Random (+1.0 to +1.0), NorCal on Random" in text
-    assert "CM on Random, AP_r rises under LVIS's rule (+5.0); falls under every absent" in text
+    assert "Under LVIS's rule AP_r rises, but not under every other: CM on Random (+5.0; " in text
+    assert "every absent class verified: falls −2.0)" in text
     assert "the gain is gone where 100% of the absent classes are verified, −2.0 with all" in text
     marks = {(row["sampler"], row["method"]): row["cells"][1] for row in protocols.grid(page)}
     assert marks["Random", "CM"] == ("25.0", "±0.0", "↑") and marks["RFS", "plain"][2] == ""
