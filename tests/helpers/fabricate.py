@@ -37,7 +37,7 @@ def evaluated(study, run, seed=0, split="val"):
 
 
 def fabricate(study, run, seed=0, **metrics):
-    """Write metrics.json, run.json and confusion.npz of one run.
+    """Write metrics.json, run.json and the files of the confusion matrix of one run.
 
     `metrics` are values of every variant; the others are 90, 91, ... in the order of `METRICS`.
     """
@@ -66,6 +66,9 @@ def fabricate(study, run, seed=0, **metrics):
         },
     )
     write_confusion(study, run, seed, np.random.default_rng(0).dirichlet(np.ones(12), 12))
+    shape = {"image": 0, "label": 0, "image_sums": (0, 12)}
+    arrays = {name: np.zeros(size) for name, size in shape.items()}
+    np.savez(study.paths.confusion_images(run, seed), **arrays)
 
 
 def resample(study, run, seed, bootstrap):
