@@ -190,11 +190,22 @@ class Contents:
 
     def _look(self, dataset: str) -> dict[str, str]:
         """Split -> digest of its images as they are now."""
-        folder, known = self._image_folder(dataset), self._known_images(dataset)
+        folder = str(self._image_folder(dataset))
         out = {}
         for split, entry in self._listing(dataset).items():
-            paths = [folder / name for name in entry["file"]]
-            digests = self._digests(dataset, paths, list(map(stat_of, paths)), known)
+            paths = [f"{folder}/{name}" for name in entry["file"]]
+            digests = list(entry["digest"])
+            stats = [stat_of(path) for path in paths]  # 100,000 of them take a fraction of a second
+            changed = [
+                position
+                for position, (stat, known) in enumerate(zip(stats, entry["stat"], strict=True))
+                if stat is None or list(stat) != known
+            ]
+            read = in_full if self.is_generated(dataset) else sampled
+            with ThreadPoolExecutor(READERS) as pool:
+                found = pool.map(read, [paths[position] for position in changed])
+                for position, digest in zip(changed, found, strict=True):
+                    digests[position] = digest
             out[split] = _digest_of(entry["id"], digests)
         return out
 

@@ -5,7 +5,7 @@ import numpy as np
 from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.study import METRICS, fingerprint, load_study
 from pcb.study.records import read_record, write_record
-from pcb.study.variants import GAMMA_SPLITS, ORACLE_PARTS, detected_variants, gamma_split
+from pcb.study.variants import ORACLE_PARTS, detected_variants, gamma_split
 
 RFS_PCB = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
 SOFTMAX = "v05_r50_random_softmax_plain"
@@ -103,7 +103,7 @@ def finish(study):
             write_record(paths.trunk(trunk, seed), record)
         for run in study.experiments:
             fabricate(study, run, seed)
-            for split in ("val", *GAMMA_SPLITS):
+            for split in ("val", gamma_split(study, run)):
                 variants = {"variants": detected_variants(study, run, split)}
                 manifest = evaluated(study, run, seed, split) | variants
                 write_record(paths.detections(run, seed, split), manifest)
