@@ -62,6 +62,38 @@ def test_cached_features_equal_those_of_an_uncached_detector(setting, model, pre
             assert torch.equal(proposals[i].bboxes, found.bboxes)
 
 
+def test_both_versions_of_an_image_are_cached(setting, model):
+    """Flipped and not, they have the same id and shape."""
+    image, sample = setting.batch["inputs"][0], setting.batch["data_samples"][0]
+    samples = [copy.deepcopy(sample) for _ in range(2)]
+    for flip, version in enumerate(samples):
+        version.set_metainfo({"flip": bool(flip)})
+    batch = {"inputs": [image, image.flip(-1)], "data_samples": samples}
+    prepared = model.data_preprocessor(batch, training=True)
+    images, samples = prepared["inputs"], prepared["data_samples"]
+    assert torch.equal(images[1], images[0].flip(-1)) and not torch.equal(*images)
+    features, _ = model.extract_and_propose(images, samples, TRAINING)
+    assert len(model.cache[TRAINING]) == 2 and not torch.equal(*features[0])
+
+
+def test_detection_uses_the_test_settings_of_the_rpn(model, prepared):
+    model.train_cfg.rpn_proposal.max_per_img, model.test_cfg.rpn.max_per_img = 7, 5
+    images, samples = prepared["inputs"][:1], prepared["data_samples"][:1]
+    found = {
+        split: len(model.extract_and_propose(images, samples, split)[1][0])
+        for split in (TRAINING, "val")
+    }
+    assert found == {TRAINING: 7, "val": 5}
+
+
+def test_other_settings_of_the_rpn_have_another_cache_file(model, tmp_path):
+    model.cache_folder, model.images_digest = str(tmp_path), "digest of the images"
+    before = {split: model.cache_file(split) for split in (TRAINING, "val")}
+    model.test_cfg.rpn.nms_pre += 1
+    assert model.cache_file(TRAINING) == before[TRAINING]
+    assert model.cache_file("val") not in before.values()
+
+
 def test_losses_are_the_same_with_a_filled_and_an_empty_cache(model, prepared):
     computed = losses(model, prepared)
     assert len(model.cache[TRAINING]) == 8

@@ -83,6 +83,20 @@ def test_a_branch_loads_its_own_matrix_from_the_bank_of_its_trunk():
         ConfusionMatrix(C, 0.5).load_state_dict(trunk.state_dict())
 
 
+def test_a_bank_is_not_loaded_if_the_checkpoint_lacks_one_of_its_momenta():
+    trunk = ConfusionMatrix(C, [0.9, 0.99], active=0)
+    trunk.update(*positives())
+    with pytest.raises(UserError, match=r"0\.5"):
+        ConfusionMatrix(C, [0.9, 0.5], active=0).load_state_dict(trunk.state_dict())
+
+
+def test_seen_counts_positives_not_batches():
+    matrix = ConfusionMatrix(C)
+    for _ in range(2):
+        matrix.update(torch.full((4, C), 1 / C), torch.tensor([3, 1, 3, 3]))
+    assert matrix.seen.tolist() == [0, 2, 0, 6, 0, 0]
+
+
 def test_a_loaded_matrix_continues_identically(tmp_path):
     one, two = ConfusionMatrix(C, [0.9, 0.99], active=0), ConfusionMatrix(C, [0.9, 0.99], active=0)
     for i in range(3):

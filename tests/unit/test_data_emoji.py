@@ -66,6 +66,19 @@ def test_another_seed_gives_other_scenes(tmp_path):
     assert set(first.values()).isdisjoint(second.values())
 
 
+def test_another_seed_combines_classes_to_other_scenes():
+    """Not only sprites and their places: which classes meet in an image depends on the seed."""
+
+    def names(recipe):
+        scenes = plan(recipe, "v05")
+        return {split: [sorted(o.name for o in s) for s in scenes[split]] for split in scenes}
+
+    first, second = names(TINY), names(replace(TINY, seed=1))
+    assert names(TINY) == first
+    for split in first:
+        assert first[split] != second[split]
+
+
 def test_bytes_equal_the_committed_digests():
     """JPEG files are compared where the installed encoder is the locked one."""
     files = load(tiny("v05") / "manifest.json")["files"]

@@ -9,8 +9,12 @@ from operator import itemgetter
 import numpy as np
 import pytest
 from datasets import SAMPLE, by_hand, load, needs_sample, tiny
+from mmdet.datasets import CocoDataset
+from msgspec import Raw
 
+from pcb import frequency
 from pcb.data.lvis import index as module
+from pcb.data.lvis.annotations import Annotation, Image, is_usable
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 
@@ -63,6 +67,52 @@ def test_v1_images_are_found_by_their_url_or_in_a_flat_folder(tmp_path, where):
     (tmp_path / where).touch()
     index = LVISIndex(by_hand(tmp_path / "val.json", v1), tmp_path)
     assert index.version == "v1.0" and index.image_paths[7] == tmp_path / where
+
+
+def test_categories_are_sorted_by_id(tmp_path):
+    file = by_hand(tmp_path / "a.json", lambda content: content["categories"].reverse())
+    assert LVISIndex(file).classes == ("dove", "owl")
+    assert LVISIndex(file).labels == [(1,), (0,)]
+
+
+def is_trained_on(annotation) -> bool:
+    """Whether MMDetection makes an instance of an annotation in an image of 100x80."""
+    data = CocoDataset.__new__(CocoDataset)
+    data.data_prefix, data.return_classes = {"img": ""}, False
+    data.cat_ids, data.cat2label = [1], {1: 0}
+    image = {"img_id": 7, "file_name": "a.jpg", "width": 100, "height": 80}
+    parsed = data.parse_data_info({"raw_img_info": image, "raw_ann_info": [annotation]})
+    return bool(parsed["instances"])
+
+
+@pytest.mark.parametrize(
+    "bbox, area, usable",
+    [
+        ([10, 10, 1, 20], 5, True),
+        ([10, 10, 20, 1], 5, True),
+        ([10, 10, 0.99, 20], 5, False),
+        ([10, 10, 20, 0.99], 5, False),
+        ([10, 10, 20, 20], 0, False),
+        ([10, 10, 20, 20], 0.01, True),
+        ([-20, 10, 20, 20], 5, False),  # it only touches the image
+        ([10, -20, 20, 20], 5, False),
+        ([100, 10, 20, 20], 5, False),
+        ([10, 80, 20, 20], 5, False),
+        ([99, 79, 20, 20], 5, True),
+    ],
+)
+def test_the_annotations_that_mmdet_trains_on_are_usable(bbox, area, usable):
+    entry = {"id": 1, "image_id": 7, "category_id": 1, "bbox": bbox, "area": area}
+    annotation = Annotation(**entry, segmentation=Raw(b"[]"))
+    assert is_usable(annotation, Image(id=7, width=100, height=80)) == usable
+    assert is_trained_on({**entry, "segmentation": []}) == usable
+
+
+@pytest.mark.parametrize(
+    "images, group", [(1, "r"), (10, "r"), (11, "c"), (100, "c"), (101, "f"), (2000, "f")]
+)
+def test_groups_are_those_of_lvis_at_their_bounds(images, group):
+    assert frequency.group(images) == group
 
 
 def test_groups_come_from_the_file_else_from_counts(tmp_path):

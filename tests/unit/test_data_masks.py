@@ -55,6 +55,25 @@ def test_each_step_equals_that_of_bitmap_masks(step):
     assert np.array_equal(ours.areas, theirs.areas)
 
 
+@pytest.mark.parametrize("step", ["pad", "vertical", "diagonal", "all"])
+def test_a_mask_that_touches_all_edges_keeps_its_border(step):
+    bitmaps = np.zeros((5, 37, 53), np.uint8)
+    bitmaps[:, [0, -1]] = bitmaps[:, :, [0, -1]] = 1
+    ours = STEPS[step](WindowMasks.from_bitmaps(list(bitmaps), (37, 53)).pad((41, 59)))
+    theirs = STEPS[step](BitmapMasks(bitmaps, 37, 53).pad((41, 59)))
+    assert np.array_equal(ours.to_ndarray(), theirs.to_ndarray()) and ours.areas.all()
+
+
+def test_a_target_that_is_half_covered_is_mask():
+    bitmap = np.zeros((8, 8), np.uint8)
+    bitmap[:, ::2] = 1  # each cell of a 4x4 target averages two columns, one of them 1
+    box, index = np.array([[0, 0, 8, 8]], np.float32), np.array([0])
+    for masks in (WindowMasks.from_bitmaps([bitmap], (8, 8)), BitmapMasks(bitmap[None], 8, 8)):
+        targets = masks.crop_and_resize(box, (4, 4), index, binarize=False).masks
+        assert (targets == 0.5).all()
+        assert masks.crop_and_resize(box, (4, 4), index).masks.all()
+
+
 def pipeline(load):
     return [
         dict(type="LoadImageFromFile"),

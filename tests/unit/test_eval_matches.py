@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pcb.evaluation.ground_truth import GroundTruth
+from pcb.evaluation.matches import _Overlaps as Overlaps
 from pcb.evaluation.matches import group_means, match, match_columns
 from pcb.evaluation.score import evaluate
 from pcb.evaluation.shards import BOX, SCORE, Rows, Shards, ShardWriter
@@ -136,6 +137,21 @@ def test_columns_of_shards_are_matched_alone_or_together(tmp_path):
         np.testing.assert_array_equal(alone.hits, matches.hits)
         reference = evaluate(gt, shards, column, iou_type)
         assert_equal(matches.average_precision(), matches.groups, reference)
+
+
+def test_an_iou_equal_to_a_threshold_is_a_hit():
+    ious = np.array([[np.nextafter(0.5, 0)], [0.5], [0.55], [1.0]])
+    overlaps = Overlaps([(np.array([row]), iou[None]) for row, iou in enumerate(ious)], len(ious))
+    hits = overlaps.hits(np.full(len(ious), 0.9))
+    assert [int(h).bit_count() for h in hits] == [0, 1, 2, 10]
+
+
+def test_a_score_equal_to_the_limit_does_not_count(tmp_path):
+    truth = oracle.federated_set(11)
+    matches = match(saved(tmp_path, truth), oracle.perturbed(truth, 11), "plain", "bbox")
+    limit = np.median(matches.score[matches.counted()])
+    counted = matches.score[matches.counted(score_thr=limit)]
+    assert limit in matches.score and counted.min() > limit
 
 
 def test_without_detections_ap_is_0_where_there_is_ground_truth(tmp_path):

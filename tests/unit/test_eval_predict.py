@@ -248,6 +248,13 @@ def iou(a, b):
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
+def test_an_iou_of_exactly_one_half_is_a_match():
+    truth = torch.tensor([[0.0, 0, 4, 4]])
+    proposals = torch.tensor([[0.0, 0, 4, 2], [0, 0, 4, 1.9], [0, 0, 4, 4]])
+    rows, classes = match(proposals, truth, torch.tensor([7]))
+    assert rows.tolist() == [0, 2] and classes.tolist() == [7, 7]
+
+
 def test_no_proposal_or_no_object_adds_nothing():
     some, none = torch.rand(3, 4), torch.zeros(0, 4)
     labels = torch.tensor([0, 1, 2])

@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 
 from pcb.inference import multi_variant_nms as module
 from pcb.inference.mask_rle import compress_runs, encode_masks, find_runs
-from pcb.inference.multi_variant_nms import multi_variant_nms
+from pcb.inference.multi_variant_nms import greedy_nms, multi_variant_nms
 
 SIZES = [(40, 12, 12), (40, 12, 1), (150, 90, 90)]  # the last is over mmcv's split_thr
 
@@ -60,8 +60,27 @@ def test_multi_variant_nms_selects_what_mmdet_selects(
     assert (~selected[0].isnan()).sum() > 15 and selected[2].isnan().all()
 
 
+def test_a_score_equal_to_the_threshold_is_not_detected():
+    boxes = torch.tensor([[[0.0, 0, 9, 9]], [[20, 20, 29, 29]], [[40, 40, 49, 49]]])
+    scores = torch.tensor([[0.25, 0.0], [0.5, 0.0], [0.125, 0.0]])
+    nms = {"type": "nms", "iou_threshold": 0.5}
+    cfg = ConfigDict(score_thr=0.25, nms=nms, max_per_img=10)
+    assert multi_variant_nms(boxes, {"plain": scores}, cfg)[0].tolist() == [1]
+    assert multiclass_nms(boxes.squeeze(1), scores, 0.25, nms, 10)[0][:, -1].tolist() == [0.5]
+
+
+def test_ties_of_nms():
+    """An IoU equal to the threshold suppresses nothing; of equal scores the first wins."""
+    boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1], [8, 8, 10, 9], [8, 8, 10, 9]])
+    scores = torch.tensor([[0.9, 0.8, 0.5, 0.5]])
+    labels, shift = torch.zeros(4, dtype=torch.long), torch.tensor([11.0])
+    kept = greedy_nms(boxes, labels, shift, scores, scores > 0, iou_threshold=0.5)
+    assert kept.tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
 @pytest.mark.parametrize("height, width", [(96, 96), (80, 120), (333, 500)])
-def test_encoded_masks_are_those_that_mmdet_pastes(height, width):
+def test_encoded_masks_are_those_that_mmdet_pastes(height, width, threshold):
     torch.manual_seed(0)
     size, k = torch.tensor([width, height]), 40
     corner = torch.rand(k, 2) * size * 0.8
@@ -83,11 +102,12 @@ def test_encoded_masks_are_those_that_mmdet_pastes(height, width):
         boxes.clone(),
         None,
         {"scale_factor": (1.0, 1.0), "ori_shape": (height, width)},
-        SimpleNamespace(mask_thr_binary=0.5),
+        SimpleNamespace(mask_thr_binary=threshold),
         rescale=True,
     )
     sizes = torch.tensor([[height, width]]).repeat(k, 1)
-    assert encode_masks(logits.sigmoid(), boxes, sizes, 0.5) == coco_counts(expected.numpy())
+    found = encode_masks(logits.sigmoid(), boxes, sizes, threshold)
+    assert found == coco_counts(expected.numpy())
     assert expected[0].float().mean() > 0.98
     assert expected[4, :, 20].all() and not expected[5].any()
 

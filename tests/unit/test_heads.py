@@ -12,7 +12,7 @@ from tiny import C, D, mask_rcnn, roi_head, rois, sample, sampling
 
 import pcb.mmdet
 from pcb.errors import UserError
-from pcb.heads.loce import FeatureMemory, mean_scores
+from pcb.heads.loce import FeatureMemory, jitter_boxes, mean_scores
 from pcb.training.memory_format import make_outputs_readable
 
 EXPERIMENTS = [  # every combination of the paper
@@ -62,8 +62,9 @@ def test_identity_start_begins_at_the_first_feature():
     assert torch.equal(head.refine(x, z, b), x)
 
 
-def test_the_last_loss_trains_the_first_step():
-    head = roi_head()
+@pytest.mark.parametrize("kind", ["IterativeRoIHead", "RefinementRoIHead"])
+def test_the_last_loss_trains_the_first_step(kind):
+    head = roi_head(kind)
     steps = head.steps(torch.randn(4, D, 7, 7))
     for prediction in steps[0]:
         prediction.retain_grad()
@@ -98,6 +99,17 @@ def test_losses_are_weighted_over_steps(regression, agnostic):
     expected = box[-1] if regression == "last" else weighted(box)
     torch.testing.assert_close(losses["loss_bbox"], expected)
     assert set(losses) == {"loss_cls", "loss_bbox", "acc"}
+
+
+def test_the_loss_of_sampled_rois_is_that_of_the_steps_in_order():
+    head = roi_head(alpha=0.0, step_weights=(0.1, 0.3, 0.6), regression="each")
+    x = (torch.randn(1, D, 24, 24),)
+    found = head.bbox_loss(x, [sampling()])["loss_bbox"]
+    targets = head.bbox_head.get_targets([sampling()], head.train_cfg)
+    expected = head.step_losses(head.step_predictions(x, rois()), rois(), *targets)
+    assert {key: value.item() for key, value in found.items()} == pytest.approx(
+        {key: value.item() for key, value in expected.items()}
+    )
 
 
 def test_each_step_updates_the_matrix_in_order():
@@ -202,6 +214,8 @@ def test_deep_supervision_classifies_three_depths():
         torch.testing.assert_close(z, truth)
         torch.testing.assert_close(b, head.bbox_head.fc_reg(h2))
     torch.testing.assert_close(head.steps(x)[-1], head.bbox_head(x))
+    for layer in head.aux_cls:
+        assert 0.005 < layer.weight.std() < 0.02 and not layer.bias.any()
     with pytest.raises(UserError):
         roi_head("DeepSupervisionRoIHead", regression="each")
 
@@ -236,6 +250,32 @@ def test_loce_overwrites_the_oldest_features():
     assert torch.equal(features.flatten(), targets[:, 0])
     empty = FeatureMemory(3, 4, (1, 1, 1)).draw(torch.ones(3), 8, 4)
     assert [len(x) for x in empty] == [0, 0, 0]
+
+
+def test_loce_keeps_the_newest_of_more_features_than_it_holds():
+    memory, values = FeatureMemory(2, 3, (1, 1, 1)), torch.arange(5.0)
+    memory.write(values.view(5, 1, 1, 1), values[:, None].expand(5, 4), torch.ones(5).long())
+    assert sorted(memory.features[1].flatten().tolist()) == [2, 3, 4]
+    assert torch.equal(memory.features[1].flatten(), memory.targets[1, :, 0])
+
+
+def test_loce_moves_sides_by_up_to_a_sixth_of_their_length():
+    boxes = torch.tensor([[10.0, 20, 70, 50], [0, 0, 12, 120]])
+    moved = jitter_boxes(boxes, 1000).view(2, 1000, 4) - boxes[:, None]
+    bound = torch.tensor([[10.0, 5, 10, 5], [2, 20, 2, 20]])
+    for reach in (moved.amax(1), -moved.amin(1)):
+        assert (reach <= bound + 1e-4).all() and (reach > 0.98 * bound).all()
+
+
+def test_loce_trains_on_stored_features_of_the_class_with_the_low_score():
+    model = mask_rcnn("loce")
+    head, drawn = model.roi_head, []
+    head.classes, draw = 1, head.memory.draw
+    head.memory.draw = lambda *args: drawn.append(draw(*args)) or drawn[-1]
+    for _ in range(3):
+        head.bbox_head.loss_cls.scores[[0, 4]] = torch.tensor([1.0, 1e-6])
+        model.loss(torch.rand(1, 3, 96, 96), [sample()])  # an object of class 0, one of class 4
+    assert [labels.unique().tolist() for _, _, labels in drawn] == [[4]] * 3
 
 
 def test_loce_draws_low_scoring_classes_more_often():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pcb.errors import UserError
-from pcb.losses import PCBCrossEntropyLoss
+from pcb.losses import PCBCrossEntropyLoss, PCBEQLv2Loss, PCBSeesawLoss
 
 C, N, R = 5, 24, 3
 
@@ -99,6 +99,16 @@ def test_pcb_becomes_active_in_epoch_17_once_every_class_has_been_seen():
     fewer.set_epoch(17)
     fewer(z, torch.tensor([0, 1, 2, 3, 5]))
     assert fewer.pcb.is_active
+
+
+@pytest.mark.parametrize(
+    "loss, alpha", [(PCBCrossEntropyLoss, 0.4), (PCBEQLv2Loss, 0.2), (PCBSeesawLoss, 0.05)]
+)
+def test_the_defaults_are_those_of_the_paper(loss, alpha):
+    """α of each classifier, γ = 0.99, three steps, "after the 16th epoch"."""
+    pcb = loss(C).pcb
+    assert (pcb.alpha, pcb.num_steps, pcb.start_epoch) == (alpha, 3, 17)
+    assert pcb.confusion.momenta.tolist() == [0.99]
 
 
 def test_gate_epoch_does_not_wait_for_unseen_classes():

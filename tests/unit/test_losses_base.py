@@ -196,6 +196,12 @@ def test_bags_groups_by_instances():
     assert BAGSLoss(3, [1, 2, 3]).get_cls_channels(3) == 3 + 1 + 2  # empty groups do not exist
 
 
+def test_bags_edges_are_the_smallest_counts_of_the_later_groups():
+    loss = BAGSLoss(7, [9, 10, 99, 100, 999, 1000, 5000])
+    groups = [loss.group(g)[0].tolist() for g in range(loss.num_groups)]
+    assert groups == [[0], [1, 2], [3, 4], [5, 6]]
+
+
 def test_bags_is_a_sum_of_group_softmaxes():
     loss = bags(others_ratio=1e9).double()  # all other RoIs are drawn: nothing is random
     g = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from matplotlib.text import Text
 import pcb.reporting
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import write_bootstrap
+from pcb.evaluation.confusion_metrics import Confusion
 from pcb.reporting import captions, findings, plots, protocols, style, tables
-from pcb.reporting.claims import count_verdicts, label, verdicts
+from pcb.reporting.claims import count_verdicts, decides, label, matrix_entry, verdicts
 from pcb.reporting.findings import COLUMNS, changes
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import cells
@@ -263,6 +265,29 @@ def test_claims_on_a_page_rest_on_its_own_runs(tmp_path):
     empty = gathered(study_in(tmp_path / "empty"), "table06").claims
     assert {claim["ours"]["verdict"] for claim in empty} == {"not run"}
     assert "holds" in {claim["paper"]["verdict"] for claim in empty}
+
+
+def test_a_claim_over_two_tables_is_on_the_page_that_has_all_of_its_runs(tmp_path):
+    study = study_in(tmp_path)
+    pages = {
+        claim.id: [table for table in claim.tables if decides(study, table, claim)]
+        for claim in study.claims
+        if len(claim.tables) > 1
+    }
+    # Tables 2 and 3 share runs; Table 10's base is in no other table.
+    assert pages["seesaw-rare"] == ["table03"] and pages["iterative-makes-room"] == []
+
+
+def test_an_entry_of_the_matrix_is_a_row_predicted_as_a_column():
+    matrix = np.array([[0.5, 0.3, 0.2], [0.1, 0.9, 0.0], [0.0, 0.0, 0.0]])
+    found = Confusion(matrix, np.array([4, 4, 0]), ["dove", "owl", "T-shirt"], ["r"] * 3, [1] * 3)
+    results = SimpleNamespace(confusion=lambda run, seed: found)
+    entries = [
+        matrix_entry(results, "run", 0, metric)
+        for metric in ("M[dove>owl]", "M[owl>dove]", "M[T-shirt>owl]", "M[dove>polo]")
+    ]
+    # A class without a proposal has no row, and a class that the data set lacks no entry.
+    assert entries == [pytest.approx(30), pytest.approx(10), None, None]
 
 
 def test_claims_on_the_matrix_are_judged_over_seeds(tmp_path):

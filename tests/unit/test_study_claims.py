@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import stdtrit
@@ -212,6 +214,15 @@ def test_sizes_are_judged_only_where_comparable():
     direction = Claim.read({**SIZED, "checks": [{**HIGHER, "by": -0.1}]})
     assert direction.kind == "direction"
     assert evaluate(direction, numbers, comparable=False)[0] == HOLDS
+
+
+def test_one_failing_check_fails_a_claim_whatever_the_others_are():
+    checks = [HIGHER, {"metric": "AP", "higher": A, "lower": C}, {**HIGHER, "higher": C}]
+    claim = Claim.read({**SIZED, "checks": checks})
+    status, found = evaluate(claim, values(a=[21.0], b=[21.0], c=[22.0]))
+    assert [v.status for v in found] == [WITHIN_NOISE, FAILS, HOLDS] and status == FAILS
+    two = replace(claim, checks=(claim.checks[0], claim.checks[2]))
+    assert evaluate(two, values(a=[21.0], b=[21.0], c=[22.0]))[0] == WITHIN_NOISE
 
 
 def test_a_claim_of_both_kinds_is_refused(study):
