@@ -113,6 +113,7 @@ def write_detections(study, run, found):
         {
             **evaluated(study, run),
             "folder": path.stem,
+            "limits": {"per_image": 300, "score_thr": 0.0},
             "shards": writer.finish(shards),
         },
     )

@@ -192,6 +192,10 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     }
     for path, record in records.items():
         write_record(path, {**evaluated(study, done), "sha256": weights, **record})
+    dev = {"images": 24, "seconds": 3.0, "folder": "detections-dev"}  # for NorCal's γ
+    write_record(
+        study.paths.detections(done, 0, "dev"), {**evaluated(study, done, split="dev"), **dev}
+    )
     log = study.paths.log(f"train/{running}/seed0")
     log.parent.mkdir(parents=True)
     log.write_text(f"{running}  epoch 3/24\n")
