@@ -74,7 +74,13 @@ class Stale:
     def weights(self, backbone: str) -> str | None:
         """Starting weights (BACKBONE.pth, by the record beside it)."""
         study, path = self.study, self.study.paths.weights_record(backbone)
-        return self._recorded(path, fingerprint(study.pretrain_job(backbone)))
+        if reason := self._recorded(path, fingerprint(study.pretrain_job(backbone))):
+            return reason
+        weights = study.paths.weights(backbone)
+        if path.exists() and weights.exists():
+            found = study.contents.of_file(weights)
+            return None if found == (read_record(path) or {}).get("sha256") else "damaged"
+        return None
 
     @_reason
     def trunk(self, run: str, seed: int) -> str | None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from pcb.evaluation.bootstrap import write_bootstrap
+from pcb.files import sha256
 from pcb.study import METRICS, fingerprint, load_study
 from pcb.study.records import read_record, write_record
 from pcb.study.variants import ORACLE_PARTS, detected_variants, gamma_split
@@ -95,8 +96,11 @@ def finish(study):
         write_record(paths.data_check(dataset), report)
     for backbone in study.scale["backbones"]:
         job = fingerprint(study.pretrain_job(backbone))
-        write_record(paths.weights_record(backbone), {"fingerprint": job})
-        paths.weights(backbone).touch()
+        path = paths.weights(backbone)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        record = {"fingerprint": job, "sha256": sha256(path)}
+        write_record(paths.weights_record(backbone), record)
     for seed in study.seeds:
         for trunk in study.trunks:
             record = {"fingerprint": study.fingerprint(trunk, seed), "sha256": f"trunk of {trunk}"}

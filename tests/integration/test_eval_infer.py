@@ -342,7 +342,8 @@ def test_norcal_has_the_best_gamma_of_val_and_norcal_dev_that_of_dev(copied):
 def test_norcal_without_gamma_0_can_be_worse_than_its_base(copied):
     study, _ = copied
     both = ["plain", "norcal", "norcal-positive"]
-    columns = infer.infer(study, RUN, 0, variants=both)["columns"]
+    study.variants = lambda run: both
+    columns = infer.infer(study, RUN, 0)["columns"]
     assert (
         columns == score_columns(both) == ["plain", *(f"norcal-{g / 10:g}" for g in range(1, 11))]
     )

@@ -15,7 +15,7 @@ import pytest
 from pcb.cli import notice_of_other_checkout
 from pcb.data.lvis.check import check
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import ROOT, sha256
 from pcb.planning.stale import Stale
 from pcb.planning.status import status
 from pcb.study import Study, contents, fingerprint, load_study
@@ -343,3 +343,15 @@ def test_a_failed_job_does_not_count_as_running(tmp_path):
     assert "epoch 3/24" in status(study)
     log.write_text("epoch 3/24\nerror: no space\nfix: free it\n")
     assert "fix: free it" not in status(study)
+
+
+def test_damaged_starting_weights_are_made_again(own):
+    study = own()
+    path = study.paths.weights("r50")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"copied weights")
+    record = {"fingerprint": fingerprint(study.pretrain_job("r50")), "sha256": sha256(path)}
+    write_record(study.paths.weights_record("r50"), record)
+    assert Stale(study).weights("r50") is None
+    alter(path)
+    assert Stale(own()).weights("r50") == "damaged"
