@@ -43,6 +43,12 @@ def commit(git: dict) -> str:
     return git["commit"][:7] + ("+" if git.get("changed") else "")
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, `+0.3` or `−1.2`; one that rounds to zero has none."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if round(value, digits) else text[1:]
+
+
 def number(target: str) -> str:
     """The name of a table, figure or page: `Table 6`, `Figure 1`, `Gallery`."""
     name, digits = _split(target)

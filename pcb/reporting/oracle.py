@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
+from pcb.formatting import signed
 from pcb.reporting import style
 from pcb.reporting.plots import Plot, canvas, empty
 from pcb.reporting.results import Results
@@ -44,8 +45,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if self.mean is None:
             return "no value"
-        signed = f"{self.mean:+.1f}".replace("-", "−")
-        return signed if self.error is None else f"{signed} ± {self.error:.1f}"
+        mean = signed(self.mean)
+        return mean if self.error is None else f"{mean} ± {self.error:.1f}"
 
 
 def collect(results: Results) -> list[dict]:

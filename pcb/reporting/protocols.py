@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from statistics import fmean, stdev
 
+from pcb.formatting import signed
 from pcb.reporting import findings, oracle, style
 from pcb.reporting.plots import Plot, canvas, empty
 from pcb.reporting.results import Results
@@ -307,11 +308,6 @@ def conclusions(page: dict) -> list[str]:
             f"under all protocols; {len(turned)} {are} under another."
         )
     return out
-
-
-def signed(value: float) -> str:
-    """A difference in points, with its sign."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def crossings(page: dict) -> list[str]:

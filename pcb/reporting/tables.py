@@ -24,6 +24,7 @@ import pandas as pd
 
 from pcb.errors import UserError
 from pcb.files import ROOT
+from pcb.formatting import signed
 from pcb.reporting import captions, style
 from pcb.reporting.results import Results
 from pcb.study import Table
@@ -258,9 +259,7 @@ def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
         return Cell(block, metric, NO_VALUE, mark=mark)
     digits = decimals(block, metric)
     if block == DELTA:
-        signed = f"{value:+.{digits}f}".replace("-", "−")
-        text = signed if round(value, digits) else f"{0:.{digits}f}"
-        return Cell(block, metric, text, value=value)
+        return Cell(block, metric, signed(value, digits), value=value)
     spread = row.spread(metric) if block == OURS else None
     shown = "" if spread is None else f"{spread:.{digits}f}"
     return Cell(block, metric, f"{value:.{digits}f}", shown, mark, value)

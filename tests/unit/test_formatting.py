@@ -2,7 +2,7 @@
 
 import pytest
 
-from pcb.formatting import commit, device_hours, duration, number, short, size
+from pcb.formatting import commit, device_hours, duration, number, short, signed, size
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,11 @@ def test_names_of_targets(target, name, shortest):
 def test_a_commit_with_changed_files_has_a_plus():
     git = {"commit": "0123456789abcdef"}
     assert commit(git) == "0123456" and commit({**git, "changed": ["a.py"]}) == "0123456+"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.34, 1, "+0.3"), (-1.25, 2, "−1.25"), (-0.04, 1, "0.0"), (0.0, 2, "0.00")],
+)
+def test_differences(value, digits, text):
+    assert signed(value, digits) == text

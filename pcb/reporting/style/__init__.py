@@ -7,12 +7,14 @@ carry the same information.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
+
+from pcb.formatting import signed
 
 FOLDER = Path(__file__).parent
 
@@ -144,7 +146,7 @@ def templates() -> Environment:
     environment.filters["notation"] = notation
     functions: dict[str, Any] = {
         "css": read,
-        "margin": signed,
+        "margin": partial(signed, digits=2),
         "tally_text": tally_text,
         "tally": tally,
         "signs": SIGNS,
@@ -157,8 +159,3 @@ def templates() -> Environment:
 def read(file: str) -> str:
     """A style sheet or script of this folder, to be set into a page."""
     return (FOLDER / file).read_text(encoding="utf-8")
-
-
-def signed(value: float) -> str:
-    """A margin with its sign: `+0.35`, `−1.20`."""
-    return f"{value:+.2f}".replace("-", "−")
