@@ -29,6 +29,11 @@ def test_groups_are_means_over_shown_classes():
     assert confusion(RARE_TO_FREQUENT, "rrf").by_group() == pytest.approx(np.array(expected))
 
 
+def test_groups_leave_out_the_rows_of_classes_that_the_split_does_not_show():
+    of_rare = confusion(RARE_TO_FREQUENT, "rrf", seen=(0, 3, 3)).by_group()[0]
+    assert of_rare == pytest.approx(np.array([0.8, 0, 0.2]))  # those of the second class
+
+
 def test_both_ways_lists_each_pair_of_groups_once():
     pairs = confusion(ONE_OF_EACH, "rcf").both_ways()
     assert pairs.groups.tolist() == ["rc", "rf", "cf"]

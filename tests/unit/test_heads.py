@@ -152,6 +152,7 @@ def test_layer_norm_is_on_the_logits_only():
     norm = head.mlp_cls[0]
     assert isinstance(norm, torch.nn.LayerNorm) and norm.normalized_shape == (C + 1,)
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in head.mlp_loc)
+    assert not any(isinstance(m, torch.nn.LayerNorm) for m in roi_head().modules())
 
 
 @pytest.mark.parametrize(
