@@ -43,7 +43,8 @@ def test_sizes_without_gpu_and_data(tmp_path):
     parameters = 44.4e6 + (1230 - 80) * per_class + 1230**2
     assert found["final"] == pytest.approx(4 * parameters, rel=0.005)
     assert 1.9 < found["checkpoint"] / found["final"] < 2  # stem and first stage are frozen
-    assert found["detections"] == 300 * measure.BYTES_PER_DETECTION
+    masks, boxes = measure.BYTES_PER_DETECTION, measure.BYTES_WITHOUT_MASK
+    assert found["detections"] == 300 * masks + 1000 * boxes  # scored, and kept beside them
 
 
 def test_each_method_is_measured_once_and_each_backbone_and_data_set(tmp_path):

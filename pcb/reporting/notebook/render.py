@@ -56,7 +56,8 @@ def render(study: Study, target: str) -> Path:
             "protocols": (protocols.COLUMNS, protocols.lines),
         }[target]
         write_text(paths.table(target, "csv"), tables.csv_text(columns, lines(value)))
-    if image := picture(notebook):
+    # Pictures of a summary are in its page alone: the workflow declares no file of them.
+    if target not in study.summaries and (image := picture(notebook)):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
     page = export(notebook, links(study, target))
