@@ -112,7 +112,7 @@ def test_every_result_is_a_declared_output(folder, study):
     declared = {line.split("\t")[0] for line in lines if line.startswith("results/")}
     # What a manifest or a record stands for, and what no job reads.
     undeclared = (
-        r"study\.json|\.lock|work/|logs/|benchmarks/|runs/.*/(images-|log\.jsonl)"
+        r"study\.json|\.lock|work/|logs/|benchmarks/|runs/.*/(images-|(trunk-)?log\.jsonl)"
         r"|data/(\w+/|index/|\w+\.images\.json)"
     )
     root = study.paths.root
