@@ -1,7 +1,7 @@
 """Files shared by several processes: atomic writes, digests, locks and temporary folders.
 
 A file appears whole and on the disk, or not at all. What a killed process leaves behind is named
-`.tmp-…`, so that `sweep` can delete it. All text is UTF-8, whatever the locale.
+`.tmp-…`, so that `sweep` can delete it. All text is UTF-8 in every locale.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def locked(
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file for any user of the machine, whatever the umask of the one who made it.
+    """Open a lock file for any user of the machine, under any umask of the one who made it.
 
     Returns:
         A descriptor, for reading alone where the file is another user's and read-only.

@@ -63,7 +63,7 @@ class ConfusionSums:
     Attributes:
         sums: (C, C) float64, p̂ summed by class of the ground truth.
         counts: (C,) int64, matched proposals of each class.
-        by_image: The sums of single images, where `add` was told the image: for the k classes of
+        by_image: The sums of single images, where `add` was given the image: for the k classes of
             some images (k,) image ids, (k,) labels and (k, C) float16 sums of p̂.
     """
 

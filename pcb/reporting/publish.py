@@ -6,7 +6,7 @@ images that a page shows. It names no path of any machine: the results folder is
 `results/<scale>`, and a file that names another local folder is an error.
 
 `published.json` lists the files of a copy with their digests. A later call replaces and deletes
-only these: whatever else the folder holds, such as `.git`, CNAME or notes, stays as it is.
+only these: all else in the folder, such as `.git`, CNAME or notes, stays as it is.
 """
 
 from __future__ import annotations

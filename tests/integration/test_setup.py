@@ -2,7 +2,7 @@
 
 The script, its Python and `pcb doctor` are real. The stand-in for pip writes down how it is called
 and "compiles" an mmcv that names the CUDA it was built for; like the real one it takes a wheel from
-its cache unless told otherwise.
+its cache unless an option forbids it.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def test_operators_that_do_not_import_are_built_anew(machine):
 
 
 def test_set_up_ends_in_an_error_if_the_operators_are_not_for_cuda(machine):
-    """Whatever the build did: here, a stand-in whose build ignores FORCE_CUDA."""
+    """The result is checked, not the request: this stand-in's build ignores FORCE_CUDA."""
     pip = machine.root / "pip.py"
     pip.write_text(
         pip.read_text(encoding="utf-8").replace('os.environ["FORCE_CUDA"] == "1"', "False")

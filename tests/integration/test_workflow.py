@@ -232,7 +232,7 @@ def test_a_further_seed_trains_only_that_seed(finished):
     assert jobs == ONE_SEED | PAGES
 
 
-# Whatever Snakemake remembers ---------------------------------------------------------------------
+# Independent of what Snakemake remembers ----------------------------------------------------------
 
 
 def lose_metadata(folder):
