@@ -20,9 +20,9 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from pcb.errors import UserError, combined
+from pcb.errors import UserError, choose, combined
 from pcb.files import ROOT, registered, unwritable
 
 if TYPE_CHECKING:
@@ -534,7 +534,7 @@ def positive(text: str) -> float:
 def check(what: str, name: str, known: Collection[str]) -> None:
     """Raise `UserError` where `name` is not among the `known` names."""
     if name not in known:
-        raise UserError(f"no {what} is called {name!r}", f"choose one of: {', '.join(known)}")
+        raise UserError(f"no {what} is called {name!r}", choose(name, known))
 
 
 def check_run(study: Study, arguments: Namespace) -> None:
@@ -542,7 +542,7 @@ def check_run(study: Study, arguments: Namespace) -> None:
     if arguments.run not in study.experiments:
         raise UserError(
             f"no experiment is called {arguments.run!r}",
-            "choose one of those that `pcb plan` lists",
+            choose(arguments.run, study.experiments, "`pcb plan` lists"),
         )
     if arguments.seed not in study.seeds:
         seeds = ",".join(map(str, [*study.seeds, arguments.seed]))
@@ -587,9 +587,22 @@ def summary(do: FunctionType) -> str:
     return (inspect.getdoc(do) or "").split("\n")[0].rstrip(".")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose error on a wrong verb names the nearest ones."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        if found := re.search(
+            r"argument VERB: invalid choice: '(.*?)' \(choose from (.*)\)", message
+        ):
+            verb, known = found[1], re.findall(r"[\w-]+", found[2])
+            raise SystemExit(report(UserError(f"pcb has no verb {verb!r}", choose(verb, known))))
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line. Imports nothing of the pipeline."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="pcb",
         usage="pcb VERB ...",
         description=(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -30,6 +31,22 @@ def require_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
         allowed = ", ".join(map(repr, choices))
         raise UserError(f"{name}={value!r}", f"choose one of {allowed}")
+
+
+def choose(name: str, known: Iterable[str], listed: str = "") -> str:
+    """Return the fix of a wrong name: the nearest name, then all or the place that lists them.
+
+    Args:
+        name: What was given; `Table 5` is near `table05`.
+        known: The names that exist.
+        listed: What lists them, where they are too many for a line.
+    """
+    known = list(known)
+    near = get_close_matches(name.lower().replace(" ", ""), known, n=1)
+    others = (
+        f"choose one of those that {listed}" if listed else f"choose one of: {', '.join(known)}"
+    )
+    return f"did you mean {near[0]}? Otherwise {others}" if near else others
 
 
 def combined(errors: Sequence[UserError]) -> UserError:

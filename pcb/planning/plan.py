@@ -1,5 +1,7 @@
 """`pcb plan`: what a run would do and cost, from the results folder alone, as text or JSON.
 
+Where times are not known, the first line says how to measure them.
+
              trainings       on its own     on top of what is done and of the tables above
            own  shared   epochs   GPU h    trainings   epochs   GPU h     disk
 table01      2       0       48     101            2       48     101   3.4 GB
@@ -44,9 +46,24 @@ def plan(
         UserError: There is a budget, but the hours are not known.
     """
     paragraphs = [trainings_text(costs), tables_text(costs), summary(costs, gpus)]
+    if unknown := without_times(costs, options):
+        paragraphs.insert(0, unknown)
     if budget is not None:
         paragraphs.append(budget_text(costs, budget, cheapest, options))
     return "\n\n".join(paragraphs)
+
+
+def without_times(costs: Costs, options: str) -> str:
+    """How to find the times that the plan lacks; empty where it has all."""
+    if costs.hours(costs.remaining(costs.items)) is not None:
+        return ""
+    command = " ".join(filter(None, ["pcb plan --measure", options]))
+    assume = ", or assume them with --seconds-per-iteration and --images-per-second"
+    lines = (
+        f"Hours marked ? are not known yet: `{command}` measures them on this machine"
+        f"{assume if costs.gpu else ''}."
+    )
+    return textwrap.fill(lines, WIDTH, break_on_hyphens=False)
 
 
 def trainings_text(costs: Costs) -> str:
@@ -172,11 +189,7 @@ def time(costs: Costs, gpus: int | None = None) -> str:
     hours = costs.hours(remaining)
     training = costs.hours([key for key in remaining if key[0] != "infer"])
     if hours is None or training is None:
-        options = ", or give --seconds-per-iteration and --images-per-second"
-        return (
-            "not known yet: `pcb plan --measure` with the same options measures it on this machine"
-            + (options if costs.gpu else "")
-        )
+        return "not known yet; the first line says how to measure it"
     devices = gpus or (costs.per_training if costs.gpu else os.cpu_count() or 1)
     longest = max((costs.items[key].seconds or 0 for key in remaining), default=0)
     elapsed = duration(max(longest, hours * 3600 / devices))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pcb.errors import UserError
+from pcb.errors import UserError, choose
 from pcb.registry import Registry
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
@@ -87,7 +87,7 @@ def check_tables(resolved: dict, registry: Registry, source: str) -> None:
             if row["run"] not in resolved["experiments"]:
                 raise UserError(
                     f"{where} names the run {row['run']!r}, which is not an experiment",
-                    "name an experiment of this study",
+                    choose(row["run"], resolved["experiments"], "`pcb plan` lists"),
                 )
             paradigm = resolved["experiments"][row["run"]].get("paradigm", "plain")
             earlier = row.get("variant", "").startswith("step")
@@ -171,7 +171,7 @@ def check_pages(resolved: dict, source: str) -> None:
             if unknown := [run for run in runs if run not in experiments]:
                 raise UserError(
                     f"{where} names the run {unknown[0]!r}, which is not an experiment",
-                    "name an experiment of this study",
+                    choose(unknown[0], experiments, "`pcb plan` lists"),
                 )
             if len({experiments[run]["dataset"] for run in runs}) > 1:
                 raise UserError(

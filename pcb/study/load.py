@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from yaml.constructor import ConstructorError
 
-from pcb.errors import UserError
+from pcb.errors import UserError, choose
 from pcb.files import ROOT, write_json
 from pcb.study.checks import check_paper, check_scale
 from pcb.study.overlay import check_names, extend, registry_of
@@ -56,10 +56,10 @@ def load_study(
         if path.suffix not in (".yaml", ".yml"):
             path = SCALES / f"{scale}.yaml"
         if not path.exists():
-            known = ", ".join(sorted(p.stem for p in SCALES.glob("*.yaml")))
+            known = sorted(p.stem for p in SCALES.glob("*.yaml"))
             raise UserError(
                 f"no scale {str(scale)!r}: {path} does not exist",
-                f"choose one of: {known}, or give a path to a YAML file",
+                f"{choose(str(scale), known)}, or give a path to a YAML file",
             )
         paper_source = str(paper)
         resolved = read_yaml(Path(paper))

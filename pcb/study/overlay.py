@@ -10,7 +10,7 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from pcb.errors import UserError
+from pcb.errors import UserError, choose
 from pcb.registry import SHIPPED, Loss, Option, Registry
 
 KEYS = ("losses", "experiments", "tables", "claims")
@@ -76,7 +76,7 @@ def add_rows(table: dict, changes: dict, where: str) -> dict:
         after = row.pop("after", rows[-1]["id"])
         ids = [other["id"] for other in rows]
         if after not in ids:
-            raise UserError(f"{where}: no row {after!r}", f"choose one of: {', '.join(ids)}")
+            raise UserError(f"{where}: no row {after!r}", choose(after, ids))
         rows.insert(ids.index(after) + 1, row)
     return {**table, "rows": rows}
 

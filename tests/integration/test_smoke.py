@@ -104,7 +104,9 @@ def test_progress_is_logged_in_single_lines(folder):
     done = re.findall(r"^\d\d:\d\d:\d\d  done (\d+)/(\d+) ", log, re.MULTILINE)
     assert done[-1][0] == done[-1][1]
     assert [int(n) for n, _ in done] == list(range(1, len(done) + 1))
-    assert " left\n" in log and "index.html" in log and "jobid" not in log
+    assert " left\n" in log and "jobid" not in log
+    last = log.splitlines()[-1]
+    assert last == f"open {(folder / 'results/smoke/site/index.html').resolve()}"
 
 
 def test_every_result_is_a_declared_output(folder, study):

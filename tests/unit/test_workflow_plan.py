@@ -190,6 +190,12 @@ def test_a_method_is_its_loss_and_paradigm_not_its_sampler_or_alpha(study):
     assert method(bags, first_stage.loss) == "softmax_plain"
 
 
+def test_a_plan_without_times_begins_with_how_to_measure_them(study):
+    assert plan(costs(study)).startswith("run ")
+    text = plan(costs(study, assumed=None), options="--scale lvis")
+    assert "`pcb plan --measure --scale lvis`" in text.splitlines()[0]
+
+
 def test_without_timings_hours_are_unknown_and_epochs_are_not(study):
     text = plan(costs(study, assumed=None))
     assert "834 to train of 834" in text and "pcb plan --measure" in text

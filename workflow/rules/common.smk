@@ -1,5 +1,6 @@
 # Shared by all rules: the study, how a job calls `pcb`, and functions for inputs, params and
 # messages. Paths of results come from pcb.study.paths.
+import atexit
 import os
 import re
 import shlex
@@ -173,12 +174,16 @@ def begin():
 
 
 def finish():
-    """Build the index of what exists after a run, even a failed one, and log its path."""
+    """Build the index of what exists after a run, even a failed one.
+
+    Its path is the last line of the run, below what Snakemake writes after this.
+    """
     # Imported here: a dry run needs no templates.
     from pcb.reporting.site.build import build
 
     try:
-        logger.info(f"Look at {build(study)}")
+        last_line = f"open {build(study).resolve()}"
+        atexit.register(print, last_line, file=sys.stderr, flush=True)
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
