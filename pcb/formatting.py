@@ -1,8 +1,17 @@
-"""Durations, sizes, device hours, commits and names of targets, as text for a person."""
+"""Durations, sizes, device hours, examples, names of targets, as text for a person."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+
+MAX_EXAMPLES = 5  # in a message; the rest is only counted
+
+
+def examples(values: Collection) -> str:
+    """The first few values and the number of all: `3, 7, 9 (3 in all)`."""
+    first = ", ".join(map(str, list(values)[:MAX_EXAMPLES]))
+    return f"{first}{', …' if len(values) > MAX_EXAMPLES else ''} ({len(values)} in all)"
 
 
 def duration(seconds: float) -> str:

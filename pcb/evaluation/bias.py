@@ -6,8 +6,8 @@
 Detections have one score each, no distribution over classes, so a row of M is built from objects
 instead of proposals:
 
-1. A detection belongs to the object (of any class, except crowds) that it overlaps most, if their
-   IoU is at least 0.5; where two objects tie, to that of its own class.
+1. A detection belongs to the object (of any class, except `iscrowd` and `ignore`) that it overlaps
+   most, if their IoU is at least 0.5; where two objects tie, to that of its own class.
 2. s_g(j) is the highest score among the detections of class j that belong to object g, else 0.
 3. p̂_g = s_g / Σ_j s_g(j), in place of Eq. 1; M_i is the mean of p̂_g over the objects of class i
    with any detection (Eq. 3).
@@ -23,20 +23,27 @@ the PwB of proposals and not with the paper's. Needs numpy, and pycocotools for 
 from __future__ import annotations
 
 import csv
-import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pcb.data.lvis.segmentation import encloses
 from pcb.errors import UserError
+from pcb.evaluation.bias_inputs import (
+    BOX,
+    MASK,
+    class_groups,
+    read_detections,
+    read_truth,
+    refuse_labels,
+)
 from pcb.evaluation.confusion_metrics import group_means, most_one_sided
 from pcb.files import write_json, write_text
-from pcb.frequency import GROUPS, group
+from pcb.frequency import GROUPS
 from pcb.geometry import box_iou
 
 IOU_THRESHOLD = 0.5
@@ -76,8 +83,10 @@ class Bias:
     grouped_by: str
 
     @property
-    def pwb(self) -> float:
-        """PwB, ||M - Mᵀ||_F (§4.1)."""
+    def pwb(self) -> float | None:
+        """PwB, ||M - Mᵀ||_F (§4.1); None where no object has a detection."""
+        if not self.matched.any():
+            return None
         return float(np.linalg.norm(self.matrix - self.matrix.T))
 
     def by_group(self) -> dict[str, dict[str, float | None]]:
@@ -85,13 +94,17 @@ class Bias:
 
         Returns:
             `[a][b]`, the mean over the classes of group a with a matched object, of the score that
-            goes to group b; None where there is no such class. `["r"]["f"]` is the paper's M_rf.
+            goes to group b; None where a has no such class, or b no class at all. `["r"]["f"]` is
+            the paper's M_rf.
         """
         matched = self.matched > 0
         means = group_means(self.matrix, matched, self.groups).tolist()
         measured = {g for g, seen in zip(self.groups, matched, strict=True) if seen}
         return {
-            a: dict(zip(GROUPS, row if a in measured else [None] * 3, strict=True))
+            a: {
+                b: share if a in measured and b in self.groups else None
+                for b, share in zip(GROUPS, row, strict=True)
+            }
             for a, row in zip(GROUPS, means, strict=True)
         }
 
@@ -158,30 +171,16 @@ def measure(
     Raises:
         UserError: A file is broken, or they do not fit together.
     """
-    truth, detections = read(gt), read(dt)
-    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
-        raise UserError(
-            f"{gt} has no images, annotations and categories",
-            "give the ground truth in COCO or LVIS format as --gt",
-        )
-    if not isinstance(detections, list):
-        raise UserError(
-            f"{dt} is not a list of detections",
-            "give what COCO's or LVIS's evaluation reads: "
-            "[{image_id, category_id, bbox, score}, …]",
-        )
-    categories = sorted(truth["categories"], key=lambda c: c["id"])
-    label = {c["id"]: k for k, c in enumerate(categories)}
-    images = {image["id"]: image for image in truth["images"]}
-    shape = {"bbox": "bbox", "segm": "segmentation"}[iou]
-    for k, detection in enumerate(detections):
-        check(detection, f"{dt}: detection {k}", images, label, gt, shape)
-    objects = by_image(a for a in truth["annotations"] if not a.get("iscrowd"))
-    detected = by_image(detections)
+    shape = {"bbox": BOX, "segm": MASK}[iou]
+    truth = read_truth(gt, shape)
+    detections = read_detections(dt, truth, shape)
+    groups, grouped_by = class_groups(truth, train)
+    label, objects, detected = truth.labels, by_image(truth.objects), by_image(detections)
 
-    classes = len(categories)
+    classes = len(truth.categories)
     sums = np.zeros((classes, classes))
     matched, missed = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    best = np.zeros((classes, classes), np.int64)  # objects by class and best class
     for image, truths in objects.items():
         labels = np.array([label[a["category_id"]] for a in truths])
         candidates = detected.get(image, [])
@@ -189,17 +188,18 @@ def measure(
         overlaps = (
             box_iou(boxes(candidates), boxes(truths))
             if iou == "bbox"
-            else mask_iou(candidates, truths, images[image])
+            else mask_iou(candidates, truths, truth.images[image])
         )
         detection_scores = np.array([d["score"] for d in candidates], float)
         scores = best_scores(overlaps, detection_labels, detection_scores, labels, classes)
         total = scores.sum(axis=1)
         seen = total > 0
         np.add.at(sums, labels[seen], scores[seen] / total[seen, None])
+        np.add.at(best, (labels[seen], scores[seen].argmax(axis=1)), 1)
         np.add.at(matched, labels[seen], 1)
         np.add.at(missed, labels[~seen], 1)
-    groups, grouped_by = frequency(categories, truth, read(train) if train else None)
-    names = tuple(c.get("name", str(c["id"])) for c in categories)
+    refuse_labels(dt, truth, best)
+    names = tuple(str(c.get("name", c["id"])) for c in truth.categories)
     matrix = sums / np.maximum(matched, 1)[:, None]
     return Bias(matrix, matched, missed, tuple(label), names, groups, grouped_by)
 
@@ -255,69 +255,14 @@ def mask_iou(a: Sequence[dict], b: Sequence[dict], image: dict) -> np.ndarray:
 
     def rle(segmentation):
         if isinstance(segmentation, list):
-            return mask.merge(mask.frPyObjects(segmentation, image["height"], image["width"]))
+            polygons = [polygon for polygon in segmentation if encloses(polygon)]
+            return mask.merge(mask.frPyObjects(polygons, image["height"], image["width"]))
         if isinstance(segmentation["counts"], str | bytes):
             return segmentation
         return mask.frPyObjects(segmentation, *segmentation["size"])
 
     one, other = ([rle(entry["segmentation"]) for entry in entries] for entries in (a, b))
     return np.asarray(mask.iou(one, other, [0] * len(other))).reshape(len(a), len(b))
-
-
-def frequency(categories: list[dict], truth: dict, train: dict | None) -> tuple[str, str]:
-    """`r`, `c` or `f` of each class as one string, and what it follows from."""
-    if train is None and all("frequency" in c for c in categories):
-        return "".join(c["frequency"] for c in categories), "frequency in the ground truth"
-    if train is None and all("image_count" in c for c in categories):
-        counts = {c["id"]: c["image_count"] for c in categories}
-        source = "image_count in the ground truth"
-    else:
-        shown = {(a["category_id"], a["image_id"]) for a in (train or truth)["annotations"]}
-        counts = Counter(category for category, _ in shown)
-        source = (
-            "training images"
-            if train
-            else "images of the ground truth itself; --train counts those of training"
-        )
-    return "".join(group(counts.get(c["id"], 0)) for c in categories), source
-
-
-def check(
-    detection: dict, which: str, images: dict, label: dict, gt: str | Path, shape: str
-) -> None:
-    """Raise `UserError` if a detection does not fit the ground truth.
-
-    Args:
-        detection: The detection.
-        which: Its name in the message.
-        images: Images of the ground truth by id.
-        label: Label of each category id of the ground truth.
-        gt: Path of the ground truth.
-        shape: `bbox` or `segmentation`, which it must have.
-    """
-    missing = [k for k in ("image_id", "category_id", "score", shape) if k not in detection]
-    if missing:
-        fix = "add it" if shape not in missing else "give a file that has it, or another --iou"
-        raise UserError(f"{which} has no {', '.join(missing)}", fix)
-    for what, known in (("image", images), ("category", label)):
-        if detection[f"{what}_id"] not in known:
-            raise UserError(
-                f"{which} is of {what} {detection[f'{what}_id']}, which {gt} does not have",
-                "give detections on these images; category ids are those of the annotation file, "
-                "not labels from 0 on",
-            )
-
-
-def read(path: str | Path) -> Any:
-    """Read a JSON file. Raises `UserError` where it cannot be read."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}", "give the path of a readable JSON file"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "write the file again") from error
 
 
 def write(bias: Bias, path: str | Path, least: int = 1) -> None:
@@ -355,10 +300,11 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
     shares = []
     for a, b in ("rf", "fr", "rc", "cr", "cf", "fc"):
         share = groups[a][b]
-        shares.append(f"M_{a}{b} " + ("-" if share is None else f"{share:.3f}"))
+        shares.append(f"M_{a}{b} " + ("–" if share is None else f"{share:.3f}"))
     seen = int((bias.matched > 0).sum())
+    pwb = "–" if bias.pwb is None else f"{bias.pwb:.2f}"
     lines = [
-        f"PwB {bias.pwb:.2f}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, "
+        f"PwB {pwb}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, "
         f"{bias.missed.sum()} more without a detection",
         "   ".join(shares),
         f"groups from {bias.grouped_by}",

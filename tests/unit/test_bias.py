@@ -186,20 +186,139 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert ".csv" in capsys.readouterr().err
 
 
+def set_of(section, **values):
+    return lambda gt, dt: gt[section][0].update(values)
+
+
+def of_detection(**values):
+    return lambda gt, dt: dt[2].update(values)
+
+
+RLE = {"size": [64, 64], "counts": [64 * 64]}
+REFUSED = {
+    "bbox": {
+        "gt.json has no images, annotations and categories": lambda gt, dt: gt.pop("categories"),
+        "categories: `id` is no whole number": set_of("categories", id="3"),
+        "images: `id` is no whole number": set_of("images", id=True),
+        "categories: ids that occur more than once: 5 ": set_of("categories", id=5),
+        "images: ids that occur more than once: 5 ": set_of("images", id=5),
+        "annotations that name a missing image: 0 ": set_of("annotations", image_id=99),
+        "annotations that name a missing category": set_of("annotations", category_id=99),
+        "`category_id` is no whole number in the entries 0": set_of("annotations", category_id="3"),
+        "annotations with no bbox: 0 ": lambda gt, dt: gt["annotations"][0].pop("bbox"),
+        "annotations with a bbox of negative size": set_of("annotations", bbox=[9, 9, -4, 5]),
+        "annotations with a bbox that is not four": set_of("annotations", bbox=[1, 2, 3]),
+        "`frequency` is not r, c or f in the categories 20 (1 in all): 'rare'": set_of(
+            "categories", frequency="rare"
+        ),
+        "`frequency` is not r, c or f in the categories 20 (1 in all): None": set_of(
+            "categories", frequency=None
+        ),
+        "detections without score: 2 ": lambda gt, dt: dt[2].pop("score"),
+        "detections of category 0, which": of_detection(category_id=0),
+        "detections of image 99, which": of_detection(image_id=99),
+        "image_id is no whole number in the detections 2 (1 in all): '1'": of_detection(
+            image_id="1"
+        ),
+        "category_id is no whole number in the detections 2 (1 in all): True": of_detection(
+            category_id=True
+        ),
+        "not finite numbers from 0 on, in the detections 2 (1 in all): nan": of_detection(
+            score=float("nan")
+        ),
+        "in the detections 2 (1 in all): inf": of_detection(score=float("inf")),
+        "in the detections 2 (1 in all): -2.5": of_detection(score=-2.5),
+        "in the detections 2 (1 in all): None": of_detection(score=None),
+        "in the detections 2 (1 in all): '0.9'": of_detection(score="0.9"),
+        "detections with a bbox that is not four finite numbers: 2 ": of_detection(bbox=[1, 2, 3]),
+        "not four finite numbers": of_detection(bbox=[1, 2, 3, float("inf")]),
+        "detections with a bbox of negative size: 2 ": of_detection(bbox=[1, 2, 3, -4]),
+    },
+    "segm": {
+        "annotations with no segmentation: 0 ": lambda gt, dt: gt["annotations"][0].pop(
+            "segmentation"
+        ),
+        "annotations with no polygon: 0 ": set_of("annotations", segmentation=[]),
+        "annotations with no polygon of three points": set_of(
+            "annotations", segmentation=[[1, 2, 3, 4]]
+        ),
+        "annotations with polygons outside the image": set_of(
+            "annotations", segmentation=[[70, 0, 80, 0, 80, 10]]
+        ),
+        "annotations with a run-length encoding without a pixel": set_of(
+            "annotations", segmentation=RLE
+        ),
+        "images: `height` is no whole number": lambda gt, dt: gt["images"][0].pop("height"),
+        "detections with no polygon: 2 ": of_detection(segmentation=[]),
+        "a list of numbers in place of a list of polygons": of_detection(
+            segmentation=[1, 2, 3, 4, 5, 6]
+        ),
+        "a polygon with a value that is not a number": of_detection(segmentation=[[None] * 6]),
+        "neither polygons nor a run-length encoding": of_detection(segmentation="abc"),
+        "size is not the image's: 2 ": of_detection(segmentation={**RLE, "size": [32, 128]}),
+        "does not cover the image exactly: 2 ": of_detection(
+            segmentation={**RLE, "counts": [64 * 64, 1]}
+        ),
+    },
+}
+
+
 @pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (lambda gt, dt: dt[0].update(category_id=0), "detection 0 is of category 0"),
-        (lambda gt, dt: dt[1].update(image_id=99), "image 99"),
-        (lambda gt, dt: dt[2].pop("score"), "detection 2 has no score"),
-        (lambda gt, dt: gt.pop("categories"), "categories"),
-    ],
+    "kind, message", [(kind, message) for kind, of_kind in REFUSED.items() for message in of_kind]
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, spoil, message):
+def test_what_cannot_be_measured_is_refused_with_its_entry(tmp_path, capsys, kind, message):
     gt, dt = scene()
-    spoil(gt, dt)
-    with pytest.raises(UserError, match=message):
-        bias.measure(*files(tmp_path, gt, dt))
+    REFUSED[kind][message](gt, dt)
+    paths = map(str, files(tmp_path, gt, dt))
+    assert main(["bias", "--iou", kind, "--gt", next(paths), "--dt", next(paths)]) == 2
+    error, fix = capsys.readouterr().err.rsplit("\nfix: ", 1)
+    assert error.startswith(f"error: {tmp_path}") and message in error and fix.strip()
+
+
+def test_what_may_be_missing_or_empty_is_measured(tmp_path):
+    gt, dt = scene()
+    for image in gt["images"]:
+        del image["width"], image["height"]  # boxes need no size
+    for category in gt["categories"]:
+        category["frequency"] = None  # null everywhere is as good as missing
+    assert bias.measure(*files(tmp_path, gt, dt)).groups == "rrrr"
+    gt, dt = scene()
+    dt[0]["segmentation"] = RLE  # a detector's mask without a pixel
+    dt[1]["segmentation"].append([1, 2, 3, 4])
+    bias.measure(*files(tmp_path, gt, dt), iou="segm")
+
+
+def test_ignored_objects_do_not_count(tmp_path):
+    gt, dt = scene()
+    whole = bias.measure(*files(tmp_path, gt, dt))
+    for annotation in gt["annotations"]:
+        annotation["ignore"] = annotation.pop("iscrowd")
+    np.testing.assert_array_equal(bias.measure(*files(tmp_path, gt, dt)).matrix, whole.matrix)
+
+
+def test_labels_in_place_of_category_ids_are_noticed(tmp_path):
+    gt, _ = scene()
+    for n, category in enumerate(sorted(gt["categories"], key=lambda c: c["id"])):
+        for annotation in gt["annotations"]:
+            if annotation["category_id"] == category["id"]:
+                annotation["category_id"] = n + 1
+        category["id"] = n + 1
+    dt = [{**a, "score": 0.5} for a in gt["annotations"]]
+    assert bias.measure(*files(tmp_path, gt, dt)).pwb < 1
+    shifted = [{**d, "category_id": d["category_id"] - 1} for d in dt if d["category_id"] > 1]
+    with pytest.raises(UserError, match="category ids are labels from 0 on"):
+        bias.measure(*files(tmp_path, gt, shifted))
+
+
+def test_what_was_not_measured_is_a_dash_and_not_zero(tmp_path):
+    gt, dt = scene()
+    for category in gt["categories"]:
+        category["frequency"] = "c" if category["frequency"] == "f" else category["frequency"]
+    lines = bias.report(bias.measure(*files(tmp_path, gt, dt))).splitlines()
+    assert "M_rf –   M_fr –" in lines[1] and "M_cf –   M_fc –" in lines[1]
+    assert "M_rc 0." in lines[1]
+    none = bias.measure(*files(tmp_path, gt, []))
+    assert none.pwb is None and bias.report(none).startswith("PwB –, 0 of 4 classes")
 
 
 def test_swapped_and_missing_files_are_refused(tmp_path):

@@ -11,10 +11,10 @@ from datasets import SAMPLE, by_hand, load, needs_sample, tiny
 from PIL import Image
 from pycocotools import mask
 
-from pcb.data.lvis.annotations import _decode_counts
 from pcb.data.lvis.check import check, check_files
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
+from pcb.data.lvis.segmentation import decode_counts
 from pcb.errors import UserError
 from pcb.evaluation.ground_truth import GroundTruth
 from pcb.study import load_study
@@ -225,7 +225,7 @@ def test_compressed_run_lengths_are_read_as_by_pycocotools():
         text = mask.encode(bitmap)["counts"].decode()
         changes = np.flatnonzero(np.diff(np.concatenate([[0], bitmap.ravel("F")])))
         expected = np.diff(np.concatenate([[0], changes, [bitmap.size]]))
-        assert _decode_counts(text) == expected.tolist()
+        assert decode_counts(text) == expected.tolist()
 
 
 MALFORMED = {

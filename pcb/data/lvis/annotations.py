@@ -13,20 +13,21 @@ import hashlib
 import mmap
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET, Raw, Struct
 
+from pcb.data.lvis.segmentation import encloses, mask_fault
 from pcb.errors import UserError
+from pcb.formatting import examples
 from pcb.frequency import GROUPS
 
-MAX_EXAMPLES = 5  # in an error message; the rest is only counted
 BATCH_IMAGES = 1000
 REQUIRED_KEYS = {
     "images": ("id", "width", "height"),
@@ -132,7 +133,8 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     content.unmasked = {}
     for annotation in content.annotations:
         image = images[annotation.image_id]
-        if fault := mask_fault(annotation, image):
+        fault = mask_fault(_segmentation(path, annotation), image.height, image.width)
+        if fault:
             content.unmasked.setdefault(fault, []).append(annotation.id)
         annotation.ignore = fault is not None or not is_usable(annotation, image)
     content.categories.sort(key=lambda category: category["id"])
@@ -181,66 +183,6 @@ def is_usable(annotation: Annotation, image: Image) -> bool:
     x, y, width, height = annotation.bbox
     inside = min(x + width, image.width) > max(x, 0) and min(y + height, image.height) > max(y, 0)
     return inside and width >= 1 and height >= 1 and annotation.area > 0 and not annotation.ignore
-
-
-def mask_fault(annotation: Annotation, image: Image) -> str | None:
-    """Why an annotation has no mask that can be drawn; None if it has one.
-
-    A polygon needs three points; others beside a valid one are left out, as in MMDetection. A
-    run-length encoding must be of the image's size and cover it.
-    """
-    text = bytes(annotation.segmentation)
-    if text.startswith(b"["):
-        # Numbers of each polygon, from its commas: decoding all of LVIS twice would take minutes.
-        commas = [part.lstrip(b", \n\t[").count(b",") for part in text.split(b"]")]
-        if max(commas) >= 5 and all(count % 2 for count in commas if count):
-            return None
-    try:
-        segmentation = SEGMENTATION_DECODER.decode(annotation.segmentation)
-    except msgspec.DecodeError:
-        return None  # `record_batches` raises the error for the user
-    if isinstance(segmentation, dict):
-        return _rle_fault(segmentation, image)
-    if not segmentation:
-        return "no polygon"
-    return None if any(map(encloses, segmentation)) else "no polygon of three points"
-
-
-def encloses(polygon: list[float]) -> bool:
-    """Whether a polygon `[x0, y0, x1, …]` has at least three points, each with two numbers."""
-    return len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def _rle_fault(rle: dict, image: Image) -> str | None:
-    size, counts = rle.get("size"), rle.get("counts")
-    if size != [image.height, image.width]:
-        return "a run-length encoding whose size is not the image's"
-    runs = _decode_counts(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    if not whole or sum(cast(list[int], runs)) != image.height * image.width:
-        return "a run-length encoding that does not cover the image exactly"
-    return None
-
-
-def _decode_counts(text: str) -> list[int] | None:
-    """The runs of COCO's compressed counts; None for text that is none.
-
-    Source: `rleFrString` of pycocotools, which reads beyond the end of a broken text.
-    """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        digit = ord(character) - 48
-        if not 0 <= digit < 64:
-            return None
-        value |= (digit & 31) << shift
-        shift += 5
-        if not digit & 32:
-            if digit & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value, shift = 0, 0
-    return None if shift else runs
 
 
 def check_keys(path: Path, content: AnnotationFile) -> None:
@@ -369,12 +311,6 @@ def check_references(path: Path, content: AnnotationFile) -> None:
         )
 
 
-def examples(values: Collection) -> str:
-    """Return the first few values and the number of all: `3, 7, 9 (3 in all)`."""
-    first = ", ".join(map(str, list(values)[:MAX_EXAMPLES]))
-    return f"{first}{', …' if len(values) > MAX_EXAMPLES else ''} ({len(values)} in all)"
-
-
 def record_batches(path: Path, content: AnnotationFile) -> Iterator[pa.RecordBatch]:
     """Yield the images as record batches of `SCHEMA`, each with its annotations.
 
@@ -396,7 +332,7 @@ def _record_batch(
     path: Path, images: list[Image], annotations: list[list[Annotation]]
 ) -> pa.RecordBatch:
     flat = [annotation for of_image in annotations for annotation in of_image]
-    segmentations = [_parse_segmentation(path, a) for a in flat]
+    segmentations = [_drawable(_segmentation(path, a)) for a in flat]
     boxes = np.array([a.bbox for a in flat], np.float64).ravel()
     columns = {
         "id": [a.id for a in flat],
@@ -434,12 +370,16 @@ def _record_batch(
     )
 
 
-def _parse_segmentation(path: Path, annotation: Annotation) -> list[list[float]] | dict:
+def _drawable(segmentation: list[list[float]] | dict) -> list[list[float]] | dict:
+    """A segmentation without the polygons that enclose nothing."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    return [polygon for polygon in segmentation if encloses(polygon)]
+
+
+def _segmentation(path: Path, annotation: Annotation) -> list[list[float]] | dict:
     try:
-        segmentation = SEGMENTATION_DECODER.decode(annotation.segmentation)
-        if isinstance(segmentation, dict):
-            return segmentation
-        return [polygon for polygon in segmentation if encloses(polygon)]
+        return SEGMENTATION_DECODER.decode(annotation.segmentation)
     except msgspec.DecodeError as error:
         raise UserError(
             f"{path}: the segmentation of annotation {annotation.id} is neither polygons"

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from pcb.data.download import missing_file_fix
-from pcb.data.lvis.annotations import MAX_EXAMPLES, examples
 from pcb.data.lvis.federated import federated_statistics
 from pcb.data.lvis.image_files import image_faults
 from pcb.data.lvis.index import LVISIndex
@@ -21,6 +20,7 @@ from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classe
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_text
+from pcb.formatting import MAX_EXAMPLES, examples
 from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
