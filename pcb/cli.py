@@ -241,6 +241,13 @@ def check_data(arguments: Namespace) -> None:
         release = report["matches_release"]
         equal = f"equal to the LVIS {release} release" if release else "not a release of LVIS"
         print(f"{dataset}: no faults, {equal}; report in {study.paths.data_check(dataset)}")
+        train = report["splits"]["train"]
+        if train["unusable"]:
+            reasons = ", ".join(f"{reason} ({n:,})" for reason, n in train["reasons"].items())
+            print(
+                f"  train: {train['unusable']:,} of {train['annotations']:,} annotations are not "
+                f"trained on: {reasons}"
+            )
         labels = report["splits"]["val"]["federated"]
         print(
             f"  val: {labels['negative']:.1f} of {labels['classes']:,} classes an image are "

@@ -30,6 +30,11 @@ def gc_disabled() -> Generator[None]:
             gc.enable()
 
 
+def is_ignored(annotation: dict) -> bool:
+    """Whether an object counts as none, and detections of it neither as right nor as wrong."""
+    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
+
+
 class GroundTruth:
     """An annotation file in LVIS format, as the evaluator takes it image by image.
 
@@ -71,8 +76,8 @@ class GroundTruth:
         for annotation in index.annotations:
             if annotation["image_id"] in self.images:
                 self.by_image[annotation["image_id"]].append(annotation)
-        if index.unmasked and only is None:
-            raise UserError(index.unmasked_text(), "correct these annotations: their AP would be 0")
+        if index.faulty and only is None:
+            raise UserError(index.faulty_text(), "correct these annotations: their AP would be 0")
 
     @cached_property
     def image_ids(self) -> np.ndarray:

@@ -12,8 +12,10 @@ removes never changed what it leaves.
 
 The rule is lvis-api's `LVISEval.evaluate_img` and `accumulate` with the area range "all": within an
 image and class, detections in the order of their scores take the free object of largest IoU; an
-unmatched detection of a class that is not exhaustively annotated in its image is ignored. Crowds
-and `ignore` do not occur in LVIS and are not supported.
+unmatched detection of a class that is not exhaustively annotated in its image is ignored. Objects
+with `ignore` or `iscrowd` are matched last; they count as no object, and their detections neither
+as right nor as wrong. Any number of detections match a crowd, by COCO's rule: with the share of the
+detection that it covers in place of the IoU.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import hotcoco
 import hotcoco.mask as rle
 import numpy as np
 
-from pcb.evaluation.ground_truth import GroundTruth, gc_disabled
+from pcb.evaluation.ground_truth import GroundTruth, gc_disabled, is_ignored
 from pcb.evaluation.shards import Rows, Shards, rank_in_image
 from pcb.frequency import GROUPS
 
@@ -47,10 +50,11 @@ class Matches:
         score: (n,) float32.
         rank: (n,) int32, place among the detections of its image by score, from 0.
         hits: (n,) uint16, bit t is set where it matches an object at `IOU_THRESHOLDS[t]`.
+        void: (n,) uint16, likewise of objects that are ignored.
         present: (n,) bool, whether the image has an object of its class.
         negative: (n,) bool, whether the image lists its class as absent.
         partial: (n,) bool, whether its class is not exhaustively annotated in the image.
-        object_image: (m,) int32, by label.
+        object_image: (m,) int32, by label, without the ignored ones.
         object_label: (m,) int32.
     """
 
@@ -61,6 +65,7 @@ class Matches:
     score: np.ndarray
     rank: np.ndarray
     hits: np.ndarray
+    void: np.ndarray
     present: np.ndarray
     negative: np.ndarray
     partial: np.ndarray
@@ -157,10 +162,11 @@ class Matches:
         partial = self.partial[rows]
         # Precision can only rise at a match, so the curve is looked at there alone.
         matched = np.flatnonzero(self.hits[rows])
-        bits = self.hits[rows[matched], None] >> np.arange(len(IOU_THRESHOLDS), dtype=np.uint16) & 1
-        hit = bits.T[..., None].astype(np.float64)  # (T, k, 1)
+        hit = _bits(self.hits[rows[matched]])  # (T, k, 1)
         weight = samples[self.image[rows]] * (counted & ~partial[:, None])
         seen = weight.cumsum(0)[matched]  # (k, B), right and wrong detections so far
+        if self.void[rows].any():
+            seen = seen - (_bits(self.void[rows]) * weight).cumsum(1)[:, matched]
         weight = samples[self.image[rows[matched]]]
         right = (hit * weight).cumsum(1)  # (T, k, B)
         if partial[matched].any():
@@ -174,6 +180,12 @@ class Matches:
         new = np.diff(levels, axis=1, prepend=0)
         ap = (precision * new).sum((0, 1)) * (100 / (len(IOU_THRESHOLDS) * len(RECALLS)))
         return np.where(objects > 0, ap, np.nan)
+
+
+def _bits(words: np.ndarray) -> np.ndarray:
+    """(T, n, 1) float64, the bits of (n,) words: one for each IoU threshold."""
+    bits = words[:, None] >> np.arange(len(IOU_THRESHOLDS), dtype=np.uint16) & 1
+    return bits.T[..., None].astype(np.float64)
 
 
 def levels_reached(recall: np.ndarray) -> np.ndarray:
@@ -278,7 +290,7 @@ def _match(
             table = {name: values[kept] for name, values in table.items()}
             table["rank"] = rank_in_image(table["image"], table["score"]).astype(np.int32)
             for iou_type, overlap in overlaps.items():
-                table[iou_type] = overlap.hits(score)[kept]
+                table[iou_type] = overlap.hits(score)[:, kept].T
             parts[column].append(table)
     out = {}
     for column, tables in parts.items():
@@ -294,7 +306,8 @@ def _match(
                 groups="".join(c["frequency"] for c in gt.categories),
                 object_image=truth.object_image,
                 object_label=truth.object_label,
-                hits=hits[iou_type],
+                hits=hits[iou_type][:, 0],
+                void=hits[iou_type][:, 1],
                 **table,
             )
     return out
@@ -308,8 +321,9 @@ class _Truth:
         objects = [a for i in gt.image_ids.tolist() for a in gt.by_image.get(i, ())]
         image = self.image(np.array([a["image_id"] for a in objects], np.int64))
         label = self.label(np.array([a["category_id"] for a in objects], np.int64))
-        order = np.lexsort((image, label))
-        self.object_image, self.object_label = image[order], label[order]
+        kept = np.array([not is_ignored(a) for a in objects], bool)
+        order = np.lexsort((image[kept], label[kept]))
+        self.object_image, self.object_label = image[kept][order], label[kept][order]
         self._present = np.unique(self._keys(image, label))
         self._negative, self._partial = (
             np.unique(
@@ -344,9 +358,7 @@ class _Truth:
         """The IoU of the detections of a shard with the objects of their image and class."""
         return _Overlaps(self._overlaps(rows, pairs["present"], iou_type), len(rows))
 
-    def _overlaps(
-        self, rows: Rows, present: np.ndarray, iou_type: str
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _overlaps(self, rows: Rows, present: np.ndarray, iou_type: str) -> Iterator[_Overlap]:
         at = np.flatnonzero(present)
         order = at[np.lexsort((rows.category_id[at], rows.image_id[at]))]
         image, category = rows.image_id[order], rows.category_id[order]
@@ -362,7 +374,9 @@ class _Truth:
                 counts = rows.rle.take(members).to_pylist()
                 found = [{"size": size, "counts": c} for c in counts]
                 known = [_mask(a["segmentation"], *size) for a in objects]
-            yield members, rle.iou(found, known, [False] * len(objects))
+            crowd = [bool(a.get("iscrowd")) for a in objects]
+            ignored = [is_ignored(a) for a in objects]
+            yield _Overlap(members, rle.iou(found, known, crowd), np.array([ignored, crowd]))
 
 
 def _mask(segmentation: list | dict, height: int, width: int) -> dict:
@@ -371,62 +385,92 @@ def _mask(segmentation: list | dict, height: int, width: int) -> dict:
     return shapes if isinstance(shapes, dict) else rle.merge(shapes)
 
 
+class _Overlap(NamedTuple):
+    """The k detections and the G objects of one class in one image.
+
+    Attributes:
+        members: (k,) the detections, as rows of their shard.
+        iou: (k, G).
+        flags: (2, G) bool: whether an object is ignored, and whether it is a crowd.
+    """
+
+    members: np.ndarray
+    iou: np.ndarray
+    flags: np.ndarray
+
+
 class _Overlaps:
     """IoUs of the detections of a shard that can match anything, by number of objects."""
 
-    def __init__(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], n: int):
+    def __init__(self, pairs: Iterable[_Overlap], n: int):
         self._n = n
-        buckets: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for members, iou in pairs:
+        buckets: dict[int, list[_Overlap]] = {}
+        for members, iou, flags in pairs:
             near = (iou >= IOU_THRESHOLDS[0]).any(1)
             if near.any():
                 # A few widths instead of one keep the padded table small.
-                width = 1 << (iou.shape[1] - 1).bit_length()
+                objects = iou.shape[1]
+                width = 1 << (objects - 1).bit_length()
                 padded = np.full((near.sum(), width), -1.0)
-                padded[:, : iou.shape[1]] = iou[near]
-                buckets.setdefault(width, []).append((members[near], padded))
+                padded[:, :objects] = iou[near]
+                bucket = buckets.setdefault(width, [])
+                flags = np.pad(flags, ((0, 0), (0, width - objects)))
+                bucket.append(_Overlap(members[near], padded, flags))
         self._buckets = [
             (
-                np.concatenate([members for members, _ in bucket]),
-                np.repeat(np.arange(len(bucket)), [len(members) for members, _ in bucket]),
-                np.concatenate([iou for _, iou in bucket]),
+                np.concatenate([pair.members for pair in bucket]),
+                np.repeat(np.arange(len(bucket)), [len(pair.members) for pair in bucket]),
+                np.concatenate([pair.iou for pair in bucket]),
+                np.stack([pair.flags for pair in bucket], axis=1),
             )
             for bucket in buckets.values()
         ]
 
     def hits(self, score: np.ndarray) -> np.ndarray:
-        """(n,) uint16 `Matches.hits` by (n,) scores, nan where a detection is not kept."""
-        out = np.zeros(self._n, np.uint16)
-        for row, pair, iou in self._buckets:
+        """(2, n) uint16 `Matches.hits` and `void` by (n,) scores, nan where one is not kept."""
+        out = np.zeros((2, self._n), np.uint16)
+        for row, pair, iou, flags in self._buckets:
             kept = np.flatnonzero(~np.isnan(score[row]))
             order = kept[np.lexsort((row[kept], -score[row[kept]], pair[kept]))]
-            out[row[order]] = _greedy(iou[order], pair[order])
+            out[:, row[order]] = _greedy(iou[order], pair[order], *flags)
         return out
 
 
-def _greedy(iou: np.ndarray, pair: np.ndarray) -> np.ndarray:
+def _greedy(
+    iou: np.ndarray, pair: np.ndarray, ignored: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
     """Match greedily at every threshold.
 
     Args:
         iou: (k, G) of each detection with the objects of its pair, -1 beyond their number.
-        pair: (k,) ascending number of the pair of image and class; the detections of a pair are in
-            the order of their scores.
+        pair: (k,) ascending number of the pair of image and class, of P; the detections of a pair
+            are in the order of their scores.
+        ignored: (P, G) bool.
+        crowd: (P, G) bool.
 
     Returns:
-        (k,) uint16 bits of the thresholds at which a detection matches.
+        (2, k) uint16 bits of the thresholds at which a detection matches an object that counts, and
+        one that is ignored.
     """
-    out = np.zeros(len(pair), np.uint16)
+    out = np.zeros((2, len(pair)), np.uint16)
     if not len(pair):
         return out
     thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     taken = np.zeros((pair[-1] + 1, len(thresholds), iou.shape[1]), bool)
     rank = np.arange(len(pair)) - np.searchsorted(pair, pair)
+    kinds = (~ignored, ignored) if ignored.any() else (~ignored,)
     for turn in range(rank.max() + 1):  # the best detection of every pair, then the second, ...
         at = np.flatnonzero(rank == turn)
         free = np.where(taken[pair[at]], -1.0, iou[at][:, None])  # (pairs, T, G)
-        best = iou.shape[1] - 1 - free[..., ::-1].argmax(-1)  # of equals the last, as lvis-api
-        hit = np.take_along_axis(free, best[..., None], -1)[..., 0] >= thresholds
-        out[at] = (hit << np.arange(len(thresholds))).sum(1)
-        one, threshold = hit.nonzero()
-        taken[pair[at[one]], threshold, best[one, threshold]] = True
+        unmatched = np.ones(free.shape[:2], bool)
+        for bits, of_kind in zip(out, kinds, strict=False):
+            open_to = np.where(of_kind[pair[at]][:, None], free, -1.0)
+            best = iou.shape[1] - 1 - open_to[..., ::-1].argmax(-1)  # of equals the last: lvis-api
+            hit = np.take_along_axis(open_to, best[..., None], -1)[..., 0] >= thresholds
+            hit &= unmatched
+            unmatched &= ~hit
+            bits[at] = (hit << np.arange(len(thresholds))).sum(1)
+            one, threshold = hit.nonzero()
+            matched = best[one, threshold]
+            taken[pair[at[one]], threshold, matched] = ~crowd[pair[at[one]], matched]
     return out

@@ -5,9 +5,10 @@
 
 LVIS's rules: an image counts for a class only where the class is annotated or listed in
 `neg_category_ids`; a false positive of a class in `not_exhaustive_category_ids` is ignored; at most
-300 detections an image, over all classes together. AP is the mean over IoU .5:.05:.95 and over the
-classes that have ground truth; AP_r, AP_c and AP_f are the means over the classes whose category
-has `frequency` r, c or f. Never imports torch.
+300 detections an image, over all classes together; an object with `ignore` or `iscrowd` counts as
+none, and what detects it neither as right nor as wrong. AP is the mean over IoU .5:.05:.95 and over
+the classes that have ground truth; AP_r, AP_c and AP_f are the means over the classes whose
+category has `frequency` r, c or f. Never imports torch.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from pcb.study.variants import (
     with_gamma,
 )
 
+BEYOND = 1e12  # an area above every range of areas
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
 
@@ -109,11 +111,19 @@ def evaluate(
             size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
             counts = zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)
             rle = [{"size": size[i], "counts": c} for i, c in counts]
-        annotations = [a for i in rows.images for a in gt.by_image.get(i, ())]
+        annotations = [_scored(a) for i in rows.images for a in gt.by_image.get(i, ())]
         stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
     evaluation = stream.finalize()
     evaluation.accumulate()
     return summarize(evaluation, gt.categories)
+
+
+def _scored(annotation: dict) -> dict:
+    """An annotation for hotcoco, which takes `iscrowd` by COCO's rule and does not know `ignore`.
+
+    lvis-api ignores such objects and those whose area is outside the range in the same way.
+    """
+    return annotation | {"area": BEYOND} if annotation.get("ignore") else annotation
 
 
 def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,19 @@ def federated_set(seed: int, negatives: int = 2) -> dict:
     return truth
 
 
+def flagged(truth: dict, seed: int, flag: str) -> dict:
+    """The same with a third of the objects marked, and every image annotated exhaustively."""
+    rng = np.random.default_rng(seed)
+    truth = copy.deepcopy(truth)
+    for annotation in truth["annotations"]:
+        annotation[flag] = int(rng.random() < 1 / 3)
+    shown = {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
+    for image in truth["images"]:
+        absent = [c["id"] for c in truth["categories"] if (image["id"], c["id"]) not in shown]
+        image.update(neg_category_ids=absent, not_exhaustive_category_ids=[])
+    return truth
+
+
 def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
     """Detections around the ground truth, four images a shard, not in the file's order.
 
@@ -124,13 +139,9 @@ def perturbed(truth: dict, seed: int, per_object: int = 3) -> list[Rows]:
     return found
 
 
-def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict]:
-    """The 13 metrics and AP of each category id by lvis-api, in points, None where it has -1."""
-    np.float = float  # lvis 0.5.3 was written for numpy < 1.24
-    logging.disable(logging.WARNING)
-    from lvis import LVIS, LVISEval, LVISResults
-
-    results = [
+def as_json(detections: list[Rows]) -> list[dict]:
+    """Detections as COCO's and LVIS's evaluation reads them."""
+    return [
         {
             "image_id": int(rows.image_id[k]),
             "category_id": int(rows.category_id[k]),
@@ -141,8 +152,31 @@ def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, d
         for rows in detections
         for k in range(len(rows))
     ]
+
+
+def pycocotools_ap(path: Path, detections: list[Rows], iou_type: str) -> float:
+    """AP by pycocotools, in points."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with redirect_stdout(None):
+        truth = COCO(str(path))
+        reference = COCOeval(truth, truth.loadRes(as_json(detections)), iou_type)
+        reference.params.maxDets = [300]
+        reference.evaluate()
+        reference.accumulate()
+    precision = reference.eval["precision"][:, :, :, 0, 0]
+    return precision[precision > -1].mean() * 100
+
+
+def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict]:
+    """The 13 metrics and AP of each category id by lvis-api, in points, None where it has -1."""
+    np.float = float  # lvis 0.5.3 was written for numpy < 1.24
+    logging.disable(logging.WARNING)
+    from lvis import LVIS, LVISEval, LVISResults
+
     truth = LVIS(str(path))
-    reference = LVISEval(truth, LVISResults(truth, results), iou_type)
+    reference = LVISEval(truth, LVISResults(truth, as_json(detections)), iou_type)
     reference.run()
     metrics = {
         name: None if value == -1 else value * 100

@@ -172,6 +172,8 @@ SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
         ([[1, 2, 3, 4]], "no polygon of three points"),
         ([[1, 2]], "no polygon of three points"),
         ([[0, 0, 9, 0, 9, 9, 0]], "no polygon of three points"),
+        ([[104, 106, 124, 106, 124, 126]], "polygons outside the image"),
+        ({"size": [96, 96], "counts": [96 * 96]}, "without a pixel"),
         ({"size": [96, 96], "counts": [5, 7]}, "does not cover the image exactly"),
         ({"size": [96, 96], "counts": "garbage"}, "does not cover the image exactly"),
         ({"size": [48, 192], "counts": [96 * 96]}, "size is not the image's"),
@@ -194,8 +196,58 @@ def test_an_object_without_a_mask_is_an_error_in_val_and_not_trained_on(
     with_change(val, lambda c: c["annotations"][3].update(segmentation=segmentation))
     error = fault(tmp_path, files)
     assert reason in error.what and str(val) in error.what
-    with pytest.raises(UserError, match=r"annotations without a mask"):
+    with pytest.raises(UserError, match=r"annotations that cannot be used"):
         GroundTruth(val)
+
+
+def test_a_box_outside_the_image_is_an_error_in_val_and_not_trained_on(copied, tmp_path):
+    files, _ = copied
+    for split, box in (("train", [96, 10, 5, 5]), ("val", [-20, 10, 20, 5])):
+        with_change(Path(files[split]), lambda c, b=box: c["annotations"][9].update(bbox=b))
+    error = fault(tmp_path, files)
+    assert f"{files['val']}: annotations that cannot be used: a box outside" in error.what
+    files["val"] = str(tiny("v05") / "val.json")
+    report = check_files(files, tmp_path / "r.json")
+    assert report["splits"]["train"]["reasons"]["a box outside the image"] == 1
+    assert "they are not trained on" in report["warnings"][0]
+
+
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd"])
+def test_what_is_ignored_counts_in_nothing_that_training_derives(copied, tmp_path, flag):
+    files, _ = copied
+    train = Path(files["train"])
+    whole = check_files(files, tmp_path / "r.json", rfs_threshold=0.05)
+
+    def change(content):
+        for annotation in content["annotations"]:
+            if annotation["category_id"] == 3:
+                annotation[flag] = 1
+
+    with_change(train, change)
+    error = fault(tmp_path, files)
+    assert "no usable annotation of" in error.what
+    report = check_files(files, tmp_path / "r.json", rfs_threshold=0.05, allow_absent=True)
+    assert report["absent"] == [2]
+    split, before = report["splits"]["train"], whole["splits"]["train"]
+    assert split["image_count"][2] == 0 < before["image_count"][2]
+    assert split["reasons"][f"`{flag}`"] >= split["unusable"] - before["unusable"] > 0
+    index = LVISIndex(train)
+    assert not any(2 in labels for labels in index.labels) and index.instance_count[2] == 0
+
+
+def test_images_that_training_leaves_out_do_not_count(copied, tmp_path):
+    files, _ = copied
+
+    def change(content):
+        for image in content["images"]:
+            image.update(width=31)
+        for annotation in content["annotations"]:
+            annotation.update(bbox=[0, 0, 9, 9], segmentation=SQUARE)
+
+    with_change(Path(files["train"]), change)
+    index = LVISIndex(files["train"])
+    (reason,) = (r for r in index.unusable if r.startswith("an image with a side below 32"))
+    assert index.unusable[reason][0] == index.annotation_count and not any(index.image_count)
 
 
 def test_a_bad_polygon_beside_a_good_one_is_left_out(copied, tmp_path):

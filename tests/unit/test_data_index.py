@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from datasets import SAMPLE, by_hand, load, needs_sample, tiny
 from mmdet.datasets import CocoDataset
-from msgspec import Raw
 
 from pcb import frequency
 from pcb.data.lvis import index as module
-from pcb.data.lvis.annotations import Annotation, Image, is_usable
+from pcb.data.lvis.annotations import Annotation, Image, unusable_reason
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 
@@ -103,8 +102,8 @@ def is_trained_on(annotation) -> bool:
 )
 def test_the_annotations_that_mmdet_trains_on_are_usable(bbox, area, usable):
     entry = {"id": 1, "image_id": 7, "category_id": 1, "bbox": bbox, "area": area}
-    annotation = Annotation(**entry, segmentation=Raw(b"[]"))
-    assert is_usable(annotation, Image(id=7, width=100, height=80)) == usable
+    annotation, image = Annotation(**entry), Image(id=7, width=100, height=80)
+    assert (unusable_reason(annotation, [[1, 1, 9, 1, 9, 9]], image) is None) == usable
     assert is_trained_on({**entry, "segmentation": []}) == usable
 
 

@@ -42,6 +42,24 @@ def test_equals_the_evaluator_under_lvis_rules(tmp_path, seed, negatives, iou_ty
     assert_equal(matches.average_precision(), matches.groups, reference)
 
 
+@IOU_TYPES
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ignored_objects_equal_the_evaluators(tmp_path, seed, flag, iou_type):
+    truth = oracle.flagged(oracle.federated_set(seed), seed, flag)
+    for image in truth["images"][::2]:
+        image["not_exhaustive_category_ids"] = [1, 2, 3]
+        image["neg_category_ids"] = image["neg_category_ids"][::2]
+    gt, detections = saved(tmp_path, truth), oracle.perturbed(truth, seed, per_object=5)
+    matches = match(gt, detections, "plain", iou_type)
+    assert matches.void.any()
+    reference = evaluate(gt, detections, iou_type=iou_type)
+    assert_equal(matches.average_precision(), matches.groups, reference)
+    weights = np.ones((3, matches.images))
+    for ap in matches.average_precision(weights=weights):
+        assert_equal(ap, matches.groups, reference)
+
+
 def test_a_limit_an_image_equals_the_evaluators(tmp_path):
     truth = oracle.federated_set(5)
     gt, detections = saved(tmp_path, truth), oracle.perturbed(truth, 5, per_object=60)
@@ -141,8 +159,9 @@ def test_columns_of_shards_are_matched_alone_or_together(tmp_path):
 
 def test_an_iou_equal_to_a_threshold_is_a_hit():
     ious = np.array([[np.nextafter(0.5, 0)], [0.5], [0.55], [1.0]])
-    overlaps = Overlaps([(np.array([row]), iou[None]) for row, iou in enumerate(ious)], len(ious))
-    hits = overlaps.hits(np.full(len(ious), 0.9))
+    flags = np.zeros((2, 1), bool)
+    pairs = [(np.array([row]), iou[None], flags) for row, iou in enumerate(ious)]
+    hits, _ = Overlaps(pairs, len(ious)).hits(np.full(len(ious), 0.9))
     assert [int(h).bit_count() for h in hits] == [0, 1, 2, 10]
 
 

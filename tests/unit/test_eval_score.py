@@ -50,6 +50,28 @@ def test_equals_lvis_api_beyond_300_detections_an_image(federated):
     assert_equal(path, detections, "bbox")
 
 
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_ignored_objects_equal_lvis_api(tmp_path, federated, iou_type):
+    path, truth = tmp_path / "val.json", oracle.flagged(federated[1], 4, "ignore")
+    path.write_text(json.dumps(truth))
+    detections = oracle.perturbed(truth, seed=3)
+    ours = assert_equal(path, detections, iou_type)
+    assert abs(ours["AP"] - evaluate(federated[0], detections, iou_type=iou_type)["AP"]) > 1
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_crowds_equal_pycocotools(tmp_path, federated, iou_type):
+    path, truth = tmp_path / "val.json", oracle.flagged(federated[1], 5, "iscrowd")
+    path.write_text(json.dumps(truth))
+    detections = oracle.perturbed(truth, seed=4)
+    ours = evaluate(path, detections, iou_type=iou_type)["AP"]
+    assert ours == pytest.approx(oracle.pycocotools_ap(path, detections, iou_type), abs=1e-6)
+    for annotation in truth["annotations"]:
+        annotation["ignore"] = annotation.pop("iscrowd")
+    path.write_text(json.dumps(truth))
+    assert abs(ours - evaluate(path, detections, iou_type=iou_type)["AP"]) > 0.1  # another rule
+
+
 @pytest.mark.skipif(
     not oracle.SAMPLE.exists(),
     reason=f"the sample of real LVIS annotations is not at {oracle.SAMPLE}",

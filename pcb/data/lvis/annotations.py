@@ -13,7 +13,7 @@ import hashlib
 import mmap
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Image(Struct, gc=False):
 
 
 class Annotation(Struct, gc=False):
-    """An entry of `annotations`. `read_annotation_file` sets `ignore` for unusable ones."""
+    """An entry of `annotations`."""
 
     id: int = REQUIRED
     image_id: int = REQUIRED
@@ -67,8 +67,8 @@ class Annotation(Struct, gc=False):
 class AnnotationFile(Struct):
     """The content of an annotation file.
 
-    `categories` are sorted by id, `sha256` is the file's digest, `unmasked` are the ids of the
-    annotations without a mask that can be drawn, by reason.
+    `categories` are sorted by id, `sha256` is the file's digest, `unusable` are the annotations
+    that training cannot use: id -> reason.
     """
 
     images: list[Image] = REQUIRED
@@ -76,9 +76,15 @@ class AnnotationFile(Struct):
     categories: list[dict] = REQUIRED
     info: dict | None = None
     sha256: str = ""
-    unmasked: dict[str, list[int]] = {}
+    unusable: dict[int, str] = {}
 
 
+MIN_SIDE = 32  # pixels; MMDetection's LVIS configs train on no image with a smaller side
+CROWD, IGNORED, OUTSIDE = "`iscrowd`", "`ignore`", "a box outside the image"
+TOO_SMALL = "a side below 1 pixel, or no area"
+SMALL_IMAGE = f"an image with a side below {MIN_SIDE} pixels"
+# Reasons that are no faults: scoring has a rule for such objects.
+EXPECTED = {CROWD, IGNORED, TOO_SMALL, SMALL_IMAGE}
 MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
 MAX_ID = 2**53  # scores are computed in float64, in which larger ids are not exact
 SEGMENTATION_DECODER = msgspec.json.Decoder(list[list[float]] | dict)
@@ -90,6 +96,7 @@ ANNOTATION_TYPE = pa.struct(
         ("area", pa.float64()),
         ("usable", pa.uint8()),
         ("iscrowd", pa.uint8()),
+        ("ignore", pa.uint8()),
         ("polygons", pa.list_(pa.list_(pa.float64()))),
         ("rle", pa.string()),
     ]
@@ -130,13 +137,11 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     check_values(path, content)
     check_references(path, content)
     images = {image.id: image for image in content.images}
-    content.unmasked = {}
+    content.unusable = {}
     for annotation in content.annotations:
-        image = images[annotation.image_id]
-        fault = mask_fault(_segmentation(path, annotation), image.height, image.width)
-        if fault:
-            content.unmasked.setdefault(fault, []).append(annotation.id)
-        annotation.ignore = fault is not None or not is_usable(annotation, image)
+        segmentation = _segmentation(path, annotation)
+        if reason := unusable_reason(annotation, segmentation, images[annotation.image_id]):
+            content.unusable[annotation.id] = reason
     content.categories.sort(key=lambda category: category["id"])
     content.sha256 = hashlib.sha256(data).hexdigest()
     return content
@@ -175,14 +180,27 @@ def _utf8_fault(path: Path, data: bytes | mmap.mmap) -> UserError | None:
     return None
 
 
-def is_usable(annotation: Annotation, image: Image) -> bool:
-    """Return whether MMDetection trains on an annotation.
+def unusable_reason(
+    annotation: Annotation, segmentation: list[list[float]] | dict, image: Image
+) -> str | None:
+    """Why training cannot use an annotation; None if it can.
 
-    Its box must be at least 1 pixel wide and high and overlap the image, its area must be positive.
+    The one rule for what is trained on, image counts, repeat factors and absent classes. It is
+    MMDetection's, which drops boxes below 1 pixel or outside the image, and `ignore`; here also
+    crowds, which have no box of a single object, and images that MMDetection leaves out whole.
     """
+    if fault := mask_fault(segmentation, image.height, image.width):
+        return fault
     x, y, width, height = annotation.bbox
-    inside = min(x + width, image.width) > max(x, 0) and min(y + height, image.height) > max(y, 0)
-    return inside and width >= 1 and height >= 1 and annotation.area > 0 and not annotation.ignore
+    if min(x + width, image.width) <= max(x, 0) or min(y + height, image.height) <= max(y, 0):
+        return TOO_SMALL if min(width, height) == 0 else OUTSIDE
+    if annotation.iscrowd:
+        return CROWD
+    if annotation.ignore:
+        return IGNORED
+    if width < 1 or height < 1 or annotation.area <= 0:
+        return TOO_SMALL
+    return SMALL_IMAGE if min(image.width, image.height) < MIN_SIDE else None
 
 
 def check_keys(path: Path, content: AnnotationFile) -> None:
@@ -325,11 +343,14 @@ def record_batches(path: Path, content: AnnotationFile) -> Iterator[pa.RecordBat
         by_image[row_of[annotation.image_id]].append(annotation)
     for start in range(0, len(by_image), BATCH_IMAGES):
         rows = slice(start, start + BATCH_IMAGES)
-        yield _record_batch(path, content.images[rows], by_image[rows])
+        yield _record_batch(path, content.images[rows], by_image[rows], content.unusable)
 
 
 def _record_batch(
-    path: Path, images: list[Image], annotations: list[list[Annotation]]
+    path: Path,
+    images: list[Image],
+    annotations: list[list[Annotation]],
+    unusable: Container[int],
 ) -> pa.RecordBatch:
     flat = [annotation for of_image in annotations for annotation in of_image]
     segmentations = [_drawable(_segmentation(path, a)) for a in flat]
@@ -339,8 +360,9 @@ def _record_batch(
         "category_id": [a.category_id for a in flat],
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes), 4),
         "area": [a.area for a in flat],
-        "usable": [int(not a.ignore) for a in flat],
+        "usable": [int(a.id not in unusable) for a in flat],
         "iscrowd": [int(bool(a.iscrowd)) for a in flat],
+        "ignore": [int(bool(a.ignore)) for a in flat],
         "polygons": [None if isinstance(s, dict) else s for s in segmentations],
         "rle": [
             msgspec.json.encode(s).decode() if isinstance(s, dict) else None for s in segmentations
@@ -355,7 +377,8 @@ def _record_batch(
     structs = pa.StructArray.from_arrays(arrays, fields=list(ANNOTATION_TYPE))
     offsets = pa.array(np.cumsum([0, *map(len, annotations)], dtype=np.int32))
     labels = [
-        sorted({a.category_id - 1 for a in of_image if not a.ignore}) for of_image in annotations
+        sorted({a.category_id - 1 for a in of_image if a.id not in unusable})
+        for of_image in annotations
     ]
     image_columns = [
         pa.array([getattr(image, name) for image in images], dtype) for name, dtype in IMAGE_FIELDS

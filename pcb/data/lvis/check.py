@@ -190,9 +190,9 @@ def check_version(
 
 
 def check_labels(index: LVISIndex, split: str, warnings: list[str]) -> list[UserError]:
-    """Check what scoring needs of a split, and that objects have masks.
+    """Check what scoring needs of a split, and that objects have masks and boxes in the image.
 
-    Train only loses annotations without a mask; a scored split would count them as missed.
+    Train only loses faulty annotations; a scored split would count them as missed.
     """
     faults = []
     if split != "train" and (missing := index.missing_keys()):
@@ -202,12 +202,11 @@ def check_labels(index: LVISIndex, split: str, warnings: list[str]) -> list[User
                 "use LVIS's annotation file, not COCO's",
             )
         )
-    if index.unmasked:
-        unmasked = sum(count for count, *_ in index.unmasked.values())
-        if split == "train" and unmasked < index.annotation_count:
-            warnings.append(f"{index.unmasked_text()}; they are not trained on")
+    if index.faulty:
+        if split == "train" and index.faulty < index.annotation_count:
+            warnings.append(f"{index.faulty_text()}; they are not trained on")
         else:
-            faults.append(UserError(index.unmasked_text(), "correct these annotations"))
+            faults.append(UserError(index.faulty_text(), "correct these annotations"))
     return faults
 
 
@@ -327,7 +326,7 @@ def group_sizes(index: LVISIndex) -> dict[str, int]:
 def describe(index: LVISIndex) -> dict:
     """Return a split's entry in the report.
 
-    `unusable` annotations are those that MMDetection drops; `empty` images have no usable one.
+    `unusable` annotations are left out of training; `empty` images have no usable one.
     """
     return {
         "file": str(index.path),
@@ -336,6 +335,7 @@ def describe(index: LVISIndex) -> dict:
         "empty": sum(not labels for labels in index.labels),
         "annotations": index.annotation_count,
         "unusable": index.annotation_count - sum(index.instance_count),
+        "reasons": {reason: count for reason, (count, *_) in index.unusable.items()},
         "groups": group_sizes(index),
         "thresholds": index.info.get("thresholds", list(THRESHOLDS)),
         "image_count": index.image_count,

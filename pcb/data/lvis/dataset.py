@@ -22,6 +22,7 @@ from mmdet.datasets.transforms import LoadAnnotations  # noqa: F401 (registers m
 from mmdet.registry import DATASETS, TRANSFORMS
 
 from pcb.data.lvis import masks  # noqa: F401 (registers LoadWindowMasks)
+from pcb.data.lvis.annotations import MIN_SIDE
 from pcb.data.lvis.index import LVISIndex, Objects
 
 
@@ -120,7 +121,7 @@ class PCBLVISDataset(BaseDetDataset):
         # Built here, since Compose would look transforms up in the default scope.
         steps = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
         if filter_cfg is None:
-            filter_cfg = {"filter_empty_gt": True, "min_size": 32}
+            filter_cfg = {"filter_empty_gt": True, "min_size": MIN_SIDE}
         super().__init__(
             ann_file=ann_file,
             data_prefix=data_prefix,
@@ -185,14 +186,13 @@ def mmdet_instances(objects: Objects) -> list[dict]:
     rows = zip(
         boxes.tolist(),
         (objects.category_id - 1).tolist(),
-        objects.iscrowd.tolist(),
         objects.segmentation,
         objects.usable,
         strict=True,
     )
     return [
-        {"bbox": box, "bbox_label": label, "ignore_flag": int(crowd), "mask": segmentation}
-        for box, label, crowd, segmentation, usable in rows
+        {"bbox": box, "bbox_label": label, "ignore_flag": 0, "mask": segmentation}
+        for box, label, segmentation, usable in rows
         if usable
     ]
 

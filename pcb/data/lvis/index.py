@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from pcb.data.lvis.annotations import (
     BATCH_IMAGES,
+    EXPECTED,
     IMAGE_FIELDS,
     SCHEMA,
     AnnotationFile,
@@ -43,7 +44,7 @@ from pcb.frequency import THRESHOLDS, group
 from pcb.study.records import read_record, write_record
 
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
-CACHE_FORMAT = 3  # caches of another format are remade
+CACHE_FORMAT = 4  # caches of another format are remade
 METADATA_KEY = b"pcb"  # of the Arrow schema
 
 
@@ -55,8 +56,9 @@ class Objects(NamedTuple):
         category_id: (n,) int32, 1..C.
         bbox: (n, 4) float64: x, y, width, height in pixels.
         area: (n,) float64, in pixels.
-        usable: (n,) bool: whether MMDetection trains on it.
+        usable: (n,) bool: whether training uses it.
         iscrowd: (n,) bool.
+        ignore: (n,) bool.
         segmentation: For each annotation its polygons, (2k,) float64 x0, y0, x1, … each, or a
             run-length encoding.
     """
@@ -67,6 +69,7 @@ class Objects(NamedTuple):
     area: np.ndarray
     usable: np.ndarray
     iscrowd: np.ndarray
+    ignore: np.ndarray
     segmentation: list[list[np.ndarray] | dict]
 
 
@@ -85,8 +88,8 @@ class LVISIndex:
         instance_count: For each class, number of usable annotations.
         info: The file's `info`.
         sha256: Digest of the file.
-        unmasked: Annotations without a mask that can be drawn, which count as unusable: reason ->
-            their number and the ids of the first few.
+        unusable: Annotations that training cannot use: reason -> their number and the ids of the
+            first few.
 
     Raises:
         UserError: The file is missing or damaged, lacks keys, or has impossible values or dangling
@@ -115,7 +118,7 @@ class LVISIndex:
         self.image_count: list[int] = summary["image_count"]
         self.instance_count: list[int] = summary["instance_count"]
         self.sha256: str = summary["sha256"]
-        self.unmasked: dict[str, list[int]] = summary["unmasked"]
+        self.unusable: dict[str, list[int]] = summary["unusable"]
 
     def __reduce__(self):
         # Another process maps the cache itself.
@@ -203,13 +206,19 @@ class LVISIndex:
         keys = ("neg_category_ids", "not_exhaustive_category_ids")
         return [key for key in keys if self._column(key).null_count]
 
-    def unmasked_text(self) -> str:
-        """Return a sentence on the annotations without a mask that can be drawn."""
+    @property
+    def faulty(self) -> int:
+        """Number of unusable annotations that scoring cannot use either."""
+        return sum(count for reason, (count, *_) in self.unusable.items() if reason not in EXPECTED)
+
+    def faulty_text(self) -> str:
+        """Return a sentence on the annotations that neither training nor scoring can use."""
         reasons = (
             f"{reason} ({count} in all, such as {', '.join(map(str, ids))})"
-            for reason, (count, *ids) in self.unmasked.items()
+            for reason, (count, *ids) in self.unusable.items()
+            if reason not in EXPECTED
         )
-        return f"{self.path}: annotations without a mask that can be drawn: {'; '.join(reasons)}"
+        return f"{self.path}: annotations that cannot be used: {'; '.join(reasons)}"
 
     @cached_property
     def images(self) -> list[dict]:
@@ -242,12 +251,13 @@ class LVISIndex:
 
     def _entries(self, row: int) -> Iterator[dict]:
         objects, image_id = self.objects(row), int(self.ids[row])
-        for number, category, box, area, crowd, segmentation in zip(
+        for number, category, box, area, crowd, ignore, segmentation in zip(
             objects.id.tolist(),
             objects.category_id.tolist(),
             objects.bbox.tolist(),
             objects.area.tolist(),
             objects.iscrowd.tolist(),
+            objects.ignore.tolist(),
             objects.segmentation,
             strict=True,
         ):
@@ -261,6 +271,7 @@ class LVISIndex:
                 "area": area,
                 "segmentation": segmentation,
                 **({"iscrowd": 1} if crowd else {}),
+                **({"ignore": 1} if ignore else {}),
             }
 
     @property
@@ -327,7 +338,7 @@ class _BatchView:
         self.image_offsets = annotations.offsets.to_numpy()
         self.scalars = [
             columns[name].to_numpy(zero_copy_only=False)
-            for name in ("id", "category_id", "area", "usable", "iscrowd")
+            for name in ("id", "category_id", "area", "usable", "iscrowd", "ignore")
         ]
         self.bbox = columns["bbox"].values.to_numpy().reshape(-1, 4)
         polygons = columns["polygons"]
@@ -345,7 +356,7 @@ class _BatchView:
     def objects(self, row: int) -> Objects:
         """Return all annotations of one image."""
         span = slice(*self.image_offsets[row : row + 2].tolist())
-        number, category, area, usable, crowd = (column[span] for column in self.scalars)
+        number, category, area, usable, crowd, ignore = (column[span] for column in self.scalars)
         return Objects(
             number,
             category,
@@ -353,6 +364,7 @@ class _BatchView:
             area,
             usable.astype(bool),
             crowd.astype(bool),
+            ignore.astype(bool),
             [self.segmentation(k) for k in range(span.start, span.stop)],
         )
 
@@ -456,7 +468,12 @@ def _write_cache(path: Path, cache: Path) -> None:
 
 def _summary(content: AnnotationFile) -> dict:
     """Facts of the file as a whole. The counts by class are of usable annotations."""
-    usable = [(a.image_id, a.category_id) for a in content.annotations if not a.ignore]
+    usable = [
+        (a.image_id, a.category_id) for a in content.annotations if a.id not in content.unusable
+    ]
+    reasons: dict[str, list[int]] = {}
+    for number, reason in content.unusable.items():
+        reasons.setdefault(reason, []).append(number)
     classes = len(content.categories)
 
     def count_by_class(pairs: list[tuple[int, int]] | set[tuple[int, int]]) -> list[int]:
@@ -468,7 +485,7 @@ def _summary(content: AnnotationFile) -> dict:
         "categories": content.categories,
         "annotation_count": len(content.annotations),
         "sha256": content.sha256,
-        "unmasked": {reason: [len(ids), *ids[:5]] for reason, ids in content.unmasked.items()},
+        "unusable": {reason: [len(ids), *ids[:5]] for reason, ids in reasons.items()},
         "instance_count": count_by_class(usable),
         "image_count": count_by_class(set(usable)),
     }
