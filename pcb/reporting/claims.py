@@ -31,6 +31,7 @@ from pcb.study.claims import (
     Verdict,
     evaluate,
     evaluate_published,
+    judge,
     operands,
     published,
 )
@@ -116,12 +117,33 @@ def measured(
         if metric.startswith("M["):
             ours[cell] = [matrix_entry(results, row.run, seed, metric) for seed in seeds]
             continue
-        rule = "lvis" if metric in BIAS_METRICS else protocol  # the matrix has no protocol
-        values = [results.values(row.run, seed, row.variant, rule) or {} for seed in seeds]
-        arrays = [results.resampled(row.run, seed, row.variant, rule) or {} for seed in seeds]
-        ours[cell] = [found.get(metric) for found in values]
-        resampled[cell] = [found.get(metric) for found in arrays]
+        ours[cell], resampled[cell] = of_row(results, row, metric, protocol)
     return ours, resampled
+
+
+def of_row(results: Results, row: Row, metric: str, protocol: str) -> tuple[list, list]:
+    """A metric of a row at every seed, and the same on resamples of the images."""
+    rule = "lvis" if metric in BIAS_METRICS else protocol  # the matrix has no protocol
+    seeds = results.study.seeds
+    values = [results.values(row.run, seed, row.variant, rule) or {} for seed in seeds]
+    arrays = [results.resampled(row.run, seed, row.variant, rule) or {} for seed in seeds]
+    return [found.get(metric) for found in values], [found.get(metric) for found in arrays]
+
+
+def difference(
+    results: Results, row: Row, base: Row, metric: str, protocol: str = "lvis"
+) -> Verdict:
+    """By how much a row has more of a metric than another, paired over seeds and images.
+
+    Returns:
+        The mean over seeds as `margin`, with its 95 % interval; `holds` where that is above 0.
+    """
+    check = Check("higher", (metric,), (("", row.id), ("", base.id)))
+    values: Measured = {}
+    resampled: Resampled = {}
+    for cell, operand in zip(check.cells, (row, base), strict=True):
+        values[cell], resampled[cell] = of_row(results, operand, metric, protocol)
+    return judge(check, values, resampled)
 
 
 def matrix_entry(results: Results, run: str, seed: int, metric: str) -> float | None:

@@ -14,10 +14,11 @@ from statistics import fmean, stdev
 
 from pcb.formatting import signed
 from pcb.reporting import findings, oracle, style
+from pcb.reporting.claims import difference
 from pcb.reporting.plots import Plot, canvas, empty
 from pcb.reporting.results import Results
 from pcb.study import Row
-from pcb.study.claims import DIRECTION, FAILS, HOLDS, NOT_RUN, WITHIN_NOISE, Check, Verdict, judge
+from pcb.study.claims import DIRECTION, FAILS, HOLDS, NOT_RUN, WITHIN_NOISE
 
 METRICS = ("AP", "APr", "APc", "APf")
 COLUMNS = ("sampler", "method", "run", "variant", "seed", "protocol", *METRICS)
@@ -96,15 +97,7 @@ def of_row(results: Results, row: Row, base: Row, names: Sequence[str]) -> dict:
 
 def effect(results: Results, row: Row, base: Row, metric: str, protocol: str) -> dict:
     """Whether a row has a higher metric than its base method under a protocol."""
-    check = Check("higher", (metric,), (("", row.id), ("", base.id)))
-    values, resampled = {}, {}
-    for cell, of in zip(check.cells, (row, base), strict=True):
-        seeds = results.study.seeds
-        numbers = [results.values(of.run, s, of.variant, protocol) or {} for s in seeds]
-        arrays = [results.resampled(of.run, s, of.variant, protocol) or {} for s in seeds]
-        values[cell] = [found.get(metric) for found in numbers]
-        resampled[cell] = [found.get(metric) for found in arrays]
-    found: Verdict = judge(check, values, resampled)
+    found = difference(results, row, base, metric, protocol)
     return {"verdict": found.status, "margin": found.margin, "low": found.low, "high": found.high}
 
 

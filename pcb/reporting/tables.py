@@ -3,8 +3,9 @@
 `ResultTable` is the one form of a table. `pcb gather` writes it as JSON, a notebook loads that, the
 site builds it in memory, and every rendering (HTML, Markdown, LaTeX, CSV) is made from its `grid`.
 
-Three blocks of columns never mix: `ours` (measured here), `paper` (published) and `Δ` (ours minus
-paper). A row without a measurement shows `not run`. With several seeds, `ours` is the mean and
+Blocks of columns never mix: `ours` (measured here), `paper` (published), and of each the difference
+of a row from its base row, `Δ ours` and `Δ paper`. `ours − paper` is there only where the data are
+comparable. A row without a measurement shows `not run`. With several seeds, `ours` is the mean and
 sample standard deviation over those that were run.
 """
 
@@ -26,14 +27,25 @@ from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.formatting import signed
 from pcb.reporting import captions, style
+from pcb.reporting.claims import difference
 from pcb.reporting.results import Results
-from pcb.study import Table
+from pcb.study import Row, Table
 from pcb.study.records import read_record
 
 FORMAT = 1  # of gathered files; a change of their structure raises it
-OURS, PAPER, DELTA, SEEDS = "ours", "paper", "Δ", "seeds"
-NOT_RUN, NO_VALUE = "not run", "–"
-KINDS = {"": "label", OURS: "ours", PAPER: "paper", DELTA: "delta"}  # CSS classes
+OURS, PAPER, SEEDS = "ours", "paper", "seeds"
+GAIN, PAPER_GAIN, DELTA = "Δ ours", "Δ paper", "ours − paper"
+SIGNED = (GAIN, PAPER_GAIN, DELTA)  # blocks of differences
+NOT_RUN, NO_VALUE, NO_BASE = "not run", "–", ""
+# CSS classes, and the last part of a cell's address.
+KINDS = {
+    "": "label",
+    OURS: "ours",
+    PAPER: "paper",
+    GAIN: "gain",
+    PAPER_GAIN: "paper-gain",
+    DELTA: "delta",
+}
 LESS_IS_BETTER = {"PwB", "Mrf", "Mfr", "Mup", "Mcor"}  # measures of bias
 MARKS = "†‡§¶"  # sources of copied rows, in order of appearance
 NAMED_BY_PAPER = {"Dataset", "Backbone", "Model"}  # label columns; ours may be others
@@ -51,6 +63,10 @@ class ResultRow:
         paper: Published numbers by metric, without those that the paper does not print.
         copied_from: Where the paper copied the numbers from, if it did not train the row itself.
         ours: Measured values by seed (as text, for JSON) and metric.
+        base: Id of the row that it is compared with; None where there is none.
+        gains: Our difference from the base row by metric, paired over seeds and resampled images:
+            `mean`, `low` and `high` (the limits of its 95 % interval, None without one), `seeds`,
+            and whether the interval covers the sampling of `images`.
     """
 
     id: str
@@ -60,6 +76,8 @@ class ResultRow:
     paper: dict[str, float]
     copied_from: str | None
     ours: dict[str, dict[str, float | None]]
+    base: str | None = None
+    gains: dict[str, dict] = field(default_factory=dict)
 
     def values(self, metric: str) -> list[float]:
         """Our values of a metric, one for each seed that has one."""
@@ -67,12 +85,27 @@ class ResultRow:
         return [value for value in by_seed if value is not None]
 
     def number(self, block: str, metric: str) -> float | None:
-        """The number of a block: our mean, the published one, or their difference."""
+        """The number of a block: our mean, the published one, a difference from base or paper.
+
+        `ResultTable.paper_gain` has the difference of the published numbers.
+        """
         values, paper = self.values(metric), self.paper.get(metric)
         ours = fmean(values) if values else None
         if block == DELTA:
             return None if ours is None or paper is None else ours - paper
+        if block == GAIN:
+            return self.gains[metric]["mean"] if metric in self.gains else None
         return ours if block == OURS else paper
+
+    def reach(self, metric: str) -> float | None:
+        """Half of the 95 % interval of our difference from the base row."""
+        gain = self.gains.get(metric)
+        return None if gain is None or gain["low"] is None else (gain["high"] - gain["low"]) / 2
+
+    def outside_noise(self, metric: str) -> bool:
+        """Whether the 95 % interval of our difference from the base row excludes 0."""
+        gain = self.gains.get(metric)
+        return bool(gain and gain["low"] is not None and gain["low"] * gain["high"] > 0)
 
     def spread(self, metric: str) -> float | None:
         """Sample standard deviation over seeds; None below two seeds."""
@@ -124,8 +157,23 @@ class ResultTable:
 
     @property
     def blocks(self) -> list[str]:
-        """The blocks of columns: `ours` alone where the paper prints no number."""
-        return [OURS, PAPER, DELTA] if any(row.paper for row in self.rows) else [OURS]
+        """The blocks of columns; those of the paper only where it prints a number."""
+        printed, based = any(r.paper for r in self.rows), any(r.base for r in self.rows)
+        return [
+            OURS,
+            *([PAPER] if printed else []),
+            *([GAIN] if based else []),
+            *([PAPER_GAIN] if based and printed else []),
+            *([DELTA] if printed and self.about["comparable"] else []),
+        ]
+
+    def number(self, row: ResultRow, block: str, metric: str) -> float | None:
+        """The number of a row in a block; None where there is none."""
+        if block != PAPER_GAIN:
+            return row.number(block, metric)
+        base = next((other for other in self.rows if other.id == row.base), None)
+        value, before = row.paper.get(metric), base.paper.get(metric) if base else None
+        return None if value is None or before is None else value - before
 
     def to_json(self) -> dict:
         """The content of a gathered file."""
@@ -153,9 +201,31 @@ def rows(results: Results, table: Table) -> list[ResultRow]:
                 for seed in results.study.seeds
                 if (values := results.values(row.run, seed, row.variant)) is not None
             },
+            base=row.base,
+            gains=gains(results, table, row),
         )
         for row in table.rows
     ]
+
+
+def gains(results: Results, table: Table, row: Row) -> dict[str, dict]:
+    """Our differences of a row from its base row, by metric; none of what was not measured."""
+    base = next((other for other in table.rows if other.id == row.base), None)
+    if base is None:
+        return {}
+    out = {}
+    for metric in table.columns:
+        found = difference(results, row, base, metric)
+        if found.margin is not None:
+            known = found.seeds > 1 or found.images  # else the limits are those of rounding
+            out[metric] = {
+                "mean": found.margin,
+                "low": found.low if known else None,
+                "high": found.high if known else None,
+                "seeds": found.seeds,
+                "images": found.images,
+            }
+    return out
 
 
 # Gathered files
@@ -201,10 +271,12 @@ class Cell:
         block: "" for a label, else `ours`, `paper` or `Δ`.
         column: Label column or metric.
         text: What it shows, without `spread` and `mark`.
-        spread: Standard deviation over seeds, as text; "" for none.
+        spread: Standard deviation over seeds, of `Δ ours` half of the 95 % interval, as text; ""
+            for none.
         mark: Footnote mark.
         value: Number to sort by; None where there is none.
         rowspan: Rows that it covers where equal labels are joined; 0 if a cell above covers it.
+        clear: Whether the interval of a difference excludes 0.
     """
 
     block: str
@@ -214,6 +286,7 @@ class Cell:
     mark: str = ""
     value: float | None = None
     rowspan: int = 1
+    clear: bool = False
 
     @property
     def not_run(self) -> bool:
@@ -223,7 +296,7 @@ class Cell:
     @property
     def kind(self) -> str:
         """Its CSS class."""
-        return "notrun" if self.not_run else KINDS[self.block]
+        return "notrun" if self.not_run else KINDS[self.block] + (" clear" if self.clear else "")
 
     def __str__(self) -> str:
         return self.text + (f" ± {self.spread}" if self.spread else "") + self.mark
@@ -254,14 +327,16 @@ def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
         return Cell(block, metric, NOT_RUN)
     first_of_paper = block == PAPER and metric == table.metrics[0]
     mark = table.sources.get(row.copied_from or "", "") if first_of_paper else ""
-    value = row.number(block, metric)
+    value = table.number(row, block, metric)
     if value is None:
-        return Cell(block, metric, NO_VALUE, mark=mark)
+        without = block in (GAIN, PAPER_GAIN) and row.base is None
+        return Cell(block, metric, NO_BASE if without else NO_VALUE, mark=mark)
     digits = decimals(block, metric)
-    if block == DELTA:
-        return Cell(block, metric, signed(value, digits), value=value)
-    spread = row.spread(metric) if block == OURS else None
+    spread = row.spread(metric) if block == OURS else row.reach(metric) if block == GAIN else None
     shown = "" if spread is None else f"{spread:.{digits}f}"
+    if block in SIGNED:
+        clear = block == GAIN and row.outside_noise(metric)
+        return Cell(block, metric, signed(value, digits), shown, value=value, clear=clear)
     return Cell(block, metric, f"{value:.{digits}f}", shown, mark, value)
 
 
@@ -271,9 +346,10 @@ def decimals(block: str, metric: str) -> int:
     Our PwB, a norm that grows with the number of classes, and correlations have two. The paper
     prints 0.19 and 0.01 for M_rf and M_fr, so its percentages have none.
     """
+    measured = block in (OURS, GAIN)
     if metric in ("Mrf", "Mfr"):
-        return 1 if block == OURS else 0
-    return 2 if block == OURS and metric in ("PwB", "Mcor") else 1
+        return 1 if measured else 0
+    return 2 if measured and metric in ("PwB", "Mcor") else 1
 
 
 def row_spans(labels: list[list[str]]) -> list[list[int]]:
@@ -315,7 +391,34 @@ def footnotes(table: ResultTable) -> list[str]:
             "Ours: mean ± sample standard deviation over the seeds that were run, "
             f"of {table.planned} planned."
         )
+    if GAIN in table.blocks:
+        several = "seeds and " if table.planned > 1 else ""
+        notes.append(
+            f"Δ: a row minus its base row ({base_names(table)}). Of ours ± is half of the 95 % "
+            f"interval, paired over {several}resampled validation images; bold where it excludes 0."
+        )
+    if GAIN in table.blocks and any(row.gains for row in table.rows):
+        values = [gain for row in table.rows for gain in row.gains.values()]
+        if all(gain["seeds"] == 1 for gain in values):
+            notes.append("Provisional: one seed, so no interval covers retraining.")
+        if any(not gain["images"] for gain in values):
+            notes.append(
+                "Where there is no bootstrap of the images, the interval is of seeds alone."
+            )
     return notes
+
+
+def base_names(table: ResultTable) -> str:
+    """The rows that others are compared with, by their labels."""
+    used = {row.base for row in table.rows}
+    rows = [row for row in table.rows if row.id in used]
+    differ = [len({row.labels[k] for row in rows}) > 1 for k in range(len(table.labels))]
+    names = [
+        " ".join(text for text, own in zip(row.labels, differ, strict=True) if own)
+        or " ".join(row.labels)
+        for row in rows
+    ]
+    return "; ".join(dict.fromkeys(names))
 
 
 # Renderings
@@ -331,7 +434,9 @@ def layout(table: ResultTable) -> dict:
     origins = {
         OURS: captions.origin(table.about),
         PAPER: "published, LVIS",
-        DELTA: "ours − paper",
+        GAIN: "row − base row, ± 95 %",
+        PAPER_GAIN: "the same, published",
+        DELTA: "on the same data",
     }
     return {
         "target": table.target,
@@ -347,6 +452,7 @@ def layout(table: ResultTable) -> dict:
                 "kind": KINDS[block],
                 "start": metric == table.metrics[0],
                 "sort": "up" if metric in LESS_IS_BETTER and block != DELTA else "down",
+                "address": KINDS[block],
             }
             for block in table.blocks
             for metric in table.metrics
@@ -450,14 +556,16 @@ def latex(table: ResultTable) -> str:
 def numbers(table: ResultTable) -> pd.DataFrame:
     """The numbers of a table, unrounded, one line per row.
 
-    Columns are the labels, `id`, `run`, `variant`, `copied_from`, `seeds` (how many were run), and
-    for each metric `ours`, `std`, `paper` and `Δ`, as in `ours AP`. A missing number is NaN.
+    Columns are the labels, `id`, `base`, `run`, `variant`, `copied_from`, `seeds` (how many were
+    run), and for each metric `ours`, `std` and the other blocks of the table, as in `ours AP` and
+    `Δ ours AP`; `low` and `high` are the interval of the latter. A missing number is NaN.
     """
     lines = []
     for row in table.rows:
         line: dict = dict(zip(table.labels, row.labels, strict=True))
         line |= {
             "id": row.id,
+            "base": row.base or "",
             "run": row.run,
             "variant": row.variant,
             "copied_from": row.copied_from or "",
@@ -466,11 +574,14 @@ def numbers(table: ResultTable) -> pd.DataFrame:
         for metric in table.metrics:
             line[f"{OURS} {metric}"] = row.number(OURS, metric)
             line[f"std {metric}"] = row.spread(metric)
-            line[f"{PAPER} {metric}"] = row.number(PAPER, metric)
-            line[f"{DELTA} {metric}"] = row.number(DELTA, metric)
+            for block in table.blocks[1:]:
+                line[f"{block} {metric}"] = table.number(row, block, metric)
+                if block == GAIN:
+                    gain = row.gains.get(metric, {})
+                    line |= {f"{limit} {metric}": gain.get(limit) for limit in ("low", "high")}
         lines.append(line)
     frame = pd.DataFrame(lines)
-    measured = list(frame.columns[len(table.labels) + 5 :])
+    measured = list(frame.columns[len(table.labels) + 6 :])
     return frame.astype(dict.fromkeys(measured, float))
 
 

@@ -19,6 +19,7 @@ def check_paper(resolved: dict, registry: Registry, source: str) -> None:
         check_trunk(experiment, experiments, registry, source)
     check_tables(resolved, registry, source)
     check_claims(resolved, source)
+    check_verdict(resolved, source)
     check_pages(resolved, source)
 
 
@@ -109,7 +110,24 @@ def check_tables(resolved: dict, registry: Registry, source: str) -> None:
                     f"{where} has {len(row['paper'])} numbers for {spec['columns']}",
                     "write one for each, null where the paper prints none",
                 )
+        check_bases(table, spec, resolved["experiments"], source)
         check_plots(table, spec, source)
+
+
+def check_bases(table: str, spec: dict, experiments: dict, source: str) -> None:
+    """Check that a row is compared with another row of its table, on the same data set."""
+    datasets = {row["id"]: experiments[row["run"]]["dataset"] for row in spec["rows"]}
+    for row in spec["rows"]:
+        if (base := row.get("base")) is None:
+            continue
+        others = [key for key in datasets if datasets[key] == datasets[row["id"]]]
+        if base == row["id"] or base not in others:
+            raise UserError(
+                f"{source}: {table}, row {row['id']!r}: base {base!r} is not another row of this "
+                "table on the same data set",
+                "leave it out, or name one of: "
+                + ", ".join(key for key in others if key != row["id"]),
+            )
 
 
 def check_plots(table: str, spec: dict, source: str) -> None:
@@ -159,6 +177,31 @@ def check_claims(resolved: dict, source: str) -> None:
                     f"{where} names {table}/{row}, {metric}, which is in no table",
                     "name a row by table and id, and a metric among that table's columns",
                 )
+
+
+def check_verdict(resolved: dict, source: str) -> None:
+    """Check that `verdict` names claims, and rows of tables that have its metric."""
+    verdict = resolved.get("verdict")
+    if verdict is None:
+        return
+    known = {claim["id"] for claim in resolved.get("claims", [])}
+    if unknown := [name for name in verdict["main"] if name not in known]:
+        raise UserError(
+            f"{source}: verdict.main: no claim {unknown[0]!r}", "name a claim by its id"
+        )
+    metric = verdict["gain"]["metric"]
+    rows = {
+        f"{table}/{row['id']}"
+        for table, spec in resolved["tables"].items()
+        if metric in spec["columns"]
+        for row in spec["rows"]
+    }
+    for key in ("base", "paradigm", "full"):
+        if (row := verdict["gain"][key]) not in rows:
+            raise UserError(
+                f"{source}: verdict.gain.{key}: {row!r} is no row of a table with {metric}",
+                "write it as table/row",
+            )
 
 
 def check_pages(resolved: dict, source: str) -> None:

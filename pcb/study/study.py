@@ -47,6 +47,7 @@ class Row:
         variant: Evaluation variant of the run.
         paper: Metric -> published number; a metric that the paper does not print is absent.
         copied_from: Source of the published numbers where the paper did not train the row itself.
+        base: Id of the row of its table that it is compared with; pages show the difference.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Row:
     variant: str = "plain"
     paper: dict[str, float] = field(default_factory=dict)
     copied_from: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Table:
                     row.get("variant", "plain"),
                     printed,
                     row.get("copied_from"),
+                    row.get("base"),
                 )
             )
         return cls(
@@ -195,6 +198,8 @@ class Study:
         scale, schedule, seeds: Sections of the YAML files.
         registry: Losses, paradigms and calibrations that its experiments can name.
         experiments, tables, pages, summaries, claims: Entries as objects; mappings by id.
+        verdict: What the first lines of the site rest on (`main`, `gain`); empty where nothing is
+            named.
         paths: Paths of its results.
         contents: Digests of the files that it reads.
     """
@@ -206,6 +211,7 @@ class Study:
         self.seeds: tuple[int, ...] = tuple(self.scale["seeds"])
         self.registry = registry_of(resolved.get("losses", {}))
         self.claims = tuple(Claim.read(spec) for spec in resolved.get("claims", []))
+        self.verdict: dict = resolved.get("verdict", {})
         # Orders follow from names and rows, not from the mappings: JSON files hold those sorted.
         order = sorted(resolved["tables"], key=lambda key: (key.startswith("figure"), key))
         self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}

@@ -52,7 +52,7 @@ def test_a_table_without_runs_shows_no_number_as_ours(tmp_path):
         assert not any(row.ours for row in table.rows)
         cells = [cell for row in tables.grid(table) for cell in row]
         assert all(cell.not_run for cell in cells if cell.block == "ours")
-        assert {str(cell) for cell in cells if cell.block == "Δ"} <= {"–"}
+        assert {str(cell) for cell in cells if cell.block == "Δ ours"} <= {"–", ""}
 
 
 def test_published_numbers_stay_in_the_papers_columns(tmp_path):
@@ -64,7 +64,10 @@ def test_published_numbers_stay_in_the_papers_columns(tmp_path):
         published = [numbers.loc[row.id, f"paper {metric}"] for metric in table.metrics]
         assert published == [row.paper[metric] for metric in table.metrics]
     assert numbers["ours AP"].dropna().to_dict() == {"a0.4": 90.0}
-    assert numbers.loc["a0.4", "Δ AP"] == pytest.approx(90.0 - 27.7)
+    assert "ours − paper AP" not in numbers  # emoji-LVIS is not LVIS
+    write_check(study, "v0.5")
+    numbers = tables.numbers(gathered(study, "table06")).set_index("id")
+    assert numbers.loc["a0.4", "ours − paper AP"] == pytest.approx(90.0 - 27.7)
 
 
 def test_several_seeds_give_mean_and_sample_deviation_of_those_that_ran(tmp_path):
@@ -75,7 +78,8 @@ def test_several_seeds_give_mean_and_sample_deviation_of_those_that_ran(tmp_path
     table = gathered(study, "table06")
     missing = ["not run"] * 3
     assert column(table, "ours", "AP") == ["20.0", "not run", "21.7 ± 2.1", *missing]
-    assert column(table, "Δ", "AP")[:3] == ["−6.5", "–", "−6.0"]
+    assert column(table, "Δ ours", "AP")[:3] == ["", "–", "+1.0"]  # of seed 1, which both have
+    assert column(table, "Δ paper", "AP")[:3] == ["", "+0.9", "+1.2"]
     assert column(table, "", "seeds") == ["1 of 3", "0 of 3", "3", *["0 of 3"] * 3]
 
 
@@ -103,15 +107,51 @@ def test_a_group_without_classes_is_measured_without_a_value(tmp_path):
     study = study_in(tmp_path)
     fabricate(study, RFS_PCB, APr=None)
     table = gathered(study, "table06")
-    assert column(table, "ours", "APr")[2] == column(table, "Δ", "APr")[2] == "–"
+    assert column(table, "ours", "APr")[2] == column(table, "Δ ours", "APr")[2] == "–"
     assert column(table, "ours", "AP")[2] == "90.0"
 
 
 def test_a_difference_of_nothing_has_no_sign(tmp_path):
     study = study_in(tmp_path)
     fabricate(study, RFS_PCB, AP=27.66, APr=21.84)
+    write_check(study, "v0.5")
     table = gathered(study, "table06")
-    assert column(table, "Δ", "AP")[2] == column(table, "Δ", "APr")[2] == "0.0"
+    delta = tables.DELTA
+    assert column(table, delta, "AP")[2] == column(table, delta, "APr")[2] == "0.0"
+
+
+def test_a_row_is_compared_with_its_base_row_over_the_same_seeds_and_images(tmp_path):
+    study, base = study_in(tmp_path, seeds=(0, 1, 2)), "v05_r50_rfs_softmax_iterative"
+    images = np.random.default_rng(0).normal(0, 3, 50)  # what the two runs have in common
+    for seed, gain in enumerate((1.0, 2.0, 3.0)):
+        fabricate(study, base, seed, AP=20.0 + seed, PwB=2.0)
+        fabricate(study, RFS_PCB, seed, AP=20.0 + seed + gain, PwB=1.0)
+    found = gathered(study, "table06").rows[2].gains["AP"]
+    reach = 4.302653 * 1.0 / 3**0.5  # t of two degrees of freedom, standard deviation 1
+    assert found["mean"] == pytest.approx(2.0) and not found["images"]
+    assert found["high"] - found["mean"] == pytest.approx(reach, rel=1e-5)
+    for seed, gain in enumerate((1.0, 2.0, 3.0)):
+        resample(study, base, seed, {("lvis", "plain"): {"AP": 20 + images}})
+        resample(study, RFS_PCB, seed, {("lvis", "plain"): {"AP": 20 + gain + images}})
+    table = gathered(study, "table06")
+    found = table.rows[2].gains["AP"]
+    assert found["images"] and found["high"] - found["mean"] == pytest.approx(reach, rel=1e-3)
+    cell = next(c for c in tables.grid(table)[2] if (c.block, c.column) == ("Δ ours", "AP"))
+    assert (str(cell), cell.clear) == ("+2.0 ± 2.5", False)
+
+
+def test_a_difference_beyond_the_noise_is_marked_and_one_seed_is_provisional(tmp_path):
+    study = study_in(tmp_path)
+    fabricate(study, "v05_r50_rfs_softmax_iterative", AP=20.0)
+    fabricate(study, RFS_PCB, AP=22.0)
+    table = gathered(study, "table06")
+    assert table.rows[2].gains["AP"]["low"] is None  # one seed without resamples has no interval
+    assert any(note.startswith("Provisional") for note in tables.footnotes(table))
+    for run, value in (("v05_r50_rfs_softmax_iterative", 20.0), (RFS_PCB, 22.0)):
+        noise = np.random.default_rng(0).normal(0, 1, 50)
+        resample(study, run, 0, {("lvis", "plain"): {"AP": value + noise}})
+    marked = {c.column for c in tables.grid(gathered(study, "table06"))[2] if c.clear}
+    assert marked == {"AP"}
 
 
 def write_check(study, release):
@@ -187,7 +227,7 @@ def test_copied_rows_carry_a_mark_and_its_source(tmp_path):
         ("LVIS v1.0", "EQL v2", "25.5†"),
         ("LVIS v1.0", "Seesaw", "26.8‡"),
     ]
-    first, second, third = tables.footnotes(table)
+    first, second, third, _ = tables.footnotes(table)
     assert first.startswith("†") and "LOCE" in first
     assert second.startswith("‡") and "MMDetection" in second
     assert third.startswith("Row labels name the paper's data and backbones")
@@ -199,7 +239,7 @@ def test_markdown_rows_have_one_width_and_name_their_block(tmp_path, target):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     metrics = [head for head in lines[0].split("|") if re.match(" *(AP|PwB)", head)]
-    assert metrics and all(re.search(r"\((ours|paper|Δ)\)", head) for head in metrics)
+    assert metrics and all(re.search(r"\((Δ )?(ours|paper)\)", head) for head in metrics)
 
 
 @pytest.mark.parametrize("target", ["table02", "table03", "table06", "figure1"])
@@ -230,7 +270,7 @@ def test_html_covers_every_column_in_every_row(tmp_path):
         widths.append(sum(spans) + sum(1 for left in open_spans if left))
         open_spans = [left - 1 for left in open_spans if left > 1]
         open_spans += [int(n) - 1 for c in cells for n in re.findall(r'rowspan="(\d+)"', c)]
-    assert set(widths) == {3 + 3 * 6}
+    assert set(widths) == {3 + 4 * 6}
 
 
 def test_a_label_is_joined_only_within_the_label_to_its_left(tmp_path):
