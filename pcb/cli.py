@@ -431,6 +431,28 @@ def publish(arguments: Namespace) -> None:
     print(f"{index}, {formatting.size(size(index.parent))} in all")
 
 
+def verdict(arguments: Namespace) -> None:
+    """Print whether PCB reproduces, where the gain comes from, and on which data.
+
+    The lines follow from the results by a rule. `--write README.md` sets them between the marks of
+    that file, which a test compares with the published results.
+    """
+    from pcb.reporting import findings
+    from pcb.reporting import verdict as lines
+    from pcb.reporting.results import Results
+
+    study = load(arguments)
+    if arguments.published:
+        found = lines.of_published(study, arguments.published)
+    else:
+        results = Results(study)
+        found = lines.of_results(results, findings.collect(results)["claims"])
+    if arguments.write:
+        lines.write_into(arguments.write, found)
+    else:
+        print(lines.plain(found))
+
+
 def bias(arguments: Namespace) -> None:
     """Measure the pairwise bias of any detector's results: PwB, M_rf, the worst pairs.
 
@@ -575,7 +597,7 @@ def contents() -> str:
         "the whole": (reproduce, doctor, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
         "one run": (pretrain, trunk, train, infer, confusion, score, oracle),
-        "pages": (gather, render, site, publish),
+        "pages": (gather, render, site, verdict, publish),
         "any detector": (bias,),
     }
     lines = []
@@ -753,6 +775,16 @@ def parser() -> argparse.ArgumentParser:
     for do in (gather, render):
         verb(do).add_argument("target", help="a table, figure or page, such as table05")
     verb(site)
+    command = verb(verdict)
+    command.add_argument(
+        "--published",
+        type=Path,
+        metavar="DIR",
+        help="of a copy that `pcb publish` wrote, such as results/published/mini",
+    )
+    command.add_argument(
+        "--write", type=Path, metavar="FILE", help="a Markdown file with the marks of a verdict"
+    )
     verb(publish).add_argument(
         "destination", metavar="DEST", help="a folder that does not exist yet, or an earlier copy"
     )

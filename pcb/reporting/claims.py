@@ -304,8 +304,9 @@ def grouped(claims: Sequence[dict]) -> list[dict]:
     """The claims by group, in the order of `GROUPS`.
 
     Returns:
-        Of each group with claims its `id`, `title` and `claims`, and `counts`, how many of them
-        have which verdict on our numbers.
+        Of each group with claims its `id`, `title` and `claims`; how many of them have which
+        verdict on our numbers (`counts`) and on the paper's (`paper`); and how many of their
+        `checks` have which verdict on ours.
     """
     by_group = {key: [claim for claim in claims if claim["group"] == key] for key in GROUPS}
     return [
@@ -314,6 +315,8 @@ def grouped(claims: Sequence[dict]) -> list[dict]:
             "title": GROUPS[key],
             "claims": members,
             "counts": counts(claim["ours"]["verdict"] for claim in members),
+            "paper": counts(claim["paper"]["verdict"] for claim in members),
+            "checks": counts(c["ours"]["verdict"] for claim in members for c in claim["checks"]),
         }
         for key, members in by_group.items()
         if members

@@ -26,6 +26,7 @@ from pcb.reporting.results import Results
 from pcb.reporting.site.build import build, link, progress
 from pcb.reporting.site.data import runs
 from pcb.reporting.tables import load_json
+from pcb.reporting.verdict import markdown, of_published
 from pcb.study import Study
 from pcb.study.records import read_record, write_record
 
@@ -198,6 +199,7 @@ def contents(study: Study) -> str:
         f"# Results on {study.scale['title']}",
         f"{state['measured']} of {state['all']} trainings measured; seeds: {seeds}.",
         warning(scale_about(results, study.runs())),
+        markdown(of_published(study, study.paths.site)),
         "Open `index.html` in a browser: every number there leads to the run that it comes from. "
         "Written by `pcb publish`.",
     ]

@@ -6,8 +6,12 @@ is None, and the pages show `not run`.
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pcb.errors import UserError
 from pcb.evaluation.bootstrap import Bootstrap, read_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion, read_confusion
 from pcb.study import Study, fingerprint
@@ -115,3 +119,39 @@ class Results:
             return None
         is_current = check.get("fingerprint") == fingerprint(self.study.check_job(dataset))
         return version if is_current else None
+
+
+class PublishedResults(Results):
+    """The numbers of a published copy, without resamples, detections and confusion matrices.
+
+    Attributes:
+        folder: The copy, see `pcb.reporting.publish`. `study` has the seeds that were published.
+    """
+
+    def __init__(self, study: Study, folder: Path):
+        self.folder = folder
+        variants: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
+        with self._file("metrics.csv").open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                of_run = variants.setdefault((line["run"], int(line["seed"])), {})
+                of_run.setdefault(line["variant"], {})[line["metric"]] = float(line["value"])
+        self._published = {key: {"variants": found} for key, found in variants.items()}
+        seeds = sorted({seed for _, seed in variants}) or list(study.seeds)
+        scale = {**study.scale, "seeds": seeds}
+        super().__init__(Study({**study.resolved, "scale": scale}))
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / "data" / name
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist", "name a folder that `pcb publish` wrote, with all files"
+            )
+        return path
+
+    def metrics(self, run: str, seed: int) -> dict | None:
+        """The published metrics of a run, `variants` alone; None where none were published."""
+        return self._published.get((run, seed))
+
+    def claims(self) -> list[dict]:
+        """The published verdicts on claims (`pcb.reporting.claims.verdicts`)."""
+        return json.loads(self._file("claims.json").read_text(encoding="utf-8"))

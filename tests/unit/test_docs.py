@@ -8,6 +8,8 @@ import tomllib
 import pytest
 
 from pcb.files import ROOT
+from pcb.reporting import verdict
+from pcb.study import load_study
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
@@ -41,3 +43,10 @@ def test_the_table_of_jobs_lists_every_rule():
         rules |= set(re.findall(r"^ *rule (\w+):", path.read_text(), re.M))
     jobs = ARCHITECTURE.split("## Jobs")[1].split("## State")[0]
     assert rules <= set(re.findall(r"`(\w+)`", jobs))
+
+
+def test_the_readme_has_the_verdict_of_the_published_results():
+    found = verdict.of_published(load_study("mini"), ROOT / "results/published/mini")
+    block = (ROOT / "README.md").read_text().split(verdict.BEGIN)[1].split(verdict.END)[0]
+    again = "run `pcb verdict --published results/published/mini --write README.md`"
+    assert block.strip() == verdict.markdown(found), again

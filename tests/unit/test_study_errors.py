@@ -129,6 +129,22 @@ def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):
             "shows 'step1' of 'v05_r50_random_softmax_plain', which has one step",
         ),
         (
+            r"id: random-ms, base: random,",
+            "id: random-ms, base: randm,",
+            "table01, row 'random-ms': base 'randm' is not another row of this table",
+        ),
+        (
+            r"id: v05-rfs-pcb, base: v05-rfs,",
+            "id: v05-rfs-pcb, base: v1-rfs,",
+            "base 'v1-rfs' is not another row of this table on the same data set",
+        ),
+        (r"main: \[pcb-lifts-ap,", "main: [pcb-lifts,", "verdict.main: no claim 'pcb-lifts'"),
+        (
+            r"full: table04/pcb-iterative",
+            "full: table04/pcb-iter",
+            "verdict.gain.full: 'table04/pcb-iter' is no row of a table with AP",
+        ),
+        (
             r"higher: table01/random-ms",
             "higher: table01/nowhere",
             "claim 'calibration-lifts' names table01/nowhere, AP, which is in no table",
