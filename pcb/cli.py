@@ -59,7 +59,28 @@ def main(argv: list[str] | None = None) -> int:
         if for_user := unwritable(error):
             return report(for_user)
         raise
+    except ImportError as error:
+        if for_user := not_installed(error, arguments.verb):
+            return report(for_user)
+        raise
     return 0
+
+
+def not_installed(error: ImportError, verb: str) -> UserError | None:
+    """Return the user's mistake behind a failed import: a package that is not installed.
+
+    Returns:
+        The mistake; None if the module belongs to this package, or to one that is installed.
+    """
+    missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    name = missing.name if isinstance(missing, ModuleNotFoundError) else None
+    if not name or name.partition(".")[0] == "pcb" or "." in name:
+        return None
+    return UserError(
+        f"`pcb {verb}` needs the package {name}, which is not installed for {sys.executable}",
+        "run `make setup` in a clone of the repository and use its .venv/bin/pcb; or install the "
+        "pipeline's packages into this environment: `pip install '.[pipeline]'` in the clone",
+    )
 
 
 def report(error: UserError, options: Sequence[str] = ()) -> int:

@@ -29,6 +29,6 @@ def all_sum(tensor: Tensor, *more: Tensor) -> Tensor:
         flat = torch.cat([t.reshape(-1).to(tensor.dtype) for t in tensors]) if more else tensor
         dist.all_reduce(flat)
         if more:
-            for t, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
                 t.copy_(total.view_as(t))
     return tensor

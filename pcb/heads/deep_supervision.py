@@ -48,7 +48,7 @@ class DeepSupervisionRoIHead(SteppedRoIHead):
     def steps(self, roi_feats: Tensor) -> list[Prediction]:
         """Return the predictions of all depths; see `SteppedRoIHead.steps`."""
         head, x, logits = self.bbox_head, roi_feats.flatten(1), []
-        for classifier, fc in zip(self.aux_cls, head.shared_fcs, strict=True):
+        for classifier, fc in zip(self.aux_cls, head.shared_fcs):
             logits.append(classifier(x))
             x = torch.relu(fc(x))
         logits.append(head.fc_cls(x))

@@ -15,9 +15,7 @@ from mmdet.structures.bbox import bbox2roi
 from torch import Tensor
 
 from pcb.errors import UserError, require_choice
-
-# Logits (N, channels) and box deltas (N, 4C), or (N, 4) where class-agnostic.
-Prediction = tuple[Tensor, Tensor]
+from pcb.iterative import Prediction
 
 
 class SteppedRoIHead(StandardRoIHead):

@@ -6,8 +6,11 @@ not zero, it mixes in `soft_targets`. Only the mixture differs between softmax, 
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,9 @@ from pcb.confusion import ConfusionMatrix
 from pcb.distributed import all_sum
 from pcb.errors import UserError, require_choice
 
-# By step: probabilities and labels of the micro-batches of one iteration.
-Pending = dict[int | None, list[tuple[Tensor, Tensor]]]
+if TYPE_CHECKING:
+    # By step: probabilities and labels of the micro-batches of one iteration.
+    Pending = dict[int | None, list[tuple[Tensor, Tensor]]]
 
 
 class Regulariser(nn.Module):
@@ -65,6 +69,7 @@ class Regulariser(nn.Module):
         self.confusion = ConfusionMatrix(num_classes, momentum, active, normalise)
         self.epoch = 1
         self.epoch_is_set = False
+        self.warned = False  # that it is not
         self.iteration: int | None = None  # of MMEngine's runner, while the epoch is not set
         self.all_seen = False  # cache of a fact in `confusion.seen` that only ever turns true
         self.pending: Pending | None = None  # while updates are deferred
@@ -76,13 +81,21 @@ class Regulariser(nn.Module):
     def _require_epoch(self) -> None:
         """Raise `UserError` where MMEngine's runner trains and nothing sets the epoch.
 
-        Without `PCBEpochHook` PCB would silently stay disabled. A runner is training when its
-        iteration changes between two calls; without a runner, epoch 1 holds until `set_epoch`.
+        PCB would silently stay disabled. A runner is training when its iteration changes between
+        two calls. In a training loop of one's own epoch 1 holds until `set_epoch`, with a warning.
         """
-        from mmengine.logging import MessageHub  # here, so that the losses need torch only
-
+        if "mmengine.runner" not in sys.modules:
+            if not self.warned:
+                warnings.warn(
+                    f"PCB starts in epoch {self.start_epoch}, but the epoch is not set: call "
+                    "set_epoch(epoch) of the loss at the start of each epoch, counted from 1",
+                    stacklevel=2,
+                )
+            self.warned = True
+            return
         before = self.iteration
-        self.iteration = MessageHub.get_current_instance().get_info("iter", default=None)
+        hub = sys.modules["mmengine.logging"].MessageHub  # not imported: losses need torch only
+        self.iteration = hub.get_current_instance().get_info("iter", default=None)
         if before is not None and self.iteration != before:
             raise UserError(
                 f"PCB should start in epoch {self.start_epoch}, but nothing sets the epoch of "
@@ -149,7 +162,7 @@ class Regulariser(nn.Module):
         finally:
             self.pending = None
         for micro_batches in pending.values():
-            probs, labels = (torch.cat(tensors) for tensors in zip(*micro_batches, strict=True))
+            probs, labels = (torch.cat(tensors) for tensors in zip(*micro_batches))
             self.confusion.update(probs, labels)
 
     def alpha_at(self, step: int | None = None) -> float:

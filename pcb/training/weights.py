@@ -26,7 +26,7 @@ from pcb.training.hooks import print_once
 # Parts of a detector that depend on the classes or on the method.
 FRESH = (
     "bbox_head.fc_cls.",
-    "roi_head.mlp_",
+    "roi_head.iterative.",
     "roi_head.aux_cls.",
     "roi_head.refine.",
     "roi_head.memory.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import json
 import re
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from imported import imported_packages
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -185,7 +185,7 @@ def test_a_training_starts_from_a_plain_detector(config):
     plain = MODELS.build(plain)
     report = ours.load_state_dict(plain.state_dict(), strict=False)
     assert not report.unexpected_keys
-    assert {key.split(".")[1] for key in report.missing_keys} == {"mlp_cls", "mlp_loc", "bbox_head"}
+    assert {key.split(".")[1] for key in report.missing_keys} == {"iterative", "bbox_head"}
     of_box_head = [key for key in report.missing_keys if "bbox_head" in key]
     assert all("loss_cls.pcb.confusion." in key for key in of_box_head)
     x = torch.randn(4, 8, 7, 7)
@@ -314,31 +314,7 @@ def test_the_command_on_the_page_prints_classes_and_absent_ones(
     assert capsys.readouterr().out == "classes = ('dove', 'owl', 'wren')\nabsent = [1]\n"
 
 
-def imports(module: str, seen: set[str]) -> set[str]:
-    """Top-level packages that a module of ours imports, those of its own modules included."""
-    path = ROOT / (module.replace(".", "/") + ".py")
-    path = path if path.exists() else path.with_suffix("") / "__init__.py"
-    seen.add(module)
-    out = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        for name in names:
-            ours = ROOT / name.replace(".", "/")
-            if not name.startswith("pcb"):
-                out.add(name.split(".")[0])
-            elif name not in seen and (
-                ours.with_suffix(".py").exists() or (ours / "__init__.py").exists()
-            ):
-                out |= imports(name, seen)
-    return out - set(sys.stdlib_module_names)
-
-
 def test_the_plug_in_needs_no_pipeline():
-    assert imports("pcb.mmdet", set()) == {"torch", "mmdet", "mmengine"}
-    assert imports("pcb.calibration", set()) <= {"torch", "numpy"}
+    assert imported_packages("pcb.mmdet") == {"torch", "mmdet", "mmengine"}
+    assert imported_packages("pcb.losses", "pcb.iterative") == {"torch"}
+    assert imported_packages("pcb.calibration") == {"torch", "numpy"}

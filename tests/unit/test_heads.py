@@ -40,13 +40,13 @@ def test_a_step_feeds_the_last_prediction_back():
     head = roi_head()
     x = torch.randn(5, D, 7, 7)
     z, b = head.bbox_head(x)
-    factors, summands = head.mlp_loc(b), head.mlp_cls(z)
+    factors, summands = head.iterative.mlp_loc(b), head.iterative.mlp_cls(z)
     expected = torch.empty_like(x)
     for n in range(5):
         for cell in range(49):
             row, column = divmod(cell, 7)
             expected[n, :, row, column] = x[n, :, row, column] * factors[n, cell] + summands[n]
-    torch.testing.assert_close(head.refine(x, z, b), expected)
+    torch.testing.assert_close(head.iterative.refine(x, z, b), expected)
     second = head.bbox_head(expected)
     torch.testing.assert_close(head.steps(x)[1], second)
 
@@ -55,11 +55,30 @@ def test_identity_start_begins_at_the_first_feature():
     head = roi_head(identity_start=True)
     x = torch.randn(5, D, 7, 7)
     z, b = head.bbox_head(x)
-    assert (head.refine(x, z, b) - x).abs().mean() < 0.05 * x.abs().mean()
-    for layer in (head.mlp_cls[-1], head.mlp_loc[-1]):
+    assert (head.iterative.refine(x, z, b) - x).abs().mean() < 0.05 * x.abs().mean()
+    for layer in (head.iterative.mlp_cls[-1], head.iterative.mlp_loc[-1]):
         assert 0.005 < layer.weight.std() < 0.02
         torch.nn.init.zeros_(layer.weight)
-    assert torch.equal(head.refine(x, z, b), x)
+    assert torch.equal(head.iterative.refine(x, z, b), x)
+
+
+def test_a_checkpoint_with_the_former_names_loads():
+    """The MLPs were parameters of the RoI head itself."""
+    saved, head = roi_head(layer_norm=True), roi_head(layer_norm=True)
+    former = {k.replace("iterative.", ""): v for k, v in saved.state_dict().items()}
+    assert "mlp_cls.0.weight" in former and "mlp_loc.2.bias" in former
+    head.load_state_dict(former)
+    x = torch.randn(3, D, 7, 7)
+    assert all(
+        torch.equal(a, b)
+        for ours, theirs in zip(head.steps(x), saved.steps(x), strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_one_step_has_no_parameters_that_learn_nothing():
+    iterative = roi_head(num_steps=1, step_weights=[1.0]).iterative
+    assert not list(iterative.parameters())
 
 
 @pytest.mark.parametrize("kind", ["IterativeRoIHead", "RefinementRoIHead"])
@@ -149,9 +168,9 @@ def test_one_pass_gives_the_predictions_of_every_step():
 
 def test_layer_norm_is_on_the_logits_only():
     head = roi_head(layer_norm=True)
-    norm = head.mlp_cls[0]
+    norm = head.iterative.mlp_cls[0]
     assert isinstance(norm, torch.nn.LayerNorm) and norm.normalized_shape == (C + 1,)
-    assert not any(isinstance(m, torch.nn.LayerNorm) for m in head.mlp_loc)
+    assert not any(isinstance(m, torch.nn.LayerNorm) for m in head.iterative.mlp_loc)
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in roi_head().modules())
 
 
@@ -193,7 +212,7 @@ def test_eqlv2_starts_with_its_prior_and_normalises_logits():
     torch.testing.assert_close(head.bbox_head.fc_cls.bias, torch.full((C + 1,), -6.907))
     assert 0.005 < head.bbox_head.fc_cls.weight.std() < 0.02
     assert head.bbox_head.fc_reg.weight.std() < 0.002
-    assert isinstance(head.mlp_cls[0], torch.nn.LayerNorm)
+    assert isinstance(head.iterative.mlp_cls[0], torch.nn.LayerNorm)
 
 
 def test_seesaw_has_normed_predictors():
