@@ -11,7 +11,6 @@ from fabricate import SOFTMAX, fabricate, study_in
 
 from pcb.errors import UserError
 from pcb.files import ROOT, write_json
-from pcb.reporting import plots
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
 from pcb.reporting.notebook import template
@@ -57,7 +56,7 @@ def outputs(path, gathered):
 
 @pytest.mark.parametrize("measured", ["nothing", "half", "all"])
 def test_every_notebook_of_a_table_runs_with_any_measurements(tmp_path, measured, monkeypatch):
-    monkeypatch.setattr(plots, "DPI", 30)
+    monkeypatch.setattr("pcb.reporting.plots.parts.DPI", 30)
     study = study_in(tmp_path, seeds=(0, 1))
     runs = {"nothing": [], "half": study.runs()[::2], "all": study.runs()}[measured]
     for run in runs:

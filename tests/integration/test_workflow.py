@@ -173,7 +173,7 @@ def test_an_edited_notebook_renders_only_its_targets(finished):
 
 
 def test_an_edited_plot_retrains_nothing(finished):
-    with (finished / "pcb/reporting/plots.py").open("a") as file:
+    with (finished / "pcb/reporting/plots/rows.py").open("a") as file:
         file.write("\n# a recoloured line\n")
     pages = {"notebook": 12, "page": 2, "summary": SUMMARIES["summary"], "site": 1}
     assert dry_run(finished) == (pages, set())

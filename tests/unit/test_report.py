@@ -4,6 +4,7 @@ All metrics are fabricated test data in a temporary results folder.
 """
 
 import html
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from fabricate import RFS_PCB, SOFTMAX, fabricate, resample, study_in, write_confusion
 from matplotlib.text import Text
+from PIL import Image
 
 import pcb.reporting
 from pcb.errors import UserError
@@ -553,6 +555,53 @@ def test_texts_of_a_plot_do_not_overlap(tmp_path, monkeypatch, target, seeds):
             fabricate(study, run, seed, **values)
     for section in plots.draw(gathered(study, target)):
         assert_no_overlap(section.plot.figure, monkeypatch)
+
+
+def test_panels_of_ours_and_the_paper_have_equal_spans(tmp_path):
+    """A slope of ours is as steep as the same slope of the paper's."""
+    study = study_in(tmp_path)
+    for k, run in enumerate(study.runs("table02", "table06")):
+        fabricate(study, run, AP=50.0 + 3 * k, APr=10.0 + k, APf=60.0, PwB=2.0)
+
+    def spans(ax):
+        return np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())
+
+    (curve,) = plots.draw(gathered(study, "table06"))
+    ours, paper = map(spans, curve.plot.figure.axes[:2])
+    assert ours[1] == pytest.approx(paper[1])
+    arrows = next(plots.draw(gathered(study, "table02")))
+    upper, lower = (list(map(spans, arrows.plot.figure.axes[k : k + 2])) for k in (0, 2))
+    assert upper[0] == pytest.approx(upper[1])
+    assert lower[0][0] == pytest.approx(lower[1][0])
+    assert lower[0][1] < lower[1][1]  # PwB grows with the number of classes
+
+
+def test_the_description_of_a_plot_says_what_it_shows(tmp_path):
+    study = study_in(tmp_path)
+    for row in study.tables["table02"].rows:
+        with_pcb = row.labels["PCB"] == "✓"
+        worse = row.id == "v1-seesaw-pcb"
+        fabricate(study, row.run, AP=20.0 + with_pcb - 2 * worse, PwB=3.0 - with_pcb)
+    drawn = [section.plot for section in plots.draw(gathered(study, "table02"))]
+    assert "Ours: PCB raises AP_r for 0 of 8, " in drawn[0].alt
+    assert "raises AP for 7 of 8, lowers PwB for 8 of 8 base methods" in drawn[0].alt
+    assert "LVIS v0.5: PCB changes AP of a class by 0.0 for rare ones" in drawn[1].alt
+    image = Image.open(io.BytesIO(drawn[0].png()))
+    assert image.info["Description"] == drawn[0].alt
+    for row, ap in zip(study.tables["table06"].rows, (1.0, 3.0, 2.0, 2.0, 2.0), strict=False):
+        fabricate(study, row.run, AP=ap)
+    (curve,) = plots.draw(gathered(study, "table06"))
+    second = study.tables["table06"].rows[1].labels["α"]
+    assert f"highest at α = {second}. Paper: " in curve.plot.alt
+
+
+def test_methods_differ_by_marker_as_well_as_by_colour(tmp_path):
+    study = study_in(tmp_path)
+    plot = next(plots.draw(gathered(study, "table02"))).plot
+    (legend,) = plot.figure.legends
+    names = list(dict.fromkeys(row.labels["Method"] for row in study.tables["table02"].rows))
+    looks = [(h.get_marker(), h.get_color()) for h in legend.get_lines()[: len(names)]]
+    assert len({marker for marker, _ in looks}) == len({colour for _, colour in looks}) == 4
 
 
 def test_texts_of_figure_1_and_of_the_pages_of_images_do_not_overlap(tmp_path, monkeypatch):

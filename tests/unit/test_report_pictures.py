@@ -3,11 +3,14 @@
 Five images of 40 x 30 pixels with one square each; the detections of two runs are written by hand.
 """
 
+import base64
+import io
 import json
 import re
 from itertools import pairwise
 
 import hotcoco
+import nbformat
 import numpy as np
 import pytest
 from fabricate import evaluated, study_in
@@ -17,9 +20,9 @@ from pcb.errors import UserError
 from pcb.evaluation.shards import ShardWriter
 from pcb.reporting import plots, tables
 from pcb.reporting.gather import gather
-from pcb.reporting.images import gallery_view, thumbnails
+from pcb.reporting.images import gallery_view, raster, thumbnails
 from pcb.reporting.images.matched_objects import UNDETECTED, SplitObjects, match_objects
-from pcb.reporting.notebook import cells
+from pcb.reporting.notebook import cells, render
 from pcb.reporting.results import Results
 from pcb.study import load_study
 from pcb.study.records import write_record
@@ -213,13 +216,37 @@ def test_the_gallery_draws_gains_and_losses_and_shows_what_was_detected(study):
 
 
 def test_the_gallery_s_page_has_each_image_once_and_names_what_was_not_run(study):
-    shown = cells.gallery(tables.load_json(gather(study, "gallery")))
-    ids = re.findall(r'<image id="([^"]+)"', shown.html)
-    uses = re.findall(r'<use href="#([^"]+)"', shown.html)
+    pieces = list(cells.gallery(tables.load_json(gather(study, "gallery"))))
+    html = "".join(piece.html for piece in pieces)
+    ids = re.findall(r'<image id="([^"]+)"', html)
+    uses = re.findall(r'<use href="#([^"]+)"', html)
     assert len(ids) == len(set(ids)) == 7 and sorted(uses) == sorted([*ids, *ids])
-    assert "2 shown of 2 objects: 2 rare and 0 common" in shown.html
-    assert "v05_r50_rfs_softmax_plain" in shown.text
-    assert "Dove (common) in image 2. Softmax: dove .20. With PCB: undetected." in shown.html
+    assert "2 shown of 2 objects: 2 rare and 0 common" in html
+    assert "v05_r50_rfs_softmax_plain" in pieces[-1].text
+    assert "Dove (common) in image 2. Softmax: dove .20. With PCB: undetected." in html
+
+
+def test_a_notebook_shows_the_gallery_without_svg(study):
+    """Code hosts and untrusted notebooks remove it; the page keeps it."""
+    pieces = list(cells.gallery(tables.load_json(gather(study, "gallery"))))
+    strips = [piece for piece in pieces if isinstance(piece, cells.Picture)]
+    assert len(strips) == 7
+    assert not any("<svg" in p.html for p in pieces if not isinstance(p, cells.Picture))
+    data, metadata = strips[0]._repr_mimebundle_()
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
+    assert picture.width >= 3 * 300 and "ground truth: " in metadata["image/jpeg"]["alt"]
+    node = nbformat.v4.new_output("display_data", data)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[node])])
+    assert "<svg" in render.with_html(notebook).cells[0].outputs[0].data["text/html"]
+    render.without_html(notebook)
+    assert set(notebook.cells[0].outputs[0].data) == {"image/jpeg", "text/plain"}
+
+
+def test_the_outline_of_a_mask_is_drawn_at_its_place():
+    assert raster.polygons("M4 1v2h-2v-2zM0 0h1z") == [
+        [(4, 1), (4, 3), (2, 3), (2, 1)],
+        [(0, 0), (1, 0)],
+    ]
 
 
 def test_the_gallery_counts_shown_images_against_all_objects():
@@ -280,9 +307,10 @@ def test_thumbnails_stay_small(tmp_path):
 
 def test_pages_without_runs_show_a_note(tmp_path):
     study = study_in(tmp_path)
-    for name, draw in (("gallery", cells.gallery), ("pairs", cells.explorer)):
+    for name, draw in (("gallery", cells.gallery), ("pairs", lambda page: [cells.explorer(page)])):
         shown = tables.load_json(gather(study, name))
-        assert "not run" in draw(shown).html and "<img" not in draw(shown).html
+        html = "".join(piece.html for piece in draw(shown))
+        assert "not run" in html and "<img" not in html
         assert study.pages[name].title in cells.intro(shown).html
     with pytest.raises(UserError, match="snakemake --cores all gallery"):
         tables.load_json(tmp_path / "gallery.json")

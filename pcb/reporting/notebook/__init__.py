@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pcb.files import ROOT
 
+FOR_PAGE = "application/vnd.pcb.page"  # HTML that a page shows in place of a notebook's image
+
 
 def template(target: str) -> Path:
     """The notebook that renders a target, as a path in the repository.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from markupsafe import escape
 
 from pcb import formatting
 from pcb.frequency import GROUP_NAMES
 from pcb.reporting import captions, oracle, plots, protocols, style, tables
 from pcb.reporting.claims import grouped
 from pcb.reporting.findings import changes
-from pcb.reporting.images import gallery_view
+from pcb.reporting.images import gallery_view, raster
+from pcb.reporting.notebook import FOR_PAGE
 from pcb.reporting.tables import ResultTable
 from pcb.study.claims import GROUPS
 
@@ -27,6 +31,26 @@ class Html:
 
     def __repr__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a page shows as HTML, and a notebook as an image.
+
+    Attributes:
+        html: What the page shows.
+        jpeg: What a notebook shows.
+        alt: What it shows, in words.
+    """
+
+    html: str
+    jpeg: bytes
+    alt: str
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        image = base64.b64encode(self.jpeg).decode()
+        data = {"image/jpeg": image, FOR_PAGE: self.html, "text/plain": self.alt}
+        return data, {"image/jpeg": {"alt": self.alt}}
 
 
 def intro(shown: ResultTable | dict) -> Html:
@@ -111,7 +135,7 @@ def caption(shown: ResultTable | dict) -> Html:
     return piece("caption", "\n".join(f"{term}: {text}" for term, text in entries), entries=entries)
 
 
-def gallery(page: dict) -> Html:
+def gallery(page: dict) -> Iterator[Html | Picture]:
     """Images before and after PCB with their ground truth, for every comparison of the page."""
     compare, least = page["compare"], page["settings"]["score"]
     sections = [
@@ -120,10 +144,17 @@ def gallery(page: dict) -> Html:
         if not entry["missing"]
         for section in gallery_view.sections(entry, f"image-{k}", least)
     ]
-    count = sum(len(section["shots"]) for section in sections)
-    text = f"{count} images before and after PCB"
-    shown = piece("gallery", text, groups=GROUP_NAMES, sections=sections) if sections else None
-    return joined(shown, missing(page))
+    if sections:
+        yield piece("gallery_head", "r: rare, c: common, f: frequent", groups=GROUP_NAMES)
+    for section in sections:
+        yield piece("gallery_section", f"{section['title']}: {section['count']}", section=section)
+        for shot in section["shots"]:
+            yield Html(f"<p>{escape(shot['caption'])}</p>", shot["caption"])
+            panels = "; ".join(panel["alt"] for panel in shot["panels"])
+            drawn = piece("gallery_shot", "", shot=shot, groups=GROUP_NAMES)
+            yield Picture(drawn.html, raster.strip(shot), f"{shot['caption']} {panels}")
+    if note := missing(page):
+        yield note
 
 
 def explorer(page: dict) -> Html:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -25,7 +26,7 @@ from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
 from pcb.reporting import findings, protocols, style, tables
-from pcb.reporting.notebook import template
+from pcb.reporting.notebook import FOR_PAGE, template
 from pcb.study import Study
 
 
@@ -60,7 +61,8 @@ def render(study: Study, target: str) -> Path:
     if target not in study.summaries and (image := picture(notebook)):
         with atomic(paths.figure(target)) as temporary:
             temporary.write_bytes(image)
-    page = export(notebook, links(study, target))
+    page = export(with_html(notebook), links(study, target))
+    without_html(notebook)
     with atomic(paths.notebook(target)) as temporary:
         nbformat.write(notebook, temporary)
     write_text(paths.html(target), page)
@@ -159,12 +161,32 @@ def private_jupyter(folder: Path) -> Generator[None]:
                 os.environ[key] = value
 
 
+def with_html(notebook: NotebookNode) -> NotebookNode:
+    """A copy of a notebook that has HTML where there is any for the page, in place of images."""
+    copy = deepcopy(notebook)
+    for output in outputs(copy):
+        if FOR_PAGE in output.get("data", {}):
+            output["data"] = {"text/html": output["data"][FOR_PAGE]}
+    return copy
+
+
+def without_html(notebook: NotebookNode) -> None:
+    """Remove the HTML that is only for the page from a notebook."""
+    for output in outputs(notebook):
+        output.get("data", {}).pop(FOR_PAGE, None)
+
+
+def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    """The outputs of all cells."""
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
 def picture(notebook: NotebookNode) -> bytes | None:
     """The first PNG among a notebook's outputs."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if image := output.get("data", {}).get("image/png"):
-                return base64.b64decode(image)
+    for output in outputs(notebook):
+        if image := output.get("data", {}).get("image/png"):
+            return base64.b64decode(image)
     return None
 
 

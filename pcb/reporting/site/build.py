@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from pathlib import Path
+
+from PIL import Image
 
 from pcb import formatting
 from pcb.files import write_text
@@ -111,13 +112,15 @@ def page_link(study: Study, page: Page | Summary) -> dict:
 
 
 def picture(study: Study, target: str) -> dict | None:
-    """A target's picture and its size; None where there is none, or where it is not a PNG."""
+    """A target's picture, its size and description; None where there is none that can be read."""
     path = study.paths.figure(target)
-    head = path.read_bytes()[:24] if path.exists() else b""
-    if not head.startswith(b"\x89PNG") or len(head) < 24:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            alt = image.info.get("Description", "")
+            size = {"width": image.width, "height": image.height}
+    except OSError:
         return None
-    width, height = struct.unpack(">2I", head[16:])  # PNG's first chunk
-    return {"src": link(study, path), "width": width, "height": height}
+    return {"src": link(study, path), **size, "alt": alt}
 
 
 def files(study: Study, target: str) -> list[dict]:
