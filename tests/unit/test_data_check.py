@@ -123,6 +123,10 @@ def test_image_files_are_looked_into(copied, tmp_path):
         image.load()
         image.resize((96, 48)).save(images[6], exif=upright)
     images[7].unlink(), images[7].symlink_to(images[8])  # a link to an image is one
+    with Image.open(images[9]) as image:
+        image.load()
+        image.resize((64, 96)).save(images[9])
+    with_change(Path(files["train"]), lambda c: c["images"][9].update(width=96, height=64))
     error = fault(tmp_path, files)
     listing = (tmp_path / "v05.check.faulty.txt").read_text(encoding="utf-8").splitlines()
     found = {Path(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in listing}
@@ -135,8 +139,10 @@ def test_image_files_are_looked_into(copied, tmp_path):
         images[5]: "has 192x192 pixels, but 96x96 in the annotation file",
         images[6]: "has 48x96 pixels, after the rotation that its EXIF orientation 6 asks for, "
         "but 96x96 in the annotation file",
+        images[9]: "has 64x96 pixels, but 96x64 in the annotation file: width and height are "
+        "exchanged",
     }
-    assert "7 image files are faulty" in error.what and str(images[0]) in error.what
+    assert "8 image files are faulty" in error.what and str(images[0]) in error.what
     assert "download or generate them again" in error.fix
 
 
@@ -329,13 +335,130 @@ def test_a_split_that_scoring_refuses_is_an_error(copied, tmp_path):
     assert f"{val} has no images" in fault(tmp_path, files).what
 
 
-def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
+def images_of(file_names) -> dict:
+    """`images` of that many entries with these names, and no annotations."""
+    images = [
+        {"id": k, "width": 40, "height": 40, "file_name": name}
+        for k, name in enumerate(file_names, 1)
+    ]
+    return {"images": images, "annotations": []}
+
+
+def located(tmp_path, *file_names) -> LVISIndex:
+    return LVISIndex(
+        by_hand(tmp_path / "a.json", lambda c: c.update(images_of(file_names))), tmp_path
+    )
+
+
+def make(tmp_path, *files):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+
+def test_the_literal_name_wins(tmp_path):
+    make(tmp_path, "train2017/0001.jpg", "val2017/0001.jpg", "0002.jpg", "val2017/0002.jpg")
+    make(tmp_path, "mine/a/0001.jpg", "batch_000000000001.jpg", "train2017/000000000001.jpg")
+    names = "val2017/0001.jpg", "0002.jpg", "mine/a/0001.jpg", "batch_000000000001.jpg"
+    index = located(tmp_path, *names)
+    assert list(index.image_paths.values()) == [tmp_path / name for name in names]
+
+
+def test_a_file_of_another_folder_or_prefix_is_never_taken(tmp_path):
+    make(tmp_path, "train2017/0001.jpg", "train2017/000000000001.jpg", "train2017/1234567890ab.jpg")
+    names = "val2017/0001.jpg", "mine_000000000001.jpg", "x_1234567890ab.jpg"
+    index = located(tmp_path, *names)
+    assert len(index.missing_images) == 3
+    assert index.missing_images[0] == tmp_path / "val2017/0001.jpg"
+
+
+def test_a_name_in_two_folders_is_ambiguous(copied, tmp_path):
+    make(tmp_path, "train2017/0001.jpg", "val2017/0001.jpg", "train2017/000000000001.jpg")
+    make(tmp_path, "val2017/000000000001.jpg", "train2014/COCO_train2014_000000000001.jpg")
+    with pytest.raises(UserError, match=r"0001\.jpg is in train2017 and val2017") as caught:
+        _ = located(tmp_path, "0001.jpg").image_paths
+    assert "such as train2017/0001.jpg" in caught.value.fix
+    # A number of COCO is that of one picture, wherever it is.
+    index = located(tmp_path, "000000000001.jpg", "COCO_train2014_000000000001.jpg")
+    assert not index.ambiguous_images and not index.missing_images
+    files, images = copied
     for folder in ("train2017", "val2017"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0001.jpg").touch()
-    images = [{"id": 1, "width": 9, "height": 9, "file_name": "val2017/0001.jpg"}]
-    file = by_hand(tmp_path / "a.json", lambda c: c.update(images=images, annotations=[]))
-    assert LVISIndex(file, tmp_path).image_paths == {1: tmp_path / "val2017/0001.jpg"}
+        path = Path(files["images"]) / folder / "photo.jpg"
+        path.parent.mkdir()
+        shutil.copy(images[0], path)
+    with_change(
+        Path(files["train"]), lambda content: content["images"][0].update(file_name="photo.jpg")
+    )
+    error = fault(tmp_path, files)
+    assert f"{files['train']}: names that are in several folders" in error.what
+
+
+def test_two_entries_for_one_file_are_an_error(copied, tmp_path):
+    files, images = copied
+    name = images[0].name
+
+    def change(content):
+        content["images"][1]["file_name"] = content["images"][0]["file_name"]
+
+    with_change(Path(files["train"]), change)
+    error = fault(tmp_path, files)
+    assert f"1 files that several entries of `images` name: {images[0]}" in error.what
+    assert "100001, 100002 (2 in all)" in error.what and name in error.what
+
+
+def test_ids_may_restart_in_each_split(copied, tmp_path):
+    files, _ = copied
+    for split in ("train", "val", "dev"):
+
+        def restart(content):
+            number = {image["id"]: k for k, image in enumerate(content["images"], 1)}
+            for image in content["images"]:
+                image["id"] = number[image["id"]]
+            for annotation in content["annotations"]:
+                annotation["image_id"] = number[annotation["image_id"]]
+
+        with_change(Path(files[split]), restart)
+    assert check_files(files, tmp_path / "r.json")["warnings"] == []
+
+
+def test_one_picture_in_two_splits_is_a_leak(copied, tmp_path):
+    files, images = copied
+    other = LVISIndex(files["val"], files["images"]).image_paths
+    victim = next(iter(other.values()))
+    shutil.copy(images[3], victim)  # a copy under another name
+    error = fault(tmp_path, files)
+    assert "show the same pictures" in error.what and "(1 in all)" in error.what
+    assert f"{images[3]} = {victim}" in error.what and files["val"] in error.what
+    # Files of the same size, beginning and end, but another middle are other pictures.
+    whole = bytearray(victim.read_bytes() + bytes(10_000) + b"\xff\xd9")
+    images[3].write_bytes(whole)
+    whole[len(whole) // 3] ^= 1
+    victim.write_bytes(whole)
+    check_files(files, tmp_path / "r.json")
+
+
+def test_boxes_as_corners_are_an_error_and_beyond_the_image_a_warning(copied, tmp_path):
+    files, _ = copied
+    train = Path(files["train"])
+
+    def beyond(content):
+        content["annotations"][2].update(bbox=[60, 60, 50, 20])
+
+    with_change(train, beyond)
+    (warning,) = check_files(files, tmp_path / "r.json")["warnings"]
+    number = load(train)["annotations"][2]["id"]
+    assert "reach beyond their images by more than 1 pixel" in warning
+    assert f"does not: {number} (1 in all)" in warning and str(train) in warning
+
+    def corners(content):
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, min(x + width, 96), min(y + height, 96)]
+
+    with_change(train, corners)
+    error = fault(tmp_path, files)
+    assert f"{train}: bbox seems to be the corners x0, y0, x1, y1" in error.what
+    assert "x, y, width, height" in error.fix
 
 
 # Classes and splits -------------------------------------------------------------------------------
@@ -355,7 +478,8 @@ def test_a_class_absent_from_train_is_an_error_unless_allowed(tmp_path):
 
 
 def test_splits_must_agree(tmp_path):
-    assert "share images" in fault(tmp_path, entry("v05", val=str(tiny("v05") / "train.json"))).what
+    error = fault(tmp_path, entry("v05", val=str(tiny("v05") / "train.json")))
+    assert "show the same pictures" in error.what
     content = load(tiny("v05") / "val.json")
     content["categories"][0]["name"] = "unicorn"
     (tmp_path / "val.json").write_text(json.dumps(content))
@@ -466,7 +590,7 @@ def test_an_official_looking_file_short_of_images_warns_and_matches_no_release(
 ):
     (tmp_path / "train2017").mkdir()
     for i in range(5):
-        Image.new("RGB", (40, 40)).save(tmp_path / f"train2017/{i:012d}.jpg")
+        Image.new("RGB", (40, 40), (i, i, i)).save(tmp_path / f"train2017/{i:012d}.jpg")
     files = {
         "version": "v1.0",
         "train": official_file(tmp_path / "train.json", range(3)),

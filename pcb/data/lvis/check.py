@@ -7,14 +7,13 @@ and different images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
 from pcb.data.download import missing_file_fix
 from pcb.data.lvis.federated import federated_statistics
-from pcb.data.lvis.image_files import image_faults
+from pcb.data.lvis.image_files import look_at, same_pictures
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classes
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
@@ -24,6 +23,10 @@ from pcb.formatting import MAX_EXAMPLES, examples
 from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
+
+# When boxes are taken for corners: more than this share of them end beyond the image by more than
+# this factor of its side.
+CORNERS, BEYOND = 0.1, 1.1
 
 
 def check(study: Study, dataset: str, deep: bool = False) -> dict:
@@ -131,7 +134,8 @@ def check_files(
             continue
         faults += check_version(index, split, entry["version"], warnings)
         faults += check_labels(index, split, warnings)
-    faults += check_images(splits, Path(entry["images"]), report, deep)
+        faults += check_boxes(index, warnings)
+    faults += check_images(splits, Path(entry["images"]), report, warnings, deep)
     faults += check_agreement(splits)
     factors = None
     if "train" in splits:
@@ -210,15 +214,45 @@ def check_labels(index: LVISIndex, split: str, warnings: list[str]) -> list[User
     return faults
 
 
+def check_boxes(index: LVISIndex, warnings: list[str]) -> list[UserError]:
+    """Check that boxes are x, y, width and height inside their images.
+
+    Boxes that reach a little beyond are only a warning: training cuts them, scoring does not.
+    """
+    boxes, numbers, sizes = index.boxes()
+    ends = boxes[:, :2] + boxes[:, 2:]
+    inside = (boxes[:, :2] < sizes).all(1) & (ends > 0).all(1)  # others are faults of their own
+    beyond = inside & ((ends > sizes + 1).any(1) | (boxes[:, :2] < -1).any(1))
+    if not beyond.any():
+        return []
+    far = (ends > BEYOND * sizes).any(1)
+    corners = (boxes[:, 2:] >= boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes + 1).all(1)
+    if far.mean() > CORNERS and corners.all():
+        return [
+            UserError(
+                f"{index.path}: bbox seems to be the corners x0, y0, x1, y1: as x, y, width, "
+                f"height, boxes end outside their images: {examples(numbers[far].tolist())}",
+                "write bbox as x, y, width, height in pixels",
+            )
+        ]
+    warnings.append(
+        f"{index.path}: boxes that reach beyond their images by more than 1 pixel, which training "
+        f"cuts and scoring does not: {examples(numbers[beyond].tolist())}"
+    )
+    return []
+
+
 def check_images(
     splits: dict[str, LVISIndex],
     folder: Path,
     report: Path,
+    warnings: list[str],
     deep: bool = False,
 ) -> list[UserError]:
     """Check that every image file exists, can be read and has the size of its annotation.
 
-    The lists of missing and of faulty files are written beside `report`.
+    No file may be listed twice, and no picture be in two splits. The lists of missing and of faulty
+    files are written beside `report`.
     """
     if not splits:
         return []
@@ -226,6 +260,8 @@ def check_images(
     if not folder.is_dir():
         fix = f"{command}, or correct `images` under `datasets` in the scale's YAML"
         return [UserError(f"{folder}: no such image folder", fix)]
+    faults = [index.ambiguity() for index in splits.values() if index.ambiguous_images]
+    splits = {split: index for split, index in splits.items() if not index.ambiguous_images}
     missing = list(
         dict.fromkeys(path for index in splits.values() for path in index.missing_images)
     )
@@ -233,10 +269,10 @@ def check_images(
     for index in splits.values():
         rows = zip(index.ids.tolist(), index.sizes.tolist(), strict=True)
         sizes |= {index.image_paths[i]: (height, width) for i, (height, width) in rows}
+        faults += check_entries(index)
     for path in missing:
         sizes.pop(path, None)
-    faulty = image_faults(sizes, deep)
-    faults = []
+    files = look_at(sizes, deep)
     if missing:
         listing = report.with_suffix(".missing.txt")
         write_text(listing, "".join(f"{path}\n" for path in missing))
@@ -247,24 +283,58 @@ def check_images(
                 f"{command} (LVIS's val images are in both), or generate the data set again",
             )
         )
-    if faulty:
-        lines = [f"{path} {fault}" for path, fault in faulty.items()]
+    if files.faults:
+        lines = [f"{path} {fault}" for path, fault in files.faults.items()]
         listing = report.with_suffix(".faulty.txt")
         write_text(listing, "".join(f"{line}\n" for line in lines))
         shown = "; ".join(lines[:MAX_EXAMPLES])
         faults.append(
             UserError(
-                f"{len(faulty)} image files are faulty: {shown}; all of them are listed in"
+                f"{len(lines)} image files are faulty: {shown}; all of them are listed in"
                 f" {listing}",
                 "download or generate them again, or correct `width` and `height` in the"
                 " annotation file",
             )
         )
+    for one, other in combinations(splits.values(), 2):
+        faults += check_leak(one, other, files.marks, warnings)
     return faults
 
 
+def check_entries(index: LVISIndex) -> list[UserError]:
+    """Check that every entry of `images` has a file of its own."""
+    of_file: dict[Path, list[int]] = {}
+    for number, path in index.image_paths.items():
+        of_file.setdefault(path, []).append(number)
+    twice = {path: numbers for path, numbers in of_file.items() if len(numbers) > 1}
+    if not twice:
+        return []
+    path, numbers = next(iter(twice.items()))
+    what = (
+        f"{index.path}: {len(twice)} files that several entries of `images` name: {path} is that "
+        f"of the ids {examples(numbers)}"
+    )
+    return [UserError(what, "join these entries to one, with the annotations of all")]
+
+
+def check_leak(
+    one: LVISIndex, other: LVISIndex, marks: Mapping[Path, bytes], warnings: list[str]
+) -> list[UserError]:
+    """Check that two splits share no picture; only warn of the splits of an LVIS release."""
+    pairs = same_pictures(marks, one.image_paths.values(), other.image_paths.values())
+    if not pairs:
+        return []
+    shown = [str(a) if a == b else f"{a} = {b}" for a, b in pairs]
+    what = f"{one.path} and {other.path} show the same pictures: {examples(shown)}"
+    if one.is_released and other.is_released:
+        warnings.append(what)
+        return []
+    fix = "remove them from one of the two: a detector is not measured on what it was trained on"
+    return [UserError(what, fix)]
+
+
 def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
-    """Check that all splits have the same classes and no image in common."""
+    """Check that all splits have the same classes."""
     faults = []
     for one, other in combinations(splits.values(), 2):
         both = f"{one.path} and {other.path}"
@@ -275,9 +345,6 @@ def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
             what = f"{both} differ in their classes: "
             what += examples(differing) if differing else counts
             faults.append(UserError(what, "take both files from the same release"))
-        if shared := np.intersect1d(one.ids, other.ids).tolist():
-            what = f"{both} share images: {examples(shared)}"
-            faults.append(UserError(what, "use splits of the same release"))
     return faults
 
 
@@ -287,6 +354,10 @@ def check_absent_classes(
     """Check that train shows every class; only warn where the scale allows absent classes."""
     if not train.absent_classes:
         return []
+    if not any(train.image_count) and train.unusable:
+        reasons = ", ".join(f"{reason} ({n})" for reason, (n, *_) in train.unusable.items())
+        what = f"{train.path}: no annotation can be trained on: {reasons}"
+        return [UserError(what, "correct the annotations")]
     names = examples([train.classes[label] for label in train.absent_classes])
     what = f"{train.path}: no usable annotation of {names}"
     if allow_absent:

@@ -1,62 +1,113 @@
-"""Image files looked at before a training: present files that cannot be read or do not fit.
+"""Image files looked at before a training: files that cannot be read or do not fit, and copies.
 
-    faults = image_faults({Path("images/1.jpg"): (480, 640)})   # path -> why
+    files = look_at({Path("images/1.jpg"): (480, 640)})
+    files.faults                                   # path -> why
+    same_pictures(files.marks, train, val)         # pairs of files with the same content
 
-Only the header and the last bytes of each file are read, in parallel; `deep=True` decodes it.
+Only the first and the last bytes of each file are read, in parallel; `deep=True` decodes it.
 """
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 
 THREADS = 16  # most of the time is waiting for the disk
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # that OpenCV reads too
+START = 256  # first bytes of a file, in which a web page is recognised
 TAIL = 4096  # last bytes of a file in which its end marker is looked for
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 
 
-def image_faults(sizes: Mapping[Path, tuple[int, int]], deep: bool = False) -> dict[Path, str]:
+class ImageFiles(NamedTuple):
+    """What `look_at` found.
+
+    Attributes:
+        faults: File -> what is wrong with it.
+        marks: File -> its size in bytes and its first and last bytes, digested. Files with the same
+            content have the same; few others do.
+    """
+
+    faults: dict[Path, str]
+    marks: dict[Path, bytes]
+
+
+def look_at(sizes: Mapping[Path, tuple[int, int]], deep: bool = False) -> ImageFiles:
     """Find the image files that a training could not read or would read wrongly.
 
     Args:
         sizes: Image file -> (height, width) in pixels of its annotation.
         deep: Decode every image, too.
-
-    Returns:
-        Faulty file -> what is wrong with it.
     """
 
-    def find(item: tuple[Path, tuple[int, int]]) -> str | None:
-        return _fault(*item, deep)
+    def look(item: tuple[Path, tuple[int, int]]) -> tuple[str | None, bytes]:
+        return _look(*item, deep)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        found = threads.map(find, sizes.items(), chunksize=64)
-        return {path: fault for path, fault in zip(sizes, found, strict=True) if fault}
+        found = list(threads.map(look, sizes.items(), chunksize=64))
+    return ImageFiles(
+        {path: fault for path, (fault, _) in zip(sizes, found, strict=True) if fault},
+        {path: mark for path, (_, mark) in zip(sizes, found, strict=True) if mark},
+    )
 
 
-def _fault(path: Path, size: tuple[int, int], deep: bool) -> str | None:
+def same_pictures(
+    marks: Mapping[Path, bytes], one: Iterable[Path], other: Iterable[Path]
+) -> list[tuple[Path, Path]]:
+    """Find files of two sets with the same content, or that are the same file.
+
+    Args:
+        marks: The marks of all files. Only files of the same mark are read and compared.
+        one: Files.
+        other: Files.
+
+    Returns:
+        A file of `one` and one of `other` that equals it.
+    """
+    by_mark: dict[bytes, list[Path]] = {}
+    for path in one:
+        if path in marks:
+            by_mark.setdefault(marks[path], []).append(path)
+    pairs = []
+    for path in other:
+        for twin in by_mark.get(marks.get(path, b""), ()):
+            if twin == path or filecmp.cmp(twin, path, shallow=False):
+                pairs.append((twin, path))
+                break
+    return pairs
+
+
+def _look(path: Path, size: tuple[int, int], deep: bool) -> tuple[str | None, bytes]:
+    """What is wrong with a file, if anything, and its mark; none for a file that cannot be read."""
     try:
         with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return "is empty"
+            length = os.fstat(file.fileno()).st_size
+            if not length:
+                return "is empty", b""
+            start = file.read(START)
+            file.seek(max(0, length - TAIL))
+            end = file.read()
+            mark = hashlib.blake2b(b"%d " % length + start + end, digest_size=16).digest()
             if deep:
+                file.seek(0)
                 content = file.read()
-                return _header_fault(BytesIO(content), size) or _decoding_fault(content)
-            return _header_fault(file, size)
+                fault = _header_fault(BytesIO(content), size, start, end)
+                return fault or _decoding_fault(content), mark
+            return _header_fault(file, size, start, end), mark
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {error.strerror or error}", b""
 
 
-def _header_fault(file: BinaryIO, size: tuple[int, int]) -> str | None:
-    start = file.read(256)
+def _header_fault(file: BinaryIO, size: tuple[int, int], start: bytes, end: bytes) -> str | None:
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -71,17 +122,13 @@ def _header_fault(file: BinaryIO, size: tuple[int, int]) -> str | None:
         width, height = height, width
     if (height, width) != size:
         why = f", after the rotation that its EXIF orientation {orientation} asks for"
+        exchanged = ": width and height are exchanged" if (width, height) == size else ""
         return (
             f"has {width}x{height} pixels{why if rotated else ''}, "
-            f"but {size[1]}x{size[0]} in the annotation file"
+            f"but {size[1]}x{size[0]} in the annotation file{exchanged}"
         )
     marker = END_MARKERS.get(kind)
-    if marker:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - TAIL))
-        if marker not in file.read():
-            return "is truncated"
-    return None
+    return "is truncated" if marker and marker not in end else None
 
 
 def _decoding_fault(content: bytes) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -37,13 +38,16 @@ from pcb.data.lvis.annotations import (
     read_annotation_file,
     record_batches,
 )
-from pcb.data.lvis.releases import version_by_classes
+from pcb.data.lvis.releases import RELEASES, version_by_classes
 from pcb.errors import UserError
 from pcb.files import atomic, locked, sha256
+from pcb.formatting import examples
 from pcb.frequency import THRESHOLDS, group
 from pcb.study.records import read_record, write_record
 
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
+# COCO's own file names, whose number is that of the picture in every folder and release of COCO.
+COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)2014_)?(\d{12}\.jpg)")
 CACHE_FORMAT = 4  # caches of another format are remade
 METADATA_KEY = b"pcb"  # of the Arrow schema
 
@@ -168,6 +172,21 @@ class LVISIndex:
         """Return all annotations of one image."""
         return self._view(row).objects(row % BATCH_IMAGES)
 
+    def boxes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all n annotations of the file, image by image.
+
+        Returns:
+            (n, 4) float64 x, y, width and height; (n,) int64 ids; (n, 2) int32 width and height of
+            the image of each.
+        """
+        views = [_BatchView(batch) for batch in self._batches]
+        counts = [np.diff(view.image_offsets) for view in views]
+        return (
+            np.concatenate([np.zeros((0, 4)), *(view.bbox for view in views)]),
+            np.concatenate([np.zeros(0, np.int64), *(view.scalars[0] for view in views)]),
+            np.repeat(self.sizes[:, ::-1], np.concatenate([np.zeros(0, int), *counts]), axis=0),
+        )
+
     def _view(self, row: int) -> _BatchView:
         number = row // BATCH_IMAGES
         if number not in self._views:
@@ -184,6 +203,13 @@ class LVISIndex:
         """'v0.5' or 'v1.0': by the number of classes, else by whether images have file names."""
         has_names = self._column("file_name").null_count < len(self)
         return version_by_classes(len(self.categories)) or ("v0.5" if has_names else "v1.0")
+
+    @property
+    def is_released(self) -> bool:
+        """Whether classes, images and annotations are as many as in a file of an LVIS release."""
+        version = version_by_classes(len(self.categories))
+        sizes = RELEASES[version].sizes.values() if version else ()
+        return (len(self), self.annotation_count) in sizes
 
     @property
     def absent_classes(self) -> list[int]:
@@ -276,16 +302,36 @@ class LVISIndex:
 
     @property
     def image_paths(self) -> dict[int, Path]:
-        """File of each image id, in any known layout; a missing file's expected path."""
-        return self._files[0]
+        """File of each image id, in any known layout; a missing file's expected path.
+
+        Raises:
+            UserError: A name is that of several files.
+        """
+        if self.ambiguous_images:
+            raise self.ambiguity()
+        return self._files.paths
 
     @property
     def missing_images(self) -> list[Path]:
         """Expected paths of the image files that do not exist."""
-        return self._files[1]
+        return self._files.missing
+
+    @property
+    def ambiguous_images(self) -> dict[str, list[str]]:
+        """Names that are in several subfolders: name -> these subfolders."""
+        return self._files.ambiguous
+
+    def ambiguity(self) -> UserError:
+        """Return the error for names that are in several subfolders."""
+        name, folders = next(iter(self.ambiguous_images.items()))
+        return UserError(
+            f"{self.path}: names that are in several folders of {self.folder}: "
+            f"{examples(self.ambiguous_images)}; {name} is in {' and '.join(folders)}",
+            f"write the folder into every `file_name`, such as {folders[0]}/{name}",
+        )
 
     @cached_property
-    def _files(self) -> tuple[dict[int, Path], list[Path]]:
+    def _files(self) -> _Files:
         root = self.folder or Path()
         existing = {
             sub: {entry.name for entry in os.scandir(root / sub)}
@@ -293,38 +339,54 @@ class LVISIndex:
             else set()
             for sub in SUBFOLDERS
         }
-        paths, missing = {}, []
+        files = _Files({}, [], {})
         names = self._column("file_name").to_pylist()
         urls = self._column("coco_url").to_pylist()
         for number, name, url in zip(self.ids.tolist(), names, urls, strict=True):
+            literal = name and (name in existing[""] or ("/" in name and (root / name).is_file()))
+            if literal:
+                files.paths[number] = root / name
+                continue
             locations = candidate_locations(name, url)
-            location = None
-            if name and "/" in name and (root / name).is_file():
-                location = ("", name)  # the same file name may be in several folders
-            location = location or next(
-                (at for at in locations if at[1] in existing.get(at[0], ())), None
-            )
-            if location is None:  # expected in the first candidate folder that holds anything
+            found = [at for at in locations if at[1] in existing.get(at[0], ())]
+            if found:
+                folders = [sub for sub, file in found if file == found[0][1]]
+                if len(folders) > 1 and not url and not COCO_NAME.fullmatch(found[0][1]):
+                    files.ambiguous[found[0][1]] = folders
+                location = found[0]
+            else:  # expected in the first candidate folder that holds anything
                 location = next((at for at in locations if existing.get(at[0])), locations[0])
-                missing.append(root / Path(*location))
-            paths[number] = root / Path(*location)
-        return paths, missing
+                files.missing.append(root / Path(*location))
+            files.paths[number] = root / Path(*location)
+        return files
+
+
+class _Files(NamedTuple):
+    """What `LVISIndex` finds in its image folder."""
+
+    paths: dict[int, Path]
+    missing: list[Path]
+    ambiguous: dict[str, list[str]]
 
 
 def candidate_locations(file_name: str | None, coco_url: str | None) -> list[tuple[str, str]]:
     """Return where an image may be, as (subfolder, file), likeliest first.
 
-    v1.0 names it by the last two parts of `coco_url` (some val images are in train2017); v0.5 by
-    the last 16 characters of `file_name`, which may have a COCO 2014 prefix. Either may also be in
-    one flat folder.
+    A `file_name` with a folder is only there. v1.0 names an image by the last two parts of
+    `coco_url` (some val images are in train2017), v0.5 by a `file_name` with a prefix of COCO 2014;
+    either may also be in one flat folder.
     """
     locations = []
     if coco_url:
         subfolder, name = coco_url.split("/")[-2:]
         locations += [(subfolder, name), ("", name)]
-    if file_name:
-        name = file_name.split("/")[-1]
-        locations += [(sub, short) for short in (name[-16:], name) for sub in SUBFOLDERS]
+    if file_name and "/" in file_name:
+        folder, name = file_name.rsplit("/", 1)
+        locations.append((folder, name))
+    elif file_name:
+        of_coco = COCO_NAME.fullmatch(file_name)
+        names = [of_coco[1], file_name] if of_coco else [file_name]
+        locations += [(sub, name) for name in dict.fromkeys(names) for sub in SUBFOLDERS]
     return locations
 
 
