@@ -1,19 +1,21 @@
-"""`GroundTruth`: an annotation file in LVIS format, as scoring reads it image by image."""
+"""`GroundTruth`: an annotation file as scoring reads it image by image."""
 
 from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from pcb.data.lvis.groups import class_groups
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.shards import Rows, rank_in_image
+from pcb.study import Study
 
 MAX_DETECTIONS = 300  # an image, in lvis-api
 
@@ -36,18 +38,25 @@ def is_ignored(annotation: dict) -> bool:
 
 
 class GroundTruth:
-    """An annotation file in LVIS format, as the evaluator takes it image by image.
+    """An annotation file, as the evaluator takes it image by image.
 
     Attributes:
         path: The file.
         categories: In the order of labels and confusion matrices, by id, each with `frequency`.
+        original_ids: The ids of the categories in the file.
         images: Image id -> image.
         by_image: Image id -> its annotations, those too small to train on included.
+        exhaustive: Whether every class counts in every image, as in COCO's format.
     """
 
     @gc_disabled()
     def __init__(
-        self, path: str | Path, cache: Path | None = None, only: Container[int] | None = None
+        self,
+        path: str | Path,
+        cache: Path | None = None,
+        only: Container[int] | None = None,
+        groups: Sequence[str] | None = None,
+        exhaustive: bool = False,
     ):
         """Read the file.
 
@@ -55,22 +64,31 @@ class GroundTruth:
             path: The file.
             cache: Folder of indices (`pcb.data.lvis.index`).
             only: Ids of the images that count; None means all.
+            groups: `r`, `c` or `f` of each class; None: what this file says of itself.
+            exhaustive: COCO's rule of scoring instead of LVIS's.
 
         Raises:
-            UserError: The file is missing, broken or not in LVIS format.
+            UserError: The file is missing or broken, or lacks the labels of LVIS's rule.
         """
         index = LVISIndex(path, cache=cache)
-        self.path = index.path
+        self.path, self.exhaustive = index.path, exhaustive
+        self.original_ids = index.original_ids
         self.categories = [
-            {**c, "frequency": f} for c, f in zip(index.categories, index.frequency(), strict=True)
+            {**category, "frequency": group}
+            for category, group in zip(index.categories, groups or index.frequency(), strict=True)
         ]
         self.images = {
             image["id"]: image for image in index.images if only is None or image["id"] in only
         }
-        if missing := index.missing_keys():
+        if exhaustive:
+            nothing = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+            self.images = {i: {**image, **nothing} for i, image in self.images.items()}
+        elif missing := index.missing_keys():
             raise UserError(
-                f"{path} is not an LVIS annotation file: images without {' and '.join(missing)}",
-                "use LVIS's annotation file, not COCO's",
+                f"{path} has images without {' and '.join(missing)}, which LVIS's rule of scoring "
+                "needs",
+                "use LVIS's annotation file, or set `format: coco` of the data set in the scale's "
+                "YAML",
             )
         self.by_image: dict[int, list[dict]] = defaultdict(list)
         for annotation in index.annotations:
@@ -78,6 +96,23 @@ class GroundTruth:
                 self.by_image[annotation["image_id"]].append(annotation)
         if index.faulty and only is None:
             raise UserError(index.faulty_text(), "correct these annotations: their AP would be 0")
+
+    @classmethod
+    def of(
+        cls, study: Study, dataset: str, split: str, only: Container[int] | None = None
+    ) -> GroundTruth:
+        """The ground truth of a split, with the groups of the training split.
+
+        Args:
+            study: The study.
+            dataset: A data set of its scale.
+            split: `train`, `val` or `dev`.
+            only: Ids of the images that count; None means all.
+        """
+        entry = study.scale["datasets"][dataset]
+        exhaustive = entry.get("format") == "coco"
+        cache = study.paths.indices
+        return cls(entry[split], cache, only, class_groups(study, dataset), exhaustive)
 
     @cached_property
     def image_ids(self) -> np.ndarray:
@@ -88,6 +123,10 @@ class GroundTruth:
     def category_ids(self) -> np.ndarray:
         """(C,) int64 category ids in ascending order; a position in it is a label."""
         return np.array([c["id"] for c in self.categories], np.int64)
+
+    def position(self, image_ids: np.ndarray) -> np.ndarray:
+        """The positions of images in `image_ids`."""
+        return np.searchsorted(self.image_ids, image_ids)
 
     def covered(self, shards: Iterable[Rows]) -> Iterator[Rows]:
         """The same shards, checked: together they must cover every image once.
@@ -125,14 +164,17 @@ class GroundTruth:
             (n,) bool: the best of each image, and of these the ones of a class that the image has,
             or is known not to have.
         """
+        within_limit = rank_in_image(rows.image_id, rows.score) < per_image
+        if self.exhaustive:
+            return within_limit
         classes = len(self.categories) + 1
         known = [
-            i * classes + c
-            for i in rows.images
+            position * classes + c
+            for position, i in zip(self.position(np.array(rows.images)), rows.images, strict=True)
             for c in (
                 *self.images[i]["neg_category_ids"],
                 *(a["category_id"] for a in self.by_image.get(i, ())),
             )
         ]
-        within_limit = rank_in_image(rows.image_id, rows.score) < per_image
-        return within_limit & np.isin(rows.image_id * classes + rows.category_id, known)
+        pairs = self.position(rows.image_id) * classes + rows.category_id
+        return within_limit & np.isin(pairs, known)

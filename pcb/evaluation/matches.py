@@ -12,10 +12,11 @@ removes never changed what it leaves.
 
 The rule is lvis-api's `LVISEval.evaluate_img` and `accumulate` with the area range "all": within an
 image and class, detections in the order of their scores take the free object of largest IoU; an
-unmatched detection of a class that is not exhaustively annotated in its image is ignored. Objects
-with `ignore` or `iscrowd` are matched last; they count as no object, and their detections neither
-as right nor as wrong. Any number of detections match a crowd, by COCO's rule: with the share of the
-detection that it covers in place of the IoU.
+unmatched detection of a class that is not exhaustively annotated in its image is ignored. In COCO's
+format every class that an image lacks is known to be absent. Objects with `ignore` or `iscrowd` are
+matched last; they count as no object, and their detections neither as right nor as wrong. Any
+number of detections match a crowd, by COCO's rule: with the share of the detection that it covers
+in place of the IoU.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Matches:
         hits: (n,) uint16, bit t is set where it matches an object at `IOU_THRESHOLDS[t]`.
         void: (n,) uint16, likewise of objects that are ignored.
         present: (n,) bool, whether the image has an object of its class.
-        negative: (n,) bool, whether the image lists its class as absent.
+        negative: (n,) bool, whether the image is known to lack its class.
         partial: (n,) bool, whether its class is not exhaustively annotated in the image.
         object_image: (m,) int32, by label, without the ignored ones.
         object_label: (m,) int32.
@@ -348,9 +349,10 @@ class _Truth:
     def pairs(self, image: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
         """What the ground truth knows of the class of each detection, in its image."""
         keys = self._keys(image, label)
+        present = np.isin(keys, self._present)
         return {
-            "present": np.isin(keys, self._present),
-            "negative": np.isin(keys, self._negative),
+            "present": present,
+            "negative": ~present if self.gt.exhaustive else np.isin(keys, self._negative),
             "partial": np.isin(keys, self._partial),
         }
 

@@ -1,11 +1,13 @@
 """The same detections scored under several protocols; `score` writes the result to metrics.json.
 
-    lvis      LVIS's rule with the scale's limit of detections an image: the scored numbers
+    lvis      LVIS's rule with the scale's limit of detections an image: the scored numbers; for
+              data in COCO's format that rule is COCO's
     verified  every class that is absent from an image counts as verified to be absent
     fixed     AP-Fixed: a limit of detections per class over the data set, none per image
     loose     LVIS's rule with every detection that inference keeps
 
-`verified` needs the whole truth, which only generated data have. A class with an unlabelled object
+`verified` needs the whole truth, which only generated data have; by COCO's rule every absent class
+counts anyway. A class with an unlabelled object
 in an image stays not exhaustively annotated there under every protocol. Between `lvis` and
 `verified` lies the density of verified negatives, from none to all.
 
@@ -45,16 +47,17 @@ def rules(gt: GroundTruth, test: Mapping[str, float], whole_truth: bool) -> dict
     images, classes = len(gt.image_ids), len(gt.categories)
     limits = {"per_image": test["max_per_image"], "score_thr": test["score_thr"]}
     out: dict[str, Rule] = {"lvis": limits}
-    if whole_truth:
+    if whole_truth and not gt.exhaustive:
         out["verified"] = limits | {"known": np.ones((images, classes), bool)}
-    out["fixed"] = {"per_class": fixed_limit(images, whole_truth)}
+    out["fixed"] = {"per_class": fixed_limit(images, whole_truth or gt.exhaustive)}
     out["loose"] = {"per_image": test["keep_per_image"], "score_thr": test["keep_score_thr"]}
     return out
 
 
-def fixed_limit(images: int, generated: bool) -> int:
-    """AP-Fixed's limit of detections per class: that of LVIS, for generated data by its images."""
-    return max(1, round(FIXED_PER_CLASS * images / FIXED_IMAGES)) if generated else FIXED_PER_CLASS
+def fixed_limit(images: int, whole_truth: bool) -> int:
+    """AP-Fixed's limit of detections per class: that of LVIS; by images where truth is whole."""
+    limit = max(1, round(FIXED_PER_CLASS * images / FIXED_IMAGES))
+    return limit if whole_truth else FIXED_PER_CLASS
 
 
 def means(masks: Matches, boxes: Matches, rule: Rule) -> dict[str, float | None]:

@@ -1,14 +1,15 @@
-"""Detections to AP by LVIS's rules (hotcoco), streaming over the shards: a CPU job of seconds.
+"""Detections to AP by LVIS's or COCO's rules (hotcoco), streaming over the shards, in seconds.
 
     evaluate("val.json", Shards(...), "plain", "segm")  ->  {"AP": 27.7, "APr": 21.8, …}
     score(study, run, seed)                             ->  writes metrics.json
 
 LVIS's rules: an image counts for a class only where the class is annotated or listed in
 `neg_category_ids`; a false positive of a class in `not_exhaustive_category_ids` is ignored; at most
-300 detections an image, over all classes together; an object with `ignore` or `iscrowd` counts as
-none, and what detects it neither as right nor as wrong. AP is the mean over IoU .5:.05:.95 and over
-the classes that have ground truth; AP_r, AP_c and AP_f are the means over the classes whose
-category has `frequency` r, c or f. Never imports torch.
+300 detections an image, over all classes together. By COCO's rules, for data sets of that format,
+every class counts in every image, with at most 100 detections of it. By both, an object with
+`ignore` or `iscrowd` counts as none, and what detects it neither as right nor as wrong. AP is the
+mean over IoU .5:.05:.95 and over the classes that have ground truth; AP_r, AP_c and AP_f are the
+means over the classes whose category has `frequency` r, c or f. Never imports torch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pcb.evaluation.confusion_metrics import (
     read_confusion,
     read_pairwise_bias,
 )
-from pcb.evaluation.ground_truth import MAX_DETECTIONS, GroundTruth, gc_disabled
+from pcb.evaluation.ground_truth import GroundTruth, gc_disabled
 from pcb.evaluation.matches import Matched, match_columns
 from pcb.evaluation.protocols import Density, Rule, means, rules, short_classes
 from pcb.evaluation.shards import Rows, Shards
@@ -80,7 +81,7 @@ def evaluate(
     variant: str = "plain",
     iou_type: str = "segm",
 ) -> dict:
-    """Score one variant's detections against LVIS ground truth.
+    """Score one variant's detections against the ground truth.
 
     Args:
         gt: The ground truth, or the path of its file.
@@ -91,19 +92,20 @@ def evaluate(
 
     Returns:
         Points (0-100), None where a group has no class with ground truth: AP, AP50, AP75; APs, APm,
-        APl (by area: a detection's is that of its box); APr, APc, APf; AR@300 and its three sizes;
-        and `classes`: {category id: AP}.
+        APl (by area: a detection's is that of its box); APr, APc, APf; AR@300 (COCO: AR@100) and
+        its three sizes; and `classes`: {category id: AP}.
 
     Raises:
         UserError: Images and detections do not belong together.
     """
     gt = gt if isinstance(gt, GroundTruth) else GroundTruth(gt)
     masks = iou_type == "segm"
-    stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=True)
+    stream = hotcoco.StreamingEval(gt.categories, iou_type, lvis_style=not gt.exhaustive)
     shards = detections.read(variant, masks) if isinstance(detections, Shards) else detections
     for rows in gt.covered(prefetch(shards)):
         rows = rows.where(gt.relevant(rows))
-        columns = [rows.image_id, rows.box, rows.score, rows.category_id]
+        # Images by position: float64, in which the evaluator takes them, cannot hold every id.
+        columns = [gt.position(rows.image_id), rows.box, rows.score, rows.category_id]
         table = np.column_stack(columns).astype(np.float64)
         rle: list | None = None
         if masks:
@@ -111,8 +113,14 @@ def evaluate(
             size = {i: [gt.images[i]["height"], gt.images[i]["width"]] for i in rows.images}
             counts = zip(rows.image_id.tolist(), rows.rle.to_pylist(), strict=True)
             rle = [{"size": size[i], "counts": c} for i, c in counts]
-        annotations = [_scored(a) for i in rows.images for a in gt.by_image.get(i, ())]
-        stream.update([gt.images[i] for i in rows.images], annotations, table, segmentation=rle)
+        number = dict(zip(rows.images, gt.position(np.array(rows.images)).tolist(), strict=True))
+        images = [{**gt.images[i], "id": number[i]} for i in rows.images]
+        annotations = [
+            {**_scored(a), "image_id": number[i]}
+            for i in rows.images
+            for a in gt.by_image.get(i, ())
+        ]
+        stream.update(images, annotations, table, segmentation=rle)
     evaluation = stream.finalize()
     evaluation.accumulate()
     return summarize(evaluation, gt.categories)
@@ -128,10 +136,11 @@ def _scored(annotation: dict) -> dict:
 
 def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
     """The 13 metrics of lvis-api and AP of each class, in points, of an accumulated evaluation."""
-    # (IoU, recall, class, area) and (IoU, class, area); -1 where there is no ground truth.
+    # (IoU, recall, class, area) and (IoU, class, area) under the loosest limit of detections; -1
+    # where there is no ground truth.
     assert evaluation.eval is not None
-    precision = np.asarray(evaluation.eval["precision"])[..., 0]
-    recall = np.asarray(evaluation.eval["recall"])[..., 0]
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    recall = np.asarray(evaluation.eval["recall"])[..., -1]
     order = {category: k for k, category in enumerate(evaluation.params.cat_ids)}
     iou = np.round(evaluation.params.iou_thrs, 2)
     group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in GROUPS}
@@ -144,7 +153,7 @@ def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
     out |= {f"AP{size}": points(precision[..., k]) for k, size in enumerate("sml", 1)}
     out |= {f"AP{f}": points(all_areas[:, :, group[f]]) for f in GROUPS}
     out |= {
-        f"AR{size}@{MAX_DETECTIONS}": points(recall[..., k])
+        f"AR{size}@{evaluation.params.max_dets[-1]}": points(recall[..., k])
         for k, size in enumerate(["", "s", "m", "l"])
     }
     out["classes"] = {c["id"]: points(all_areas[:, :, order[c["id"]]]) for c in categories}
@@ -217,14 +226,16 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         }
         out["classes"][variant] = [
             {
-                "id": c["id"],
+                "id": original,
                 "name": c["name"],
                 "frequency": c["frequency"],
                 "train_images": count,
                 "AP": masks["classes"][c["id"]],
                 "APb": boxes["classes"][c["id"]],
             }
-            for c, count in zip(gt.categories, train.image_count, strict=True)
+            for c, original, count in zip(
+                gt.categories, gt.original_ids, train.image_count, strict=True
+            )
         ]
     path = study.paths.confusion(run, seed, split)
     out["confusion"] = digest = manifest.get("confusion")
@@ -300,17 +311,15 @@ class SplitDetections:
             f"{self.again}: it detects anew where a shard is broken",
             self.manifest["limits"],
         )
-        files = study.scale["datasets"][study.experiments[run].dataset]
-        self._annotations = files[annotation_split(split)]
-        self._cache, self._whole_file = study.paths.indices, annotation_split(split) == split
+        self._study, self._dataset = study, study.experiments[run].dataset
+        self._split, self._whole_file = annotation_split(split), annotation_split(split) == split
         self._scored: dict[tuple[str, str], dict] = {}
 
     @cached_property
     def gt(self) -> GroundTruth:
         """The ground truth of the images of the split."""
-        return GroundTruth(
-            self._annotations, self._cache, None if self._whole_file else self.images
-        )
+        only = None if self._whole_file else self.images
+        return GroundTruth.of(self._study, self._dataset, self._split, only)
 
     @property
     def images(self) -> set[int]:

@@ -163,7 +163,7 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
         "parts_of_val": {str(parts): number for parts, number in ORACLE_PARTS.items()},
         "images": len(detector.index),
     }
-    gt = GroundTruth(study.scale["datasets"][dataset]["val"], study.paths.indices)
+    gt = GroundTruth.of(study, dataset, "val")
     detections = Shards(writer.folder, writer.finish(shards))
     out |= compare(gt, detections, of_val, counts, study.scale["test"])
     write_record(path, out)

@@ -112,9 +112,10 @@ def summary(measured: dict[str, float]) -> str:
 
 def representatives(study: Study) -> list[str]:
     """One run for each method on the first data set and backbone, and one for each other pair."""
-    first = setting(next(iter(study.experiments.values())))
+    experiments = {run: study.experiments[run] for run in study.runs()}
+    first = setting(next(iter(experiments.values())))
     chosen: dict[tuple[str, str], str] = {}
-    for run, experiment in study.experiments.items():
+    for run, experiment in experiments.items():
         if len(study.registry.stages(experiment.loss)) > 1:
             continue  # a second stage trains fewer parameters of the same detector
         pair = setting(experiment)
@@ -268,11 +269,25 @@ def detections(study: Study, run: str, model: TwoStageDetector, folder: Path) ->
 # Sizes ----------------------------------------------------------------------------------------
 
 
+def classes_of(study: Study, dataset: str) -> int:
+    """The number of classes: of LVIS's releases, of other data as `pcb check-data` found it.
+
+    Raises:
+        UserError: Own data were not checked yet.
+    """
+    if version := study.scale["datasets"][dataset].get("version"):
+        return RELEASES[version].classes
+    if (report := study.contents.check(dataset)) is None:
+        raise UserError(
+            f"the number of classes of {dataset} is not known", f"run `pcb check-data {dataset}`"
+        )
+    return report["classes"]
+
+
 def sizes(study: Study, run: str) -> dict[str, float]:
     """Bytes of checkpoints, from the detector's shapes, and of an image's detections."""
     experiment, scale = study.experiments[run], study.scale
-    version = scale["datasets"][experiment.dataset]["version"]
-    classes = RELEASES[version].classes
+    classes = classes_of(study, experiment.dataset)
     cfg = build.base_config(study, experiment.backbone)
     overrides = model_overrides(
         experiment,

@@ -21,15 +21,15 @@ def images_in(study: Study, dataset: str, split: str) -> int | None:
     """Images of a split; None where they are not known.
 
     The count is from the report of `pcb check-data`, else from the recipe of generated data, else
-    from the release.
+    from the LVIS release. Of other data it is not known before the check.
     """
     count = _report(study, dataset).get("splits", {}).get(split, {}).get("images")
     if count is not None:
         return count
     if "synthetic" in study.scale:
         return study.scale["synthetic"][f"{split}_images"]
-    release = RELEASES[study.scale["datasets"][dataset]["version"]]
-    return release.sizes.get(split, (None,))[0]
+    release = RELEASES.get(study.scale["datasets"][dataset].get("version", ""))
+    return release.sizes.get(split, (None,))[0] if release else None
 
 
 def images_per_epoch(study: Study, experiment: Experiment) -> tuple[int | None, bool]:

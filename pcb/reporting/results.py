@@ -114,8 +114,8 @@ class Results:
         None for any other data, and before `pcb check-data` has read the present files.
         """
         check = read_record(self.study.paths.data_check(dataset)) or {}
-        version = self.study.scale["datasets"][dataset]["version"]
-        if check.get("matches_release") != version:
+        version = self.study.scale["datasets"][dataset].get("version")
+        if version is None or check.get("matches_release") != version:
             return None
         is_current = check.get("fingerprint") == fingerprint(self.study.check_job(dataset))
         return version if is_current else None

@@ -8,7 +8,11 @@ from pcb.errors import UserError, choose
 from pcb.registry import Registry
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
+from pcb.study.own_data import PAPER_DATASETS, replaced
 from pcb.study.study import PAIRED_LABELS, Table
+
+DATASET_FILES = ("train", "val", "dev", "images")  # the paths of an entry of `datasets`
+COCO_LIMIT = 100  # detections of an image and class that COCO's rule counts
 
 
 def check_paper(resolved: dict, registry: Registry, source: str) -> None:
@@ -227,7 +231,8 @@ def check_scale(scale: dict, source: str) -> None:
     """Check the batch and the paths of a scale. Raises `UserError`."""
     check_batch(scale, source)
     root = f"{Path(scale['results']) / scale['name']}/"
-    paths = [value for entry in scale["datasets"].values() for value in entry.values()]
+    entries = scale["datasets"].values()
+    paths = [entry[key] for entry in entries for key in DATASET_FILES if key in entry]
     generated = any("{results}" in path or path.startswith(root) for path in paths)
     if generated and "synthetic" not in scale:
         raise UserError(
@@ -235,12 +240,76 @@ def check_scale(scale: dict, source: str) -> None:
             "recipe to generate it",
             "add `synthetic`, or give the path of files that exist",
         )
+    schedule = scale.get("schedule")
+    if schedule and schedule["pcb_start_epoch"] > schedule["epochs"]:
+        raise UserError(
+            f"{source}: schedule.pcb_start_epoch is after the last epoch, {schedule['epochs']}",
+            "start PCB within the epochs: the paper does so after two thirds of them",
+        )
     pretrains = any(entry["weights"] == "pretrain" for entry in scale["backbones"].values())
     if pretrains and "pretrain" not in scale:
         raise UserError(
             f"{source}: backbones: weights are `pretrain`, but there is no `pretrain` recipe",
             "add `pretrain`, or give the path of a weights file",
         )
+
+
+def check_datasets(scale: dict, source: str) -> None:
+    """Check what an entry of `datasets` says besides its files. Raises `UserError`."""
+    for name, entry in scale["datasets"].items():
+        where = f"{source}: datasets.{name}"
+        if name in PAPER_DATASETS:
+            if "version" not in entry:
+                raise UserError(
+                    f"{where} is one of the paper's data sets, but has no `version`",
+                    "name the LVIS release as `version`, or give data of your own another name",
+                )
+            if own := [key for key in ("title", "in_place_of") if key in entry]:
+                raise UserError(
+                    f"{where}.{own[0]}: {name} is one of the paper's data sets, which has a title",
+                    f"leave out `{own[0]}`, or give data of your own another name",
+                )
+        elif "title" not in entry:
+            raise UserError(
+                f"{where} has no title", "add `title`: its name in tables, captions and figures"
+            )
+        taken = entry.get("in_place_of")
+        if taken in scale["datasets"] or (taken and replaced(scale)[taken] != name):
+            raise UserError(
+                f"{where}.in_place_of: {taken} is already taken by another data set",
+                "let one data set take its place; others can be used by an overlay (`paper=`)",
+            )
+        rare, common = entry.get("thresholds", (1, 2))
+        if rare >= common:
+            raise UserError(
+                f"{where}.thresholds: no class would be common: {rare} is not below {common}",
+                "write the most train images of a rare class, then those of a common one",
+            )
+        if entry.get("format") == "coco" and scale["test"]["max_per_image"] > COCO_LIMIT:
+            raise UserError(
+                f"{source}: test.max_per_image is {scale['test']['max_per_image']}, but COCO's "
+                f"rule counts at most {COCO_LIMIT} detections of a class in an image",
+                f"set test.max_per_image to at most {COCO_LIMIT}",
+            )
+
+
+def check_is_used(resolved: dict, source: str) -> None:
+    """Check that the study has an experiment on each own data set. Raises `UserError`."""
+    used = {spec["dataset"] for spec in resolved["experiments"].values()}
+    for name in resolved["scale"]["datasets"]:
+        if name not in used:
+            raise UserError(
+                f"{source}: datasets.{name}: no experiment is on this data set",
+                "add `in_place_of: v05`, which lays the paper's experiments out for it, or name "
+                "it in the experiments of an overlay (`paper=`)",
+            )
+    known = {*PAPER_DATASETS, *resolved["scale"]["datasets"]}
+    for key, spec in resolved["experiments"].items():
+        if spec["dataset"] not in known:
+            raise UserError(
+                f"experiment {key!r} is on the data set {spec['dataset']!r}, which {source} lacks",
+                f"add it to `datasets`, or choose one of: {', '.join(sorted(known))}",
+            )
 
 
 def check_batch(scale: dict, source: str) -> None:

@@ -38,7 +38,7 @@ all that could be judged do; else it is not run. `counts` says how many checks d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 from statistics import fmean, variance
@@ -249,6 +249,13 @@ class Claim:
             spec.get("unjudged", ""),
             spec.get("cause"),
         )
+
+    def within(self, rows: Container[tuple[str, str]]) -> Claim:
+        """The claim with the checks whose rows, as (table, row), are all in the scale."""
+        checks = tuple(check for check in self.checks if all(row in rows for row in check.rows))
+        if checks or not self.checks:
+            return replace(self, checks=checks)
+        return replace(self, checks=(), unjudged="No row that decides it is in this scale.")
 
     @property
     def kind(self) -> str:

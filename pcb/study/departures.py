@@ -25,7 +25,7 @@ from pcb.study.detector_config import (
     image_size,
     read_settings,
 )
-from pcb.study.load import read_yaml
+from pcb.study.load import PAPER, read_yaml
 
 LVIS = ROOT / "configs/scale/lvis.yaml"
 UNSET = "not set"
@@ -35,6 +35,7 @@ SPLITS = ("train", "test")  # of a detector config: its two pipelines and its tw
 # Settings that change no result, or whose content is compared elsewhere.
 NO_DEPARTURE = (
     *("name", "title", "results", "seeds", "notes", "hardware.*"),
+    "methods",  # which rows there are
     *("datasets.*.train", "datasets.*.val", "datasets.*.images"),  # `check-data` reads the files
     *("backbones.*.config", "backbones.*.sha256"),  # the configs themselves are compared
     *("custom_imports.*", "feature_cache"),  # the cache returns what would be computed
@@ -111,6 +112,8 @@ def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departu
     # The order must not be that of the mapping: study.json, which jobs read, holds it sorted.
     compared = sorted(scale["backbones"] if backbones is None else set(backbones), key=natural)
     scale, reference = (with_backbones(s, compared) for s in (scale, read_yaml(LVIS)))
+    if "schedule" in scale:
+        reference["schedule"] = read_yaml(PAPER)["schedule"]
     listed = explain(flatten(scale), flatten(reference), SCALE_RULES)
     of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
     for name in compared:
@@ -193,9 +196,18 @@ def detectors(scale: dict, backbones: Iterable[str]) -> list[dict[str, str]]:
     return out
 
 
-def data_title(scale: dict) -> str:
-    """The name of a scale's data: `emoji-LVIS` where they are generated, else the scale's title."""
-    return "emoji-LVIS" if "synthetic" in scale else scale["title"]
+def data_title(scale: dict, datasets: Iterable[str] | None = None) -> str:
+    """The name of data: `emoji-LVIS` where they are generated, own data sets by their titles.
+
+    Args:
+        scale: A scale as `Study.scale` holds it.
+        datasets: The data sets; None: all of the scale.
+    """
+    if "synthetic" in scale:
+        return "emoji-LVIS"
+    chosen = scale["datasets"] if datasets is None else dict.fromkeys(datasets)
+    titles = [scale["datasets"][key].get("title", scale["title"]) for key in chosen]
+    return " and ".join(dict.fromkeys(titles))
 
 
 # Values in words ----------------------------------------------------------------------------------
@@ -235,10 +247,21 @@ def images(settings: Settings) -> str:
     )
 
 
+def data_sets(settings: Settings) -> str:
+    """The data sets: LVIS's by their version, others by title and format."""
+    names = []
+    for key in dict.fromkeys(key.split(".")[1] for key in settings if key.startswith("datasets.")):
+        entry = {k: settings.get(f"datasets.{key}.{k}") for k in ("version", "title", "format")}
+        own = f"{entry['title']} in {(entry['format'] or 'lvis').upper()} format"
+        names.append(f"LVIS {entry['version']}" if entry["version"] else own)
+    return " and ".join(sorted(names))
+
+
 def frequency_groups(settings: Settings) -> str:
     """The training images up to which a class is rare and common."""
-    rare, common = settings.get("synthetic.thresholds", THRESHOLDS)
-    return f"{show(rare)} and {show(common)}"
+    own = [value for key, value in settings.items() if matches(key, ("datasets.*.thresholds",))]
+    pairs = own or [settings.get("synthetic.thresholds", THRESHOLDS)]
+    return "; ".join(f"{show(rare)} and {show(common)}" for rare, common in pairs)
 
 
 def shown_classes(settings: Settings) -> str:
@@ -390,11 +413,17 @@ SYNTHETIC = (
 )
 
 SCALE_RULES = (
+    Rule(
+        "Data",
+        "data sets:",
+        tuple(f"datasets.*.{key}" for key in ("version", "title", "format", "in_place_of")),
+        data_sets,
+    ),
     Rule("Data", "images are", tuple(f"synthetic.{key}" for key in SYNTHETIC), images),
     Rule(
         "Data",
         "training images up to which a class is rare and common:",
-        ("synthetic.thresholds",),
+        ("synthetic.thresholds", "datasets.*.thresholds"),
         frequency_groups,
         equal_words_suffice=True,
     ),
@@ -436,6 +465,9 @@ SCALE_RULES = (
         pretraining,
         equal_words_suffice=True,  # a recipe that no backbone uses
     ),
+    single("Training", "epochs", "schedule.epochs"),
+    single("Training", "learning rate drops after the epochs", "schedule.milestones"),
+    single("Training", "PCB acts from epoch", "schedule.pcb_start_epoch"),
     single("Training", "batch size", "train.batch_size"),
     single("Training", "learning rate", "train.lr"),
     single("Training", "learning rate drops by the factor", "train.lr_drop"),

@@ -13,8 +13,15 @@ from yaml.constructor import ConstructorError
 
 from pcb.errors import UserError, choose
 from pcb.files import ROOT, write_json
-from pcb.study.checks import check_paper, check_scale
+from pcb.study.checks import (
+    DATASET_FILES,
+    check_datasets,
+    check_is_used,
+    check_paper,
+    check_scale,
+)
 from pcb.study.overlay import check_names, extend, registry_of
+from pcb.study.own_data import lay_out
 from pcb.study.schema import validate
 from pcb.study.study import FORMAT, Study, fingerprint
 
@@ -62,18 +69,22 @@ def load_study(
                 f"{choose(str(scale), known)}, or give a path to a YAML file",
             )
         paper_source = str(paper)
-        resolved = read_yaml(Path(paper))
+        scale_source = f"{path} with {', '.join(overrides)} overridden" if overrides else str(path)
+        values = merge(read_yaml(path), overrides or {})
+        validate(values, "scale", scale_source)
+        check_datasets(values, scale_source)
+        resolved = lay_out(read_yaml(Path(paper)), values)
         if overlay:
             resolved = extend(resolved, read_overlay(Path(overlay)), Path(overlay))
             paper_source = f"{overlay}, laid over {paper}"
-        resolved["scale"] = merge(read_yaml(path), overrides or {})
-        scale_source = f"{path} with {', '.join(overrides)} overridden" if overrides else str(path)
+        resolved["scale"] = values
     registry = registry_of(valid_losses(resolved, paper_source))
     content = {key: value for key, value in resolved.items() if key != "scale"}
     validate(content, "paper", paper_source, registry)
     validate(resolved["scale"], "scale", scale_source)
     check_paper(resolved, registry, paper_source)
     check_scale(resolved["scale"], scale_source)
+    check_is_used(resolved, scale_source)
     resolve_paths(resolved["scale"])
     return Study(resolved)
 
@@ -183,9 +194,8 @@ def resolve_paths(scale: dict) -> None:
         )
     root = f"{Path(scale['results']) / scale['name']}"
     for entry in scale["datasets"].values():
-        entry.update(
-            {key: expanded(value.replace("{results}", root)) for key, value in entry.items()}
-        )
+        files = {key: entry[key] for key in DATASET_FILES if key in entry}
+        entry.update({k: expanded(file.replace("{results}", root)) for k, file in files.items()})
     for entry in scale["backbones"].values():
         entry.update({key: expanded(entry[key]) for key in ("weights", "config")})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,9 @@ FORMAT = 3
 AP_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb")
 BIAS_METRICS = ("PwB", "Mrf", "Mfr", "Mup", "Mcor")
 METRICS = (*AP_METRICS, *BIAS_METRICS)
+
+# The paper's base methods, which `methods` of a scale can choose from.
+METHODS = ("softmax", "rfs", "eqlv2", "seesaw", "bags", "loce")
 
 # Label columns of a table that compares each method with the same method with PCB (✗ and ✓).
 PAIRED_LABELS = ("Dataset", "Method", "PCB")
@@ -69,8 +72,9 @@ class Table:
         claim: What the paper shows with it, in our words.
         labels: Label columns, in the paper's order.
         columns: Metrics, in the paper's order.
-        rows: Its rows.
+        rows: Its rows that are in the scale.
         plots: The plots of its page, see `pcb.reporting.plots`.
+        absent: Rows whose data set, backbone or base method is not in the scale.
     """
 
     id: str
@@ -80,11 +84,19 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     plots: tuple[dict, ...] = ()
+    absent: tuple[Row, ...] = ()
 
     @classmethod
-    def read(cls, key: str, spec: dict) -> Table:
-        """Make a table from YAML, where a row lists labels and numbers in the table's order."""
+    def read(cls, key: str, spec: dict, runs: Container[str] | None = None) -> Table:
+        """Make a table from YAML, where a row lists labels and numbers in the table's order.
+
+        Args:
+            key: Its id.
+            spec: Its entry in configs/paper.yaml.
+            runs: The experiments of the scale; None: all are.
+        """
         rows = []
+        present = {row["id"] for row in spec["rows"] if runs is None or row["run"] in runs}
         for row in spec["rows"]:
             paper = dict(zip(spec["columns"], row.get("paper", []), strict=False))
             labels = dict(zip(spec["labels"], row["labels"], strict=True))
@@ -97,7 +109,7 @@ class Table:
                     row.get("variant", "plain"),
                     printed,
                     row.get("copied_from"),
-                    row.get("base"),
+                    row.get("base") if row.get("base") in present else None,
                 )
             )
         return cls(
@@ -106,8 +118,9 @@ class Table:
             spec["claim"],
             tuple(spec["labels"]),
             tuple(spec["columns"]),
-            tuple(rows),
+            tuple(row for row in rows if row.id in present),
             tuple(spec.get("plots", ())),
+            tuple(row for row in rows if row.id not in present),
         )
 
     @property
@@ -144,9 +157,10 @@ class Page:
     settings: dict
 
     @classmethod
-    def read(cls, key: str, spec: dict) -> Page:
-        """Make a page from its entry in configs/paper.yaml."""
-        compare = tuple(Comparison(**entry) for entry in spec["compare"])
+    def read(cls, key: str, spec: dict, runs: Container[str]) -> Page:
+        """Make a page from its entry in configs/paper.yaml; `runs` are those of the scale."""
+        pairs = (Comparison(**entry) for entry in spec["compare"])
+        compare = tuple(pair for pair in pairs if pair.before in runs and pair.after in runs)
         return cls(key, spec["title"], spec["shows"], compare, spec["settings"])
 
     @property
@@ -197,7 +211,9 @@ class Study:
         resolved: The whole study as JSON values, the content of study.json.
         scale, schedule, seeds: Sections of the YAML files.
         registry: Losses, paradigms and calibrations that its experiments can name.
-        experiments, tables, pages, summaries, claims: Entries as objects; mappings by id.
+        experiments, tables, pages, summaries: Entries as objects, by id, of those that have
+            something to show at this scale: its data sets, backbones and base methods.
+        claims: The claims, with the checks whose rows are in the scale.
         verdict: What the first lines of the site rest on (`main`, `gain`); empty where nothing is
             named.
         paths: Paths of its results.
@@ -207,27 +223,51 @@ class Study:
     def __init__(self, resolved: dict):
         self.resolved = resolved
         self.scale: dict = resolved["scale"]
-        self.schedule: dict = resolved["schedule"]
+        self.schedule: dict = self.scale.get("schedule") or resolved["schedule"]
         self.seeds: tuple[int, ...] = tuple(self.scale["seeds"])
         self.registry = registry_of(resolved.get("losses", {}))
-        self.claims = tuple(Claim.read(spec) for spec in resolved.get("claims", []))
-        self.verdict: dict = resolved.get("verdict", {})
+        every = {key: Experiment.read(key, spec) for key, spec in resolved["experiments"].items()}
+        possible = {key: e for key, e in every.items() if self._is_possible(e)}
+        shown = {key for key, e in possible.items() if self._is_chosen(e)}
         # Orders follow from names and rows, not from the mappings: JSON files hold those sorted.
         order = sorted(resolved["tables"], key=lambda key: (key.startswith("figure"), key))
-        self.tables = {key: Table.read(key, resolved["tables"][key]) for key in order}
+        tables = (Table.read(key, resolved["tables"][key], shown) for key in order)
+        self.tables = {table.id: table for table in tables if table.rows}
         pages = sorted(resolved.get("pages", {}).items())
-        self.pages = {key: Page.read(key, spec) for key, spec in pages}
+        read_pages = (Page.read(key, spec, shown) for key, spec in pages)
+        self.pages = {page.id: page for page in read_pages if page.compare}
         of_tables = dict.fromkeys(run for table in self.tables.values() for run in table.runs)
-        self.summaries = {
-            key: Summary.read(key, spec, of_tables)
-            for key, spec in sorted(resolved.get("summaries", {}).items())
-        }
+        summaries = sorted(resolved.get("summaries", {}).items())
+        self.summaries = {k: Summary.read(k, spec, of_tables) for k, spec in summaries if of_tables}
+        rows = {(table.id, row.id) for table in self.tables.values() for row in table.rows}
+        claims = map(Claim.read, resolved.get("claims", []))
+        self.claims = tuple(claim.within(rows) for claim in claims)
+        self.verdict: dict = resolved.get("verdict", {})
+        parts = ("base", "paradigm", "full")
+        if self.verdict and any(
+            tuple(self.verdict["gain"][part].split("/")) not in rows for part in parts
+        ):
+            self.verdict = {}
         used = dict.fromkeys(run for target in self.targets.values() for run in target.runs)
-        specs = resolved["experiments"]
-        ids = [*used, *sorted(specs.keys() - used)]
-        self.experiments = {key: Experiment.read(key, specs[key]) for key in ids}
+        self.experiments = {key: possible[key] for key in [*used, *sorted(possible.keys() - used)]}
         self.paths = Paths(Path(self.scale["results"]) / self.scale["name"])
         self.contents = Contents(self.scale, self.paths)
+
+    def _is_possible(self, experiment: Experiment) -> bool:
+        """Whether the scale has an experiment's data set and backbone."""
+        has_data = experiment.dataset in self.scale["datasets"]
+        return has_data and experiment.backbone in self.scale["backbones"]
+
+    def _is_chosen(self, experiment: Experiment) -> bool:
+        """Whether `methods` of the scale, which names the paper's base methods, has this one."""
+        method = self.base_method(experiment)
+        return method not in METHODS or method in self.scale.get("methods", METHODS)
+
+    def base_method(self, experiment: Experiment) -> str:
+        """The base method as tables call it: `softmax` and `rfs` for the sampler, else the loss."""
+        late = self.registry.losses[experiment.loss].late  # label smoothing: softmax at first
+        loss = "softmax" if late else experiment.loss
+        return "rfs" if loss == "softmax" and experiment.sampler == "rfs" else loss
 
     @property
     def targets(self) -> dict[str, Table | Page | Summary]:
@@ -311,7 +351,8 @@ class Study:
         generated = self.contents.is_generated(dataset)
         return {
             "format": FORMAT,
-            "version": entry["version"],
+            "version": entry.get("version"),
+            **self.scoring(dataset),
             "rfs_threshold": self.scale["train"]["rfs_threshold"],
             "allow_absent_classes": self.scale.get("allow_absent_classes"),
             "splits": {
@@ -379,9 +420,15 @@ class Study:
             "train": self.fingerprint(run, seed),
             "split": split,
             "data": self.split_job(experiment.dataset, annotation_split(split)),
+            **self.scoring(experiment.dataset),
             "test": self.scale["test"],
             "detector": self.contents.detector(experiment.backbone, training=False),
         }
+
+    def scoring(self, dataset: str) -> dict:
+        """How a data set is scored: its rule and the thresholds of its groups, where given."""
+        entry = self.scale["datasets"][dataset]
+        return {key: entry[key] for key in ("format", "thresholds") if key in entry}
 
     def fingerprint(self, run: str, seed: int) -> str:
         """Hash of `train_job`, 12 hexadecimal digits."""

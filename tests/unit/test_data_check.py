@@ -289,12 +289,12 @@ def test_compressed_run_lengths_are_read_as_by_pycocotools():
 MALFORMED = {
     "width or height is not 1 to": lambda c: c["images"][2].update(width=0),
     "width or height is not 1 to 1000000": lambda c: c["images"][2].update(width=10**12),
-    "largest that can be scored": lambda c: c["images"][2].update(id=2**60),
+    "largest that can be scored": lambda c: c["images"][2].update(id=2**63),
     "bbox is not finite": lambda c: c["annotations"][0].update(bbox=[0, 0, 1e308, 5]),
     "or negative in size": lambda c: c["annotations"][0].update(bbox=[5, 5, -4, 5]),
     "`name` is empty or not text": lambda c: c["categories"][3].update(name=None),
     "`frequency` is none of r, c, f": lambda c: c["categories"][3].update(frequency="frequent"),
-    "none of r, c, f in the categories 4": lambda c: c["categories"][3].update(frequency=None),
+    "none of r, c, f in the categories 4": lambda c: c["categories"][3].update(frequency="F"),
     "`image_count` is not a whole number": lambda c: c["categories"][3].update(image_count="9"),
     "`file_name` or `coco_url` names no file": lambda c: c["images"][2].update(file_name=""),
     "inside the image folder": lambda c: c["images"][2].update(file_name="/etc/passwd"),
@@ -328,9 +328,11 @@ def test_a_split_that_scoring_refuses_is_an_error(copied, tmp_path):
     val = Path(files["val"])
     with_change(val, lambda c: c["images"][0].pop("neg_category_ids"))
     assert (
-        f"{val}: images without neg_category_ids, which scoring needs"
+        f"{val}: images without neg_category_ids, which LVIS's rule of scoring needs"
         in fault(tmp_path, files).what
     )
+    assert "set `format: coco`" in fault(tmp_path, files).fix
+    check_files({**files, "format": "coco"}, tmp_path / "r.json")
     with_change(val, lambda c: (c["images"].clear(), c["annotations"].clear()))
     assert f"{val} has no images" in fault(tmp_path, files).what
 

@@ -154,7 +154,7 @@ def test_missing_keys(tmp_path):
     assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in what
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(
-        UserError, match="not an LVIS annotation file: Expected `object`, got `array`"
+        UserError, match="no.* annotation file of LVIS or COCO: Expected `object`, got `array`"
     ):
         LVISIndex(tmp_path / "list.json")
 
@@ -173,10 +173,57 @@ def test_dangling_references_are_all_listed(tmp_path):
     assert "neg_category_ids name a missing category" in what
 
 
-def test_category_ids_must_count_from_one(tmp_path):
-    for wrong in (0, 2):
-        what = faults(tmp_path, lambda c, i=wrong: c["categories"][0].update(id=i))
-        assert f"category ids are not 1..2 each once: {wrong}" in what
+def test_category_ids_must_be_distinct_whole_numbers(tmp_path):
+    what = faults(tmp_path, lambda c: c["categories"][0].update(id=2))
+    assert "repeated category ids: 2" in what
+    what = faults(tmp_path, lambda c: c["categories"][0].update(id="2"))
+    assert "category ids that are not whole numbers: 2" in what
+
+
+def test_any_category_ids_become_labels_in_their_order(tmp_path):
+    ids = {1: 2**40, 2: 0}
+
+    def renumber(content):
+        for entry in content["categories"]:
+            entry["id"] = ids[entry["id"]]
+        for entry in content["annotations"]:
+            entry["category_id"] = ids[entry["category_id"]]
+        content["images"][0].update(neg_category_ids=[2**40], not_exhaustive_category_ids=[0])
+
+    index = LVISIndex(by_hand(tmp_path / "a.json", renumber))
+    assert index.classes == ("owl", "dove") and index.original_ids == [0, 2**40]
+    assert index.labels == [(0,), (1,)] and index.image_count == [1, 1]
+    assert [a["category_id"] for a in index.annotations] == [1, 2]
+    assert index.listed_categories("neg_category_ids") == [[2], []]
+    assert index.listed_categories("not_exhaustive_category_ids") == [[1], []]
+
+
+def test_null_is_absent_and_a_byte_order_mark_is_read_over(tmp_path):
+    def with_nulls(content):
+        content["info"] = None
+        content["images"][0].update(coco_url=None, neg_category_ids=None)
+        content["annotations"][0].update(iscrowd=None, ignore=None)
+        content["categories"][0].update(frequency=None, image_count=None)
+
+    path = by_hand(tmp_path / "a.json", with_nulls)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    index = LVISIndex(path)
+    assert index.image_count == [1, 1] and index.frequency() == ["r", "r"]
+    assert index.missing_keys() == ["neg_category_ids", "not_exhaustive_category_ids"]
+
+
+def test_thresholds_and_files_decide_on_the_groups(tmp_path):
+    def groups(change, thresholds=None):
+        return LVISIndex(by_hand(tmp_path / "a.json", change)).frequency(thresholds)
+
+    def named(content, **keys):
+        for entry in content["categories"]:
+            entry.update(keys)
+
+    assert groups(lambda c: named(c, frequency="f", image_count=50)) == ["f", "f"]
+    assert groups(lambda c: named(c, image_count=50)) == ["c", "c"]
+    assert groups(lambda c: c["categories"][0].update(frequency="f")) == ["r", "r"]
+    assert groups(lambda c: named(c, frequency="r"), (0, 1)) == ["c", "c"]
 
 
 def test_repeated_ids(tmp_path):

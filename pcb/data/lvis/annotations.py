@@ -1,7 +1,10 @@
-"""An LVIS annotation file: parsed by msgspec, checked, and converted to Arrow record batches.
+"""An annotation file of LVIS or COCO: parsed by msgspec, checked, converted to Arrow batches.
 
     file = read_annotation_file(path)
     for batch in record_batches(path, file): …      # images as rows
+
+Categories have any distinct ids in the file and 1..C, in the order of these, in everything that
+this package hands on: label k is category k + 1. A key that is null counts as absent.
 
 Coordinates go straight from the file's text to arrays: reading a file of 1 GB takes little more
 memory than its own size.
@@ -60,15 +63,16 @@ class Annotation(Struct, gc=False):
     bbox: list[float] = REQUIRED  # x, y, width, height in pixels
     area: float = REQUIRED
     segmentation: Raw = REQUIRED  # JSON text of polygons or of a run-length encoding
-    iscrowd: int | bool = 0
-    ignore: int | bool = False
+    iscrowd: int | bool | None = 0
+    ignore: int | bool | None = False
 
 
 class AnnotationFile(Struct):
     """The content of an annotation file.
 
-    `categories` are sorted by id, `sha256` is the file's digest, `unusable` are the annotations
-    that training cannot use: id -> reason.
+    `categories` are sorted by their ids in the file, `original_ids`, and have the ids 1..C.
+    `sha256` is the file's digest, `unusable` are the annotations that training cannot use: id ->
+    reason.
     """
 
     images: list[Image] = REQUIRED
@@ -76,6 +80,7 @@ class AnnotationFile(Struct):
     categories: list[dict] = REQUIRED
     info: dict | None = None
     sha256: str = ""
+    original_ids: list[int] = []
     unusable: dict[int, str] = {}
 
 
@@ -85,8 +90,9 @@ TOO_SMALL = "a side below 1 pixel, or no area"
 SMALL_IMAGE = f"an image with a side below {MIN_SIDE} pixels"
 # Reasons that are no faults: scoring has a rule for such objects.
 EXPECTED = {CROWD, IGNORED, TOO_SMALL, SMALL_IMAGE}
+BOM = b"\xef\xbb\xbf"  # some editors begin a file of UTF-8 with it
 MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
-MAX_ID = 2**53  # scores are computed in float64, in which larger ids are not exact
+MAX_ID = 2**63 - 1  # the largest of Arrow's and numpy's int64
 SEGMENTATION_DECODER = msgspec.json.Decoder(list[list[float]] | dict)
 ANNOTATION_TYPE = pa.struct(
     [
@@ -136,23 +142,44 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     check_keys(path, content)
     check_values(path, content)
     check_references(path, content)
+    number_categories(content)
     images = {image.id: image for image in content.images}
     content.unusable = {}
     for annotation in content.annotations:
         segmentation = _segmentation(path, annotation)
         if reason := unusable_reason(annotation, segmentation, images[annotation.image_id]):
             content.unusable[annotation.id] = reason
-    content.categories.sort(key=lambda category: category["id"])
     content.sha256 = hashlib.sha256(data).hexdigest()
     return content
 
 
+def number_categories(content: AnnotationFile) -> None:
+    """Give the categories the ids 1..C in the order of those that they have in the file."""
+    content.categories = [
+        {key: value for key, value in category.items() if value is not None}
+        for category in sorted(content.categories, key=lambda category: category["id"])
+    ]
+    content.original_ids = [category["id"] for category in content.categories]
+    number = {old: new for new, old in enumerate(content.original_ids, 1)}
+    if all(old == new for old, new in number.items()):
+        return
+    for category in content.categories:
+        category["id"] = number[category["id"]]
+    for annotation in content.annotations:
+        annotation.category_id = number[annotation.category_id]
+    for image in content.images:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if listed := getattr(image, key):
+                setattr(image, key, [number[old] for old in listed])
+
+
 def _parse(path: Path, data: bytes | mmap.mmap) -> AnnotationFile:
+    text = memoryview(data)[len(BOM) :] if data[: len(BOM)] == BOM else data
     try:
-        return msgspec.json.decode(data, type=AnnotationFile)
+        return msgspec.json.decode(text, type=AnnotationFile)
     except msgspec.ValidationError as error:
         raise _utf8_fault(path, data) or UserError(
-            f"{path} is not an LVIS annotation file: {error}", FIX
+            f"{path} is not an annotation file of LVIS or COCO: {error}", FIX
         ) from error
     except msgspec.DecodeError as error:
         match = re.search(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$", str(error))
@@ -208,7 +235,8 @@ def check_keys(path: Path, content: AnnotationFile) -> None:
     absent = [section for section in REQUIRED_KEYS if getattr(content, section) is UNSET]
     if absent:
         raise UserError(
-            f"{path} is not an LVIS annotation file: no list under {', '.join(absent)}", FIX
+            f"{path} is not an annotation file of LVIS or COCO: no list under {', '.join(absent)}",
+            FIX,
         )
     faults = []
     for section, keys in REQUIRED_KEYS.items():
@@ -244,7 +272,7 @@ def check_values(path: Path, content: AnnotationFile) -> None:
         f"images: width or height is not 1 to {MAX_SIDE} pixels in the images": [
             i.id for i in images if not (0 < i.width <= MAX_SIDE and 0 < i.height <= MAX_SIDE)
         ],
-        f"ids outside 0 to 2^53 ({MAX_ID}), the largest that can be scored": [
+        f"ids outside 0 to 2^63 - 1 ({MAX_ID}), the largest that can be scored": [
             entry.id for entry in (*images, *annotations) if not 0 <= entry.id <= MAX_ID
         ],
         "images: `file_name` or `coco_url` names no file inside the image folder in the images": [
@@ -259,10 +287,10 @@ def check_values(path: Path, content: AnnotationFile) -> None:
             c["id"] for c in content.categories if not (isinstance(c["name"], str) and c["name"])
         ],
         f"categories: `frequency` is none of {', '.join(GROUPS)} in the categories": [
-            c["id"] for c in content.categories if c.get("frequency", GROUPS[0]) not in [*GROUPS]
+            c["id"] for c in content.categories if c.get("frequency") not in [None, *GROUPS]
         ],
         "categories: `image_count` is not a whole number in the categories": [
-            c["id"] for c in content.categories if not _is_count(c.get("image_count", 0))
+            c["id"] for c in content.categories if not _is_count(c.get("image_count") or 0)
         ],
     }
     faults = [f"{what} {examples(ids)}" for what, ids in rules.items() if ids]
@@ -294,14 +322,12 @@ def _is_inside(name: str | None, subfolder: bool = False) -> bool:
 def check_references(path: Path, content: AnnotationFile) -> None:
     """Raise `UserError` that lists every id that is wrong, repeated or dangling."""
     faults, images, annotations = [], content.images, content.annotations
-    ids = sorted(
-        (category["id"] for category in content.categories),
-        key=lambda i: (not isinstance(i, int), i if isinstance(i, int) else 0),
-    )
-    if ids != list(range(1, len(ids) + 1)):
-        wrong = [i for i in ids if not isinstance(i, int) or not 1 <= i <= len(ids)]
-        wrong = wrong or [i for i, n in Counter(ids).items() if n > 1]
-        faults.append(f"category ids are not 1..{len(ids)} each once: {examples(wrong)}")
+    ids = [category["id"] for category in content.categories]
+    if wrong := [i for i in ids if type(i) is not int]:
+        faults.append(f"category ids that are not whole numbers: {examples(wrong)}")
+        ids = [i for i in ids if type(i) is int]
+    if repeated := [i for i, n in Counter(ids).items() if n > 1]:
+        faults.append(f"repeated category ids: {examples(repeated)}")
     for name, entries in (("image", images), ("annotation", annotations)):
         if len({entry.id for entry in entries}) < len(entries):
             counts = Counter(entry.id for entry in entries)

@@ -1,13 +1,13 @@
 """`pcb check-data`: find everything about a data set that could fail a training before one starts.
 
 `check(study, "v05")` reads train, val and dev, lists all faults and all missing images at once, and
-writes a report. The versions v0.5 and v1.0 never replace each other: they have different classes
+writes a report. LVIS's versions v0.5 and v1.0 never replace each other: they have different classes
 and different images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def check(study: Study, dataset: str, deep: bool = False) -> dict:
 
     Args:
         study: The study whose scale names the files.
-        dataset: 'v05' or 'v1'.
+        dataset: A data set of the scale.
         deep: Read and decode every image file, also those whose size and times have not changed.
 
     Returns:
@@ -104,7 +104,7 @@ def check_files(
     """Check the files of one data set.
 
     Args:
-        entry: The scale's entry under `datasets`: version, train, val, images and optionally dev.
+        entry: The scale's entry under `datasets`.
         report: Path of the report; a list of missing images is written beside it.
         rfs_threshold: Threshold of repeat factor sampling; None: no run uses it.
         allow_absent: Warn of classes that train does not show instead of raising.
@@ -132,8 +132,9 @@ def check_files(
         if not len(index):
             faults.append(UserError(f"{index.path} has no images", "use the whole file"))
             continue
-        faults += check_version(index, split, entry["version"], warnings)
-        faults += check_labels(index, split, warnings)
+        if "version" in entry:
+            faults += check_version(index, split, entry["version"], warnings)
+        faults += check_labels(index, split, entry.get("format", "lvis"), warnings)
         faults += check_boxes(index, warnings)
     faults += check_images(splits, Path(entry["images"]), report, warnings, deep)
     faults += check_agreement(splits)
@@ -142,17 +143,20 @@ def check_files(
         factors = repeat_factors(splits["train"].labels, rfs_threshold or 0)
         faults += check_absent_classes(splits["train"], allow_absent, warnings)
         if rfs_threshold is not None:
-            faults += check_repeat_factors(splits["train"], factors)
+            faults += check_repeat_factors(splits["train"], factors, warnings)
     if len(faults) > 1:
         listed = "\n".join(map(str, faults))
         raise UserError(f"{len(faults)} faults in the data:\n{listed}", "fix all, check again")
     if faults:
         raise faults[0]
     assert factors is not None  # a missing train file is a fault
-    described = {split: describe(index) for split, index in splits.items()}
+    thresholds = entry.get("thresholds")
+    groups = splits["train"].frequency(thresholds)
+    described = {split: describe(index, groups, thresholds) for split, index in splits.items()}
+    version = entry.get("version")
     return {
-        "version": entry["version"],
-        "matches_release": matching_release(entry["version"], described),
+        "version": version,
+        "matches_release": matching_release(version, described) if version else None,
         "classes": len(splits["train"].classes),
         "absent": splits["train"].absent_classes,
         "warnings": warnings,
@@ -177,7 +181,7 @@ def check_version(
         return [UserError(what, fix)]
     if version_by_classes(len(index.classes)) != version:
         return []
-    release, groups = RELEASES[version], group_sizes(index)
+    release, groups = RELEASES[version], group_sizes(index.frequency())
     if groups != release.groups:
         what = (
             f"{index.path}: rare/common/frequent classes are {groups},"
@@ -193,17 +197,19 @@ def check_version(
     return []
 
 
-def check_labels(index: LVISIndex, split: str, warnings: list[str]) -> list[UserError]:
-    """Check what scoring needs of a split, and that objects have masks and boxes in the image.
+def check_labels(index: LVISIndex, split: str, rule: str, warnings: list[str]) -> list[UserError]:
+    """Check what a rule of scoring, `lvis` or `coco`, needs, masks, and boxes in the image.
 
     Train only loses faulty annotations; a scored split would count them as missed.
     """
     faults = []
-    if split != "train" and (missing := index.missing_keys()):
+    if rule == "lvis" and split != "train" and (missing := index.missing_keys()):
         faults.append(
             UserError(
-                f"{index.path}: images without {' and '.join(missing)}, which scoring needs",
-                "use LVIS's annotation file, not COCO's",
+                f"{index.path}: images without {' and '.join(missing)}, which LVIS's rule of "
+                "scoring needs",
+                "use LVIS's annotation file, or set `format: coco` of the data set in the scale's "
+                "YAML",
             )
         )
     if index.faulty:
@@ -370,8 +376,10 @@ def check_absent_classes(
     return [UserError(what, fix)]
 
 
-def check_repeat_factors(train: LVISIndex, factors: RepeatFactors) -> list[UserError]:
-    """Check that repeat factor sampling repeats anything at all."""
+def check_repeat_factors(
+    train: LVISIndex, factors: RepeatFactors, warnings: list[str]
+) -> list[UserError]:
+    """Check that repeat factor sampling repeats anything; only warn where nothing could do so."""
     if max(factors.classes.values(), default=1) > 1:
         return []
     fewest = min((count for count in train.image_count if count), default=0)
@@ -380,24 +388,25 @@ def check_repeat_factors(train: LVISIndex, factors: RepeatFactors) -> list[UserE
         f"{train.path}: repeat factor sampling changes nothing:"
         f" all factors are 1 at {factors.threshold:g}"
     )
+    if share == 1:
+        warnings.append(f"{what}, since every image shows every class; RFS samples at random")
+        return []
     fix = (
         f"set train.rfs_threshold above {share:.2g}, the share of images that show the rarest class"
-        if share < 1
-        else "use `sampler: random` in the experiments: every image shows every class"
     )
     return [UserError(what, fix)]
 
 
-def group_sizes(index: LVISIndex) -> dict[str, int]:
+def group_sizes(groups: list[str]) -> dict[str, int]:
     """Return the number of rare ('r'), common ('c') and frequent ('f') classes."""
-    groups = index.frequency()
     return {group: groups.count(group) for group in GROUPS}
 
 
-def describe(index: LVISIndex) -> dict:
+def describe(index: LVISIndex, groups: list[str], thresholds: Sequence[int] | None) -> dict:
     """Return a split's entry in the report.
 
-    `unusable` annotations are left out of training; `empty` images have no usable one.
+    `groups` are those of the classes, `thresholds` those of the scale, if it has any. `unusable`
+    annotations are left out of training; `empty` images have no usable one.
     """
     return {
         "file": str(index.path),
@@ -407,8 +416,8 @@ def describe(index: LVISIndex) -> dict:
         "annotations": index.annotation_count,
         "unusable": index.annotation_count - sum(index.instance_count),
         "reasons": {reason: count for reason, (count, *_) in index.unusable.items()},
-        "groups": group_sizes(index),
-        "thresholds": index.info.get("thresholds", list(THRESHOLDS)),
+        "groups": group_sizes(groups),
+        "thresholds": list(thresholds or index.info.get("thresholds", THRESHOLDS)),
         "image_count": index.image_count,
-        "federated": federated_statistics(index),
+        "federated": federated_statistics(index, groups=groups),
     }

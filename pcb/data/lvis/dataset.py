@@ -79,7 +79,7 @@ class LazyDataList:
 
 @DATASETS.register_module()
 class PCBLVISDataset(BaseDetDataset):
-    """LVIS v0.5, v1.0 or emoji-LVIS; the annotation file alone decides which.
+    """Data in LVIS's or COCO's format.
 
     In training (`test_mode=False`) images without a usable annotation and images smaller than 32
     pixels are dropped, as in MMDetection's LVIS configs; unlike there, an image whose annotations

@@ -9,7 +9,7 @@ number of negative categories decides how many false positives count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,12 +32,17 @@ LVIS_SAMPLE = {
 }
 
 
-def federated_statistics(index: LVISIndex, cluster: Mapping[str, str] | None = None) -> dict:
+def federated_statistics(
+    index: LVISIndex,
+    cluster: Mapping[str, str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> dict:
     """Count what the images of an annotation file are labelled for.
 
     Args:
         index: The annotation file.
         cluster: Class name -> cluster of look-alikes; classes that are in none may be missing.
+        groups: `r`, `c` or `f` of each class; None: what the file says of itself.
 
     Returns:
         Of the file: `images`, `classes`. Means over images of the number of classes with a usable
@@ -50,19 +55,21 @@ def federated_statistics(index: LVISIndex, cluster: Mapping[str, str] | None = N
     negative = index.listed_categories("neg_category_ids")
     partial = index.listed_categories("not_exhaustive_category_ids")
     present = index.labels
-    groups = np.array(index.frequency())
+    of_class = np.array(groups or index.frequency())
     labels = np.array([i - 1 for ids in negative for i in ids], int)
-    counts = np.bincount(labels, minlength=len(groups))
+    counts = np.bincount(labels, minlength=len(of_class))
     sizes = list(map(len, negative))
     statistics: dict = {
         "images": len(index),
-        "classes": len(groups),
+        "classes": len(of_class),
         "present": float(np.mean(list(map(len, present)))),
         "negative": float(np.mean(sizes)),
         "negative_deviation": float(np.std(sizes)),
         "not_exhaustive": float(np.mean(list(map(len, partial)))),
         "negative_share": {
-            group: float(counts[groups == group].mean() / len(index)) if group in groups else None
+            group: float(counts[of_class == group].mean() / len(index))
+            if group in of_class
+            else None
             for group in GROUPS
         },
     }

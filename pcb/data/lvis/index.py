@@ -1,4 +1,4 @@
-"""`LVISIndex`: one annotation file of LVIS v0.5, v1.0 or emoji-LVIS, checked and counted.
+"""`LVISIndex`: one annotation file in LVIS's or COCO's format, checked and counted.
 
     index = LVISIndex("lvis_v1_train.json", "data/coco", cache="results/lvis/data/index")
     index.classes, index.image_count, index.labels, index.missing_images, index.objects(0)
@@ -8,7 +8,8 @@ memory: all ranks and workers of a machine share the same pages. A record beside
 and that of the annotations; a file that does not match is made again. Without `cache`, the same
 arrays are in the memory of this process.
 
-Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package. A *row* is an image's
+Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package, whatever ids the file
+has (`original_ids`). A *row* is an image's
 position in the file. Needs neither `lvis` nor torch.
 """
 
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -48,7 +49,7 @@ from pcb.study.records import read_record, write_record
 SUBFOLDERS = ("train2017", "val2017", "", "train2014", "val2014")
 # COCO's own file names, whose number is that of the picture in every folder and release of COCO.
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)2014_)?(\d{12}\.jpg)")
-CACHE_FORMAT = 4  # caches of another format are remade
+CACHE_FORMAT = 5  # caches of another format are remade
 METADATA_KEY = b"pcb"  # of the Arrow schema
 
 
@@ -86,7 +87,8 @@ class LVISIndex:
         cache: Folder for the Arrow file that processes share; None: keep everything in memory.
 
     Attributes:
-        categories: Entries of the file, sorted by id, so that position = id - 1 = label.
+        categories: Entries of the file, sorted by id, with the ids 1..C: position = id - 1 = label.
+        original_ids: The ids that they have in the file.
         annotation_count: Number of annotations, usable or not.
         image_count: For each class, number of images with a usable annotation.
         instance_count: For each class, number of usable annotations.
@@ -118,6 +120,7 @@ class LVISIndex:
         self._views: dict[int, _BatchView] = {}
         self.info: dict = summary["info"]
         self.categories: list[dict] = summary["categories"]
+        self.original_ids: list[int] = summary["original_ids"]
         self.annotation_count: int = summary["annotation_count"]
         self.image_count: list[int] = summary["image_count"]
         self.instance_count: list[int] = summary["instance_count"]
@@ -216,16 +219,20 @@ class LVISIndex:
         """Labels of the classes without a usable annotation."""
         return [label for label, count in enumerate(self.image_count) if not count]
 
-    def frequency(self, thresholds: tuple[int, int] = THRESHOLDS) -> list[str]:
-        """Return the group of each class: 'r', 'c' or 'f'.
+    def frequency(self, thresholds: Sequence[int] | None = None) -> list[str]:
+        """Return the group of each class: 'r', 'c' or 'f', which is that of the training split.
 
-        It is the category's `frequency`, else follows from its `image_count` (of the training
-        split), else from the images counted here.
+        Args:
+            thresholds: Largest number of images of a rare and of a common class. With them the
+                images of this file count; None: the `frequency` of the categories where all have
+                one, else their `image_count` (of the training split) where all have one, else the
+                images of this file, by LVIS's thresholds.
         """
-        return [
-            category.get("frequency", group(category.get("image_count", count), thresholds))
-            for category, count in zip(self.categories, self.image_count, strict=True)
-        ]
+        for key in ("frequency", "image_count"):
+            if thresholds is None and all(key in category for category in self.categories):
+                values = [category[key] for category in self.categories]
+                return values if key == "frequency" else [group(count) for count in values]
+        return [group(count, thresholds or THRESHOLDS) for count in self.image_count]
 
     def missing_keys(self) -> list[str]:
         """Return the keys of LVIS's federated labels that some image lacks, as COCO's files do."""
@@ -545,6 +552,7 @@ def _summary(content: AnnotationFile) -> dict:
     return {
         "info": content.info or {},
         "categories": content.categories,
+        "original_ids": content.original_ids,
         "annotation_count": len(content.annotations),
         "sha256": content.sha256,
         "unusable": {reason: [len(ids), *ids[:5]] for reason, ids in reasons.items()},

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pcb.data.lvis.groups import class_groups
 from pcb.data.lvis.index import LVISIndex
 from pcb.evaluation.shards import Rows, Shards
 from pcb.geometry import box_iou
@@ -64,7 +65,7 @@ class SplitObjects:
             for image, end, count in zip(index.ids, ends, counts, strict=True)
             if count
         }
-        self.groups = index.frequency()
+        self.groups = class_groups(study, dataset)
 
     def __len__(self) -> int:
         return len(self.label)
