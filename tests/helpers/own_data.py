@@ -86,6 +86,7 @@ def own_scale(path: Path, entry: dict, **sections) -> Path:
     scale = read_yaml(SCALES / "smoke.yaml")
     del scale["synthetic"], scale["notes"], scale["backbones"]["r101"]
     scale |= {"name": "own", "title": "My data", "results": str(path.parent / "results")}
+    scale["train"]["rfs_threshold"] = 0.6  # repeats the class that a quarter of the images show
     scale |= {"datasets": {"mine": entry}} | sections
     path.write_text(yaml.safe_dump(scale), encoding="utf-8")
     return path

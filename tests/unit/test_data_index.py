@@ -119,7 +119,13 @@ def test_groups_come_from_the_file_else_from_counts(tmp_path):
         content["categories"][0]["image_count"] = 11
         content["categories"][1].update(image_count=500, frequency="r")
 
-    assert LVISIndex(by_hand(tmp_path / "a.json", counts)).frequency() == ["c", "r"]
+    def named(content):
+        counts(content)
+        content["categories"][0]["frequency"] = "f"
+
+    # One source for all classes: the one that has a word on each.
+    assert LVISIndex(by_hand(tmp_path / "a.json", counts)).frequency() == ["c", "f"]
+    assert LVISIndex(by_hand(tmp_path / "a.json", named)).frequency() == ["f", "r"]
 
 
 def test_missing_file():
@@ -154,7 +160,7 @@ def test_missing_keys(tmp_path):
     assert "neither `file_name` (v0.5) nor `coco_url` (v1.0)" in what
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(
-        UserError, match="no.* annotation file of LVIS or COCO: Expected `object`, got `array`"
+        UserError, match=r"not an annotation file of LVIS or COCO: Expected `object`, got `array`"
     ):
         LVISIndex(tmp_path / "list.json")
 
