@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STUDY_OPTIONS = ("scale", "paper", "results", "study")
 # Verbs that write nothing into the results folder. A run of the workflow waits for the others.
-READERS = ("reproduce", "plan", "status", "doctor", "download", "contact-sheet")
+READERS = ("reproduce", "plan", "status", "doctor", "download", "contact-sheet", "export")
 OTHER_TARGETS = ("all", "train_all", "site", "download")  # rules of the Snakefile, beside the pages
 
 
@@ -403,6 +403,19 @@ def score(arguments: Namespace) -> None:
     run(study, arguments.run, arguments.seed, split=arguments.split)
 
 
+def export(arguments: Namespace) -> None:
+    """Write a trained detector as a plain MMDetection config and checkpoint.
+
+    Reads run.json and its checkpoint; writes DEST/config.py, weights.pth, classes.json and a README
+    that says what the detector needs and predicts.
+    """
+    from pcb.inference.export import export as run
+
+    study = load(arguments)
+    check_run(study, arguments)
+    print(run(study, arguments.run, arguments.seed, arguments.destination, arguments.force))
+
+
 def gather(arguments: Namespace) -> None:
     """Gather the numbers or pictures of a page.
 
@@ -492,12 +505,7 @@ def bias(arguments: Namespace) -> None:
 
 def load(arguments: Namespace) -> Study:
     """Load the study that `--scale`, `--paper` and `--results`, or `--study`, select."""
-    if not (ROOT / "configs").is_dir():
-        raise UserError(
-            "the pipeline runs in a checkout of the repository; only the package is installed here",
-            "clone the repository and run `make setup` there; "
-            "`pcb bias` and `import pcb.mmdet` need no checkout",
-        )
+    require_checkout()
     from pcb.study import load_study
     from pcb.study.load import notice_of_old_results
 
@@ -521,6 +529,16 @@ def load(arguments: Namespace) -> Study:
         doing = f"`pcb {' '.join([arguments.verb, *filter(None, names)])}`"
         arguments.until_end.enter_context(registered(study.paths.jobs, doing))
     return study
+
+
+def require_checkout() -> None:
+    """Raise `UserError` where the package is installed without the repository's configs."""
+    if not (ROOT / "configs").is_dir():
+        raise UserError(
+            "the pipeline runs in a checkout of the repository; only the package is installed here",
+            "clone the repository and run `make setup` there; "
+            "`pcb bias` and `import pcb.mmdet` need no checkout",
+        )
 
 
 def notice_of_other_checkout(cwd: Path) -> str | None:
@@ -617,7 +635,7 @@ def contents() -> str:
     groups: dict[str, tuple[FunctionType, ...]] = {
         "the whole": (reproduce, doctor, plan, measure, status),
         "data": (make_data, download, check_data, contact_sheet),
-        "one run": (pretrain, trunk, train, infer, confusion, score, oracle),
+        "one run": (pretrain, trunk, train, infer, confusion, score, oracle, export),
         "pages": (gather, render, site, verdict, publish),
         "any detector": (bias,),
     }
@@ -782,9 +800,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="train", help="train (default), val or dev")
     command.add_argument("--out", default="contact-sheet.png", metavar="PNG")
     verb(pretrain).add_argument("backbone", help="a backbone of the scale, such as r50")
-    for do in (trunk, train, infer, confusion, score, oracle):
+    for do in (trunk, train, infer, confusion, score, oracle, export):
         command = verb(do)
         command.add_argument("run", help="the id of an experiment, as `pcb plan` lists it")
+        if do is export:
+            command.add_argument("destination", metavar="DEST", help="the folder to write")
+            command.add_argument(
+                "--force", action="store_true", help="replace the files of an earlier export"
+            )
         command.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
         if do in (infer, score):
             command.add_argument(
