@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pcb.formatting import number
@@ -77,9 +78,9 @@ def verdicts(results: Results, target: str | None = None, protocol: str = "lvis"
         For each claim its id, `group`, `kind`, `where`, `quote`, `statement`, `tables`, `unjudged`;
         `cause` where it fails at the scale of the cause; `comparable`; `ours` and `paper`, each
         with its `verdict` and the `counts` of its checks by verdict; and `checks`, each with
-        `text`, `differences` (their number) and what `ours` and `paper` are: verdict, margin and,
-        of ours, `low` and `high`, `seeds`, and whether the interval covers the sampling of
-        `images`.
+        `text`, `differences` (their number), `operands` (`operands_json`) and what `ours` and
+        `paper` are: verdict, margin and, of ours, `low` and `high`, `seeds`, and whether the
+        interval covers the sampling of `images`.
     """
     study = results.study
     claims = [c for c in study.claims if target is None or decides(study, target, c)]
@@ -170,6 +171,7 @@ def entry(
             "text": str(check),
             "label": label(check, study),
             "differences": 1 if check.form == "opposed" else count_differences(check),
+            "operands": operands_json(check, paper, ours),
             "ours": verdict_json(
                 ours_, NO_SUCH_CLASS if lacks_classes(results, check) else NOT_RUN
             ),
@@ -201,6 +203,44 @@ def entry(
             "counts": counts(check["paper"]["verdict"] for check in checks),
         },
     }
+
+
+def operands_json(check: Check, paper: dict, ours: Measured) -> list[dict]:
+    """The numbers that a check compares, in its order; none of a correlation.
+
+    Returns:
+        Of each row and metric the `cell` that its first number is in (`table02/v05-rfs-pcb/AP`;
+        None of an entry of a matrix, which no table shows), and its value on `ours` (mean over
+        seeds) and on the `paper`'s numbers, None where one is missing.
+    """
+    if check.form == "opposed":
+        return []
+    out = []
+    for row in check.rows:
+        for metric in check.metrics:
+            names = operands(metric)
+            cells = [(*row, name) for name in names]
+            of_matrix = metric.startswith("M[")
+            out.append(
+                {
+                    "cell": None if of_matrix else "/".join(cells[0]),
+                    "ours": combined([mean(ours.get(cell)) for cell in cells]),
+                    "paper": combined([mean(paper.get(cell)) for cell in cells]),
+                }
+            )
+    return out
+
+
+def mean(values: Sequence[float | None] | None) -> float | None:
+    """The mean over the seeds that have a value; None without one."""
+    found = [value for value in values or () if value is not None]
+    return fmean(found) if found else None
+
+
+def combined(values: Sequence[float | None]) -> float | None:
+    """A value, or the difference of two; None where one is missing."""
+    found = [value for value in values if value is not None]
+    return None if len(found) < len(values) else found[0] - sum(found[1:])
 
 
 def label(check: Check, study: Study) -> str:

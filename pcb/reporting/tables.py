@@ -452,7 +452,7 @@ def layout(table: ResultTable) -> dict:
                 "kind": KINDS[block],
                 "start": metric == table.metrics[0],
                 "sort": "up" if metric in LESS_IS_BETTER and block != DELTA else "down",
-                "address": KINDS[block],
+                "term": glossary_term(metric),
             }
             for block in table.blocks
             for metric in table.metrics
@@ -469,6 +469,13 @@ def layout(table: ResultTable) -> dict:
         ],
         "notes": footnotes(table),
     }
+
+
+def glossary_term(metric: str) -> str:
+    """The term of docs/glossary.md that defines a metric: `AP_r`, `M_rf`."""
+    if metric == "Mup":
+        return "M_up"
+    return style.name(metric).removesuffix(" ↓").removesuffix(" %")
 
 
 def html(table: ResultTable) -> str:

@@ -166,6 +166,9 @@ def basis(study: Study, about: dict, measured: int, claims: Sequence[dict]) -> t
             f" The paper's are of LVIS with {captions.detector_names(about, 'paper')}: "
             "directions compare, sizes do not."
         )
+    elif scale["departures"]:
+        names = ", ".join(departure.partition(":")[0] for departure in scale["departures"])
+        text += f" The recipe departs from the paper's in {names}."
     judged = [c for c in claims if c["kind"] == DIRECTION and c["ours"]["verdict"] in JUDGED]
     with_rules = [claim for claim in judged if claim.get("protocols")]
     if with_rules:

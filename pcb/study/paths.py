@@ -21,6 +21,10 @@ class Paths:
         """Seconds and bytes that `pcb measure` found; `pcb.planning.timings` reads them."""
         return self.root / "timings.json"
 
+    def document(self, name: str) -> Path:
+        """A document of the site, rendered from docs/: `methods`, `glossary`, `experiments`."""
+        return self.site / "docs" / f"{name}.html"
+
     def data(self, dataset: str) -> Path:
         """Folder of a generated data set (`v05`, `v1`, `pretrain`)."""
         return self.root / "data" / dataset

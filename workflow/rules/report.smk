@@ -205,7 +205,7 @@ rule site:
             paths.download(name)
             for name in (
                 *("metrics.csv", "claims.csv", "oracle.csv"),
-                *("runs.json", "claims.json"),
+                *("runs.json", "claims.json", "verdict.json"),
             )
         ],
     log:

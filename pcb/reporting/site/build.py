@@ -11,15 +11,16 @@ import json
 import os
 from pathlib import Path
 
+import yaml
 from PIL import Image
 
 from pcb import formatting
-from pcb.files import write_text
-from pcb.reporting import captions, style, tables
-from pcb.reporting.claims import VERDICTS, count_verdicts, verdicts
+from pcb.files import ROOT, write_text
+from pcb.reporting import captions, findings, style, tables, verdict
+from pcb.reporting.claims import VERDICTS, count_verdicts
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
-from pcb.reporting.site import data
+from pcb.reporting.site import data, docs
 from pcb.reporting.tables import ResultTable
 from pcb.study import Page, Study, Summary
 from pcb.study.claims import GROUPS
@@ -35,24 +36,34 @@ def build(study: Study) -> Path:
         UserError: A result cannot be read.
     """
     results = Results(study)
-    claims = verdicts(results)
+    claims = findings.collect(results)["claims"]
+    found = verdict.of_results(results, claims)
     for claim in claims:
         claim["links"] = [{"name": formatting.number(t), "href": f"#{t}"} for t in claim["tables"]]
     runs = data.runs(results)
     shown = [collect(results, target) for target in study.tables]
     about = scale_about(results, study.runs())
+    documents, paper = docs.write(study), cited()
     page = (
         style.templates()
         .get_template("site.html.j2")
         .render(
             scale=about["scale"],
-            warning=captions.warning(about),
+            verdict=found,
+            glossary=docs.glossary(),
+            documents=documents,
+            links=outside(documents, paper),
+            citation=paper["text"],
+            notes=captions.notes(about),
             seeds=study.seeds,
             progress=progress(runs),
             tables=[section(study, table, claims) for table in shown],
             claims=claims,
             all=True,
-            tally=tally(claims),
+            changes=findings.changes,
+            protocol_names=style.PROTOCOLS,
+            departures=[line.partition(":")[0] for line in about["scale"]["departures"]],
+            tally_of_claims=tally(claims),
             group_titles=GROUPS,
             summary=count_verdicts(claims),
             verdicts=VERDICTS,
@@ -69,13 +80,39 @@ def build(study: Study) -> Path:
             unmeasured=unmeasured(results),
             files=[
                 file | {"size": size(file["path"]), "href": link(study, file["path"])}
-                for file in data.write(results, runs, claims)
+                for file in data.write(results, runs, claims, found)
             ],
-            data=script_json(data.provenance(results, shown, runs)),
+            data=script_json(data.provenance(results, shown, runs) | {"glossary": docs.glossary()}),
         )
     )
     write_text(study.paths.index, page)
     return study.paths.index
+
+
+def cited() -> dict:
+    """The paper by CITATION.cff: `text`, `href`, and the `repository` of this code or None."""
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = about["preferred-citation"]
+    authors = ", ".join(author["family-names"] for author in paper["authors"])
+    number = next(i["value"] for i in paper["identifiers"] if i["value"].startswith("arXiv:"))
+    return {
+        "text": f"Cite the paper: {authors}. {paper['title']}. {paper['conference']['name']}, "
+        f"{paper['year']}. {number}. CITATION.cff of the repository has it for reference managers.",
+        "href": f"https://arxiv.org/abs/{number.removeprefix('arXiv:')}",
+        "repository": about.get("repository-code"),
+    }
+
+
+def outside(documents: list[dict], paper: dict) -> list[dict]:
+    """Links beside the sections: paper, repository where it has an address, documents, citation."""
+    links = [{"name": "Paper", "href": paper["href"]}]
+    if paper["repository"]:
+        links.append({"name": "Code", "href": paper["repository"]})
+    names = {"methods": "Methods", "glossary": "Glossary"}
+    links += [
+        {"name": names[d["name"]], "href": d["href"]} for d in documents if d["name"] in names
+    ]
+    return [*links, {"name": "Cite", "href": "#cite"}]
 
 
 def section(study: Study, table: ResultTable, claims: list[dict]) -> dict:

@@ -5,6 +5,7 @@
     claims.json    each claim of the paper, its quote, its checks, and the verdicts on both sets of
                    numbers, with margins and intervals
     claims.csv     the same, one line a check
+    verdict.json   the three lines at the top, and the counts of claims by group
     oracle.csv     AP of parts of val, calibrated with their own and with other statistics
 
 None of them contains a path of this machine.
@@ -18,7 +19,7 @@ from pcb import formatting
 from pcb.files import write_json, write_text
 from pcb.reporting import style
 from pcb.reporting.results import Results
-from pcb.reporting.tables import ResultTable, csv_text
+from pcb.reporting.tables import KINDS, ResultTable, csv_text
 from pcb.study import METRICS
 from pcb.study.variants import oracle_runs
 
@@ -58,8 +59,14 @@ def runs(results: Results) -> list[dict]:
     return out
 
 
-def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dict]:
-    """Write the files named above, from what `runs` and `claims.verdicts` returned.
+def write(results: Results, entries: list[dict], claims: list[dict], verdict: dict) -> list[dict]:
+    """Write the files named above.
+
+    Args:
+        results: The results.
+        entries: What `runs` returned.
+        claims: What `findings.collect` found.
+        verdict: What `verdict.of_results` found.
 
     Returns:
         Name, description and path of each file.
@@ -71,6 +78,7 @@ def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dic
     write_json(paths.download("runs.json"), entries)
     write_json(paths.download("claims.json"), claims)
     write_text(paths.download("claims.csv"), judged)
+    write_json(paths.download("verdict.json"), verdict)
     write_text(paths.download("oracle.csv"), csv_text(ORACLE_COLUMNS, oracle_lines(results)))
     described = {
         "metrics.csv": "every metric of every run, seed and variant",
@@ -78,6 +86,7 @@ def write(results: Results, entries: list[dict], claims: list[dict]) -> list[dic
         "oracle.csv": "AP of parts of val, calibrated with own and with other statistics",
         "runs.json": "where every run comes from",
         "claims.json": "claims with the paper's sentence, their checks, margins and intervals",
+        "verdict.json": "the lines at the top of this page, and claims by group",
     }
     return [
         {"name": name, "about": about, "path": paths.download(name)}
@@ -138,7 +147,12 @@ def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) 
         table.target: {
             "name": formatting.number(table.target),
             "columns": [
-                {"block": block, "metric": metric, "html": style.name(metric, "html")}
+                {
+                    "block": block,
+                    "kind": KINDS[block],
+                    "metric": metric,
+                    "html": style.name(metric, "html"),
+                }
                 for block in table.blocks
                 for metric in table.metrics
             ],
@@ -149,6 +163,14 @@ def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) 
                     "variant": row.variant,
                     "paper": row.paper,
                     "copied_from": row.copied_from,
+                    "base": row.base,
+                    "gains": {
+                        metric: [
+                            None if gain[key] is None else round(gain[key], 3)
+                            for key in ("mean", "low", "high")
+                        ]
+                        for metric, gain in row.gains.items()
+                    },
                 }
                 for row in table.rows
             },
@@ -162,7 +184,7 @@ def provenance(results: Results, shown: list[ResultTable], entries: list[dict]) 
             "state": entry["state"],
             "facts": facts(entry),
             "values": {
-                variant: {m: values[m] for m in METRICS if values.get(m) is not None}
+                variant: {m: round(values[m], 4) for m in METRICS if values.get(m) is not None}
                 for variant, values in (metrics["variants"] if metrics else {}).items()
             },
         }

@@ -137,6 +137,11 @@ def tally(counts: dict[str, int]) -> list[tuple[str, int]]:
     return [(verdict, counts[verdict]) for verdict in SIGNS if counts.get(verdict)]
 
 
+def figure(value: float, digits: int = 2) -> str:
+    """A number that a check compares, with a true minus sign."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
 @lru_cache
 def templates() -> Environment:
     """The jinja2 environment of the templates in this folder; values are escaped."""
@@ -147,6 +152,7 @@ def templates() -> Environment:
     functions: dict[str, Any] = {
         "css": read,
         "margin": partial(signed, digits=2),
+        "figure": figure,
         "tally_text": tally_text,
         "tally": tally,
         "signs": SIGNS,
