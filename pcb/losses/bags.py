@@ -65,7 +65,8 @@ class BAGSLoss(ClassifierLoss):
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Compute test-time scores (N, C+1), background last."""
         objectness = cls_score[..., -2:].softmax(dim=-1)
-        scores = torch.zeros_like(cls_score[..., : self.num_classes + 1])
+        # On a GPU, autocast computes a softmax of float16 in float32.
+        scores = objectness.new_zeros(*cls_score.shape[:-1], self.num_classes + 1)
         for members, columns in map(self.group, range(self.num_groups)):
             in_group = cls_score[..., columns].softmax(dim=-1)[..., :-1]
             scores[..., members] = in_group * objectness[..., :1]

@@ -19,6 +19,20 @@ from pcb.training.model import model_overrides
 
 init_default_scope("mmdet")
 C, D = 6, 8  # classes, channels
+EXPERIMENTS = [  # loss and paradigm: every combination of the paper
+    ("softmax", "plain"),
+    ("softmax", "iterative"),
+    ("softmax", "dsn"),
+    ("softmax", "rm"),
+    ("eqlv2", "plain"),
+    ("eqlv2", "iterative"),
+    ("seesaw", "plain"),
+    ("seesaw", "iterative"),
+    ("ls", "plain"),
+    ("ols", "plain"),
+    ("bags", "plain"),
+    ("loce", "plain"),
+]
 
 EXTRACTOR = {
     "type": "SingleRoIExtractor",

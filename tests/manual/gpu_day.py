@@ -39,9 +39,11 @@ LIMITS = {  # section -> seconds
     "losses": 60,
     "heads": 60,
     "precision": 90,
+    "kinds": 60,
     "synchronisations": 60,
     "speed": 180,
     "trainings": 150,
+    "evaluation": 120,
     "stop": 120,
     "ranks": 90,
 }
@@ -274,6 +276,40 @@ def matrix_after(device: str, dtype: Any, classes: int = 20, batches: int = 50) 
     return loss.confusion.matrix.float().cpu()
 
 
+def kinds(device: str) -> dict:
+    """Every kind of detector trains in mixed precision, with finite losses, and predicts."""
+    import tiny
+    import torch
+
+    from pcb.training.memory_format import make_outputs_readable
+
+    measured = {}
+    half = HALF[device]
+    images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(device)
+    for loss, paradigm in tiny.EXPERIMENTS:
+        torch.manual_seed(0)
+        model = tiny.mask_rcnn(loss, paradigm).to(device)
+        make_outputs_readable(model)
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+        scaler = torch.amp.GradScaler(device, init_scale=64.0, enabled=half == "float16")
+        values = []
+        for _ in range(3):
+            with torch.autocast(device, dtype=getattr(torch, half)):
+                value = total(model.loss(images, [tiny.sample().to(device)]))
+            optimizer.zero_grad()
+            scaler.scale(value).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            values.append(float(value))
+        with torch.no_grad():
+            (result,) = model.eval().predict(images, [tiny.sample().to(device)])
+        name = f"{loss}, {paradigm}"
+        measured[name] = {"losses": values, "detections": len(result.pred_instances)}
+        finite = all(abs(value) < 1e4 for value in values)
+        require(finite, f"{name}: a loss is not finite", measured)
+    return measured
+
+
 def synchronisations(device: str) -> dict:
     """No line of this package waits for the GPU in an iteration; those of others are listed."""
     import torch
@@ -313,7 +349,8 @@ def speed(device: str) -> dict:
         "images": images,
         "size": "1333x800" if device == "cuda" else "tiny",
     }
-    others = ("stock, bfloat16", "ours, bfloat16") if device == "cuda" else ()
+    # Not the stock detector: mmcv's RoIAlign takes no bfloat16.
+    others = ("plain, bfloat16", "ours, bfloat16") if device == "cuda" else ()
     for name in ("stock", "plain", "ours", *others):
         kind, _, dtype = name.partition(", ")
         step = iteration(kind, device, images, dtype)
@@ -351,6 +388,21 @@ def trainings(device: str) -> dict:
                 "seconds": time.perf_counter() - began,
                 "peak_memory_mib": (record.get("provenance") or record).get("peak_memory_mib"),
             }
+    return measured
+
+
+def evaluation(device: str) -> dict:
+    """A training's detections, oracle and scores, as the workflow runs them; NorCal is tuned on dev."""
+    measured: dict[str, Any] = {}
+    with tiny_results(device) as (study, options):
+        for step in ("train", "infer --split dev", "score --split dev", "infer", "oracle", "score"):
+            verb, *split = step.split()
+            began = time.perf_counter()
+            done = pcb(verb, PLAIN, *split, *options)
+            require(done.returncode == 0, f"{step} ends with {done.returncode}", tail(done))
+            measured[step] = {"seconds": time.perf_counter() - began}
+        metrics = json.loads(study.paths.metrics(PLAIN, 0).read_text(encoding="utf-8"))
+        measured["scored"] = sorted(metrics["variants"])
     return measured
 
 
@@ -594,9 +646,11 @@ SECTIONS: dict[str, Callable[[str], dict]] = {
     "losses": losses,
     "heads": heads,
     "precision": precision,
+    "kinds": kinds,
     "synchronisations": synchronisations,
     "speed": speed,
     "trainings": trainings,
+    "evaluation": evaluation,
     "stop": stop,
     "ranks": ranks,
 }
@@ -651,7 +705,7 @@ def supervise(names: list[str], device: str, deadline: float) -> list[dict]:
                 finished += watch(process, journal, todo, deadline, limit)
                 if finished[-1]["status"] != "ok":
                     finished[-1].setdefault(
-                        "printed", log.read_text(encoding="utf-8").splitlines()[-12:]
+                        "printed", log.read_text(encoding="utf-8").splitlines()[-60:]
                     )
             finally:
                 if process.poll() is None:
@@ -720,7 +774,13 @@ def main() -> int:
     if unknown := set(names) - set(SECTIONS):
         parser.error(f"no section {', '.join(unknown)}")
     if arguments.rank:
-        rank(device, arguments.backend, arguments.rank)
+        from pcb.cluster.launcher import note_failure
+
+        try:
+            rank(device, arguments.backend, arguments.rank)
+        except Exception:
+            note_failure()
+            raise
         return 0
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     if arguments.child:

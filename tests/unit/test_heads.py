@@ -6,29 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cuda_autocast import CudaAutocast
 from mmdet.registry import MODELS
 from mmengine.logging import MessageHub, MMLogger
-from tiny import C, D, mask_rcnn, roi_head, rois, sample, sampling
+from tiny import EXPERIMENTS, C, D, mask_rcnn, roi_head, rois, sample, sampling
 
 import pcb.mmdet
 from pcb.errors import UserError
 from pcb.heads.loce import FeatureMemory, jitter_boxes, mean_scores
 from pcb.training.memory_format import make_outputs_readable
-
-EXPERIMENTS = [  # every combination of the paper
-    ("softmax", "plain"),
-    ("softmax", "iterative"),
-    ("softmax", "dsn"),
-    ("softmax", "rm"),
-    ("eqlv2", "plain"),
-    ("eqlv2", "iterative"),
-    ("seesaw", "plain"),
-    ("seesaw", "iterative"),
-    ("ls", "plain"),
-    ("ols", "plain"),
-    ("bags", "plain"),
-    ("loce", "plain"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -426,6 +412,19 @@ def test_in_float16_the_pipeline_pools_from_the_levels_of_float32(monkeypatch):
         assert model.neck.fpn_convs[0](features[0]).dtype == torch.float16  # autocast is on
     tensors = [t for outputs in kinds for t in flattened(outputs)]
     assert {t.dtype for t in tensors} == {torch.float32}
+
+
+@pytest.mark.parametrize(("loss", "paradigm"), EXPERIMENTS)
+def test_every_detector_trains_where_autocast_mixes_types(loss, paradigm):
+    """As on a GPU: convolutions yield float16, softmax float32."""
+    model = mask_rcnn(loss, paradigm)
+    make_outputs_readable(model)
+    with CudaAutocast():
+        losses = model.loss(torch.rand(1, 3, 64, 64), [sample()])
+    values = [value for value in losses.values() if value is not None]
+    total = sum(v for value in values for v in (value if isinstance(value, list) else [value]))
+    total.backward()
+    assert total.dtype == torch.float32 and total.isfinite()
 
 
 def flattened(outputs):

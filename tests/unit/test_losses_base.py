@@ -6,6 +6,7 @@ import method_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_autocast import CudaAutocast
 from loss_cases import ACTIVE, CASES, C
 
 from pcb.losses import (
@@ -299,6 +300,19 @@ def test_autocast_changes_nothing(case):
         assert torch.equal(a, total(outside(half.float(), label)))
     for a, b in zip(inside.buffers(), outside.buffers(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["get_activation", "foreground", "get_accuracy"])
+def test_scores_and_accuracy_come_out_where_autocast_mixes_types(case, method):
+    loss, _, channels = case
+    if not hasattr(loss, method):
+        pytest.skip("the loss leaves it to the head")
+    ((z, label),) = oracle.batches(1, N, C, channels)
+    half, labels = z.half(), (label,) if method == "get_accuracy" else ()
+    with CudaAutocast():
+        inside = getattr(loss, method)(half, *labels)
+    outside = getattr(loss, method)(half.float(), *labels)
+    torch.testing.assert_close(inside, outside, rtol=1e-2, atol=1e-3, check_dtype=False)
 
 
 def test_a_loaded_loss_continues_identically(case, tmp_path):
