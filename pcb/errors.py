@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+# torch raises an error in a worker of a data loader again, made of the text of its traceback.
+IN_WORKER = "Caught UserError in "
+
 
 class UserError(Exception):
     """A mistake outside the program.
@@ -18,6 +21,8 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, fix: str = ""):
+        if what.startswith(IN_WORKER):
+            what, _, fix = what.rstrip().rpartition("UserError: ")[2].partition("\n  fix: ")
         super().__init__(f"{what}\n  fix: {fix}" if fix else what)
         self.what, self.fix = what, fix
 

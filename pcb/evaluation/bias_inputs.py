@@ -266,7 +266,7 @@ def _box_fault(box: object) -> str | None:
 
 def _is_number(value: object, least: float = -MAX) -> bool:
     """Whether a value is a finite number, `least` or more."""
-    return isinstance(value, int | float) and type(value) is not bool and least <= value <= MAX
+    return isinstance(value, (int, float)) and type(value) is not bool and least <= value <= MAX
 
 
 def _is_whole(entry: object, key: str) -> bool:

@@ -179,6 +179,7 @@ SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
         ([[1, 2]], "no polygon of three points"),
         ([[0, 0, 9, 0, 9, 9, 0]], "no polygon of three points"),
         ([[104, 106, 124, 106, 124, 126]], "polygons outside the image"),
+        ([*SQUARE, [0, 0, 9, 0, 9, 2e9]], "a coordinate beyond 1000000 pixels"),
         ({"size": [96, 96], "counts": [96 * 96]}, "without a pixel"),
         ({"size": [96, 96], "counts": [5, 7]}, "does not cover the image exactly"),
         ({"size": [96, 96], "counts": "garbage"}, "does not cover the image exactly"),

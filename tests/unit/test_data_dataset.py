@@ -1,8 +1,10 @@
 """The mmdet data sets, and repeat factors that agree with mmengine's ClassBalancedDataset."""
 
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 from datasets import SAMPLE, by_hand, needs_sample, tiny
 from mmdet.registry import DATASETS
 from mmengine.dataset import ClassBalancedDataset
+from PIL import Image
 
 from pcb.data.lvis.dataset import PCBLVISDataset, SeededDataset
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.sampling import repeat_factors
+from pcb.errors import UserError
 
 PIPELINE = [
     dict(type="LoadImageFromFile"),
@@ -24,15 +28,13 @@ PIPELINE = [
 
 
 def build(dataset="v05", split="train", **options):
-    return DATASETS.build(
-        dict(
-            type="PCBLVISDataset",
-            ann_file=str(tiny(dataset) / f"{split}.json"),
-            data_prefix=dict(img=str(tiny(dataset) / "images")),
-            pipeline=PIPELINE,
-            **options,
-        )
+    config = dict(
+        type="PCBLVISDataset",
+        ann_file=str(tiny(dataset) / f"{split}.json"),
+        data_prefix=dict(img=str(tiny(dataset) / "images")),
+        pipeline=PIPELINE,
     )
+    return DATASETS.build(config | options)
 
 
 @pytest.mark.parametrize("dataset", ["v05", "v1"])
@@ -135,6 +137,61 @@ def test_small_images_are_dropped_in_training(tmp_path):
     file = by_hand(tmp_path / "a.json", lambda c: c["images"][0].update(width=31))
     data = PCBLVISDataset(ann_file=str(file), data_prefix=dict(img=str(tmp_path)), pipeline=[])
     assert [data.get_data_info(i)["img_id"] for i in range(len(data))] == [9]
+
+
+def replaced(path):
+    with Image.open(path) as image:
+        image.load()
+        image.resize((64, 80)).save(path)
+
+
+DAMAGE = {
+    "cannot be read: No such file or directory": lambda path: path.unlink(),
+    "is empty": lambda path: path.write_bytes(b""),
+    "is truncated": lambda path: path.write_bytes(path.read_bytes()[:-900]),
+    "is a web page, no image": lambda path: path.write_text("<!DOCTYPE html><html>404</html>"),
+    "has 64x80 pixels, but 96x96 in the annotation file": replaced,
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+@pytest.mark.parametrize("options", [{}, {"cache_images": True}, {"test_mode": True}])
+def test_an_image_that_changes_during_a_run_is_named(tmp_path, fault, options):
+    folder = shutil.copytree(tiny("v05"), tmp_path / "v05")
+    file, images = folder / "train.json", folder / "images"
+    data = build(ann_file=str(file), data_prefix=dict(img=str(images)), **options)
+    info = data.get_data_info(5)
+    assert data[5]["inputs"].shape[-2:] == (96, 96)
+    assert data[4] is not None
+    DAMAGE[fault](Path(info["img_path"]))
+    if options.get("cache_images"):  # the picture is in memory
+        assert data[5]["inputs"].shape[-2:] == (96, 96)
+        data = build(ann_file=str(file), data_prefix=dict(img=str(images)), **options)
+    expected = f"{info['img_path']} {fault} (image {info['img_id']} of {file})"
+    with pytest.raises(UserError) as caught:
+        data[5]
+    assert caught.value.what == expected
+    assert caught.value.fix.startswith("restore this file, then run the command again")
+
+
+def test_an_error_in_a_worker_is_that_of_its_process(tmp_path):
+    folder = shutil.copytree(tiny("v05"), tmp_path / "v05")
+    data = build(ann_file=str(folder / "val.json"), data_prefix=dict(img=str(folder / "images")))
+    Path(data.get_data_info(0)["img_path"]).unlink()
+    with pytest.raises(UserError) as here:
+        data[0]
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=1)
+    with pytest.raises(UserError) as there:
+        next(iter(loader))
+    assert (there.value.what, there.value.fix) == (here.value.what, here.value.fix)
+    assert str(there.value) == str(here.value)
+
+
+def test_a_fault_of_a_transform_names_image_and_annotations():
+    data = build(pipeline=[*PIPELINE[:3], lambda results: 1 / 0])
+    numbers = data._index.objects(0).id.tolist()
+    with pytest.raises(RuntimeError, match=rf"image 100001 of .*annotations {numbers[0]}.*zero"):
+        data[0]
 
 
 def test_generator_index_and_checks_need_no_torch():

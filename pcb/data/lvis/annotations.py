@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET, Raw, Struct
 
-from pcb.data.lvis.segmentation import encloses, mask_fault
+from pcb.data.lvis.segmentation import MAX_SIDE, encloses, mask_fault
 from pcb.errors import UserError
 from pcb.formatting import examples
 from pcb.frequency import GROUPS
@@ -91,7 +91,6 @@ SMALL_IMAGE = f"an image with a side below {MIN_SIDE} pixels"
 # Reasons that are no faults: scoring has a rule for such objects.
 EXPECTED = {CROWD, IGNORED, TOO_SMALL, SMALL_IMAGE}
 BOM = b"\xef\xbb\xbf"  # some editors begin a file of UTF-8 with it
-MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
 MAX_ID = 2**63 - 1  # the largest of Arrow's and numpy's int64
 SEGMENTATION_DECODER = msgspec.json.Decoder(list[list[float]] | dict)
 ANNOTATION_TYPE = pa.struct(

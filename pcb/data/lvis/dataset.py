@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,10 @@ from mmdet.registry import DATASETS, TRANSFORMS
 
 from pcb.data.lvis import masks  # noqa: F401 (registers LoadWindowMasks)
 from pcb.data.lvis.annotations import MIN_SIDE
+from pcb.data.lvis.image_files import look_at, whole_file_fault
 from pcb.data.lvis.index import LVISIndex, Objects
+from pcb.errors import UserError
+from pcb.formatting import examples
 
 
 @TRANSFORMS.register_module()
@@ -158,11 +161,54 @@ class PCBLVISDataset(BaseDetDataset):
         return {**self.data_list[idx], "sample_idx": idx}
 
     def prepare_data(self, idx: int) -> dict | None:
-        """Return an image's sample. A caching pipeline reads an image's annotations only once."""
-        cached = getattr(self.pipeline.transforms[0], "transform_cached", None)
-        if cached is None:
-            return super().prepare_data(idx)
-        return cached(int(self._index.ids[self._rows[idx]]), lambda: self.get_data_info(idx))
+        """Return an image's sample. A caching pipeline reads an image's annotations only once.
+
+        Raises:
+            UserError: The image was deleted, damaged or replaced after `pcb check-data`.
+        """
+        first = self.pipeline.transforms[0]
+        cached = getattr(first, "transform_cached", None)
+        try:
+            if cached is not None:
+                number = int(self._index.ids[self._rows[idx]])
+                sample = cached(number, lambda: self._described(idx))
+            else:
+                decoded = getattr(first, "cache", {})
+                sample = self.pipeline(self._described(idx, decoded))
+        except UserError:
+            raise
+        except Exception as error:
+            info = self.get_data_info(idx)
+            path = Path(info["img_path"])
+            if fault := look_at({path: (info["height"], info["width"])}, deep=True).faults:
+                raise self._fault(info, fault[path]) from error
+            numbers = self._index.objects(int(self._rows[idx])).id.tolist()
+            where = f"{self._name(info)}, {path}, with the annotations {examples(numbers)}"
+            raise RuntimeError(f"a transform failed on {where}: {error}") from error
+        if sample is None:
+            return None
+        info, shape = self.get_data_info(idx), getattr(sample["data_samples"], "ori_shape", None)
+        if shape is not None and tuple(shape) != (info["height"], info["width"]):
+            size = f"has {shape[1]}x{shape[0]} pixels, but {info['width']}x{info['height']}"
+            raise self._fault(info, f"{size} in the annotation file")
+        return sample
+
+    def _described(self, idx: int, decoded: Container[str] = ()) -> dict:
+        """An image's entry; its file must be whole, unless it is `decoded` already."""
+        info = self.get_data_info(idx)
+        path = info["img_path"]
+        if path not in decoded and (fault := whole_file_fault(Path(path))):
+            raise self._fault(info, fault)
+        return info
+
+    def _name(self, info: dict) -> str:
+        return f"image {info['img_id']} of {self._index.path}"
+
+    def _fault(self, info: dict, fault: str) -> UserError:
+        return UserError(
+            f"{info['img_path']} {fault} ({self._name(info)})",
+            "restore this file, then run the command again: what was saved before is kept",
+        )
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Return the distinct labels of an image without building its instances."""

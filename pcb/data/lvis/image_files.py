@@ -24,7 +24,7 @@ THREADS = 16  # most of the time is waiting for the disk
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # that OpenCV reads too
 START = 256  # first bytes of a file, in which a web page is recognised
 TAIL = 4096  # last bytes of a file in which its end marker is looked for
-END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # by how a file starts: JPEG, PNG
 ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 
 
@@ -60,6 +60,21 @@ def look_at(sizes: Mapping[Path, tuple[int, int]], deep: bool = False) -> ImageF
     )
 
 
+def whole_file_fault(path: Path) -> str | None:
+    """Return why a file is missing, empty or truncated, None if it is not; for every loading.
+
+    OpenCV fills what is missing of a JPEG with grey, without an error.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            start = file.read(START)
+            file.seek(max(0, length - TAIL))
+            return _end_fault(start, file.read())
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
 def same_pictures(
     marks: Mapping[Path, bytes], one: Iterable[Path], other: Iterable[Path]
 ) -> list[tuple[Path, Path]]:
@@ -91,11 +106,11 @@ def _look(path: Path, size: tuple[int, int], deep: bool) -> tuple[str | None, by
     try:
         with open(path, "rb") as file:
             length = os.fstat(file.fileno()).st_size
-            if not length:
-                return "is empty", b""
             start = file.read(START)
             file.seek(max(0, length - TAIL))
             end = file.read()
+            if not start:
+                return _end_fault(start, end), b""
             mark = hashlib.blake2b(b"%d " % length + start + end, digest_size=16).digest()
             if deep:
                 file.seek(0)
@@ -127,8 +142,14 @@ def _header_fault(file: BinaryIO, size: tuple[int, int], start: bytes, end: byte
             f"has {width}x{height} pixels{why if rotated else ''}, "
             f"but {size[1]}x{size[0]} in the annotation file{exchanged}"
         )
-    marker = END_MARKERS.get(kind)
-    return "is truncated" if marker and marker not in end else None
+    return _end_fault(start, end)
+
+
+def _end_fault(start: bytes, end: bytes) -> str | None:
+    if not start:
+        return "is empty"
+    markers = [mark for magic, mark in END_MARKERS.items() if start.startswith(magic)]
+    return "is truncated" if any(mark not in end for mark in markers) else None
 
 
 def _decoding_fault(content: bytes) -> str | None:

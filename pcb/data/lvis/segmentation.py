@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NO_MASK = "no segmentation"
+MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
 
 
 def mask_fault(
@@ -29,7 +29,7 @@ def mask_fault(
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width, may_be_empty)
     if segmentation is None:
-        return NO_MASK
+        return "no segmentation"
     if not isinstance(segmentation, list):
         return "a segmentation that is neither polygons nor a run-length encoding"
     if not segmentation:
@@ -39,9 +39,14 @@ def mask_fault(
     polygons = [polygon for polygon in segmentation if encloses(polygon)]
     if not polygons:
         return "no polygon of three points"
-    if not all(isinstance(value, int | float) for polygon in polygons for value in polygon):
+    if not all(isinstance(value, (int, float)) for polygon in polygons for value in polygon):
         return "a polygon with a value that is not a number"
-    if not any(_overlaps_image(polygon, height, width) for polygon in polygons):
+    ends = [_ends(polygon) for polygon in polygons]
+    if not all(
+        -MAX_SIDE <= x0 <= x1 <= MAX_SIDE >= y1 >= y0 >= -MAX_SIDE for x0, y0, x1, y1 in ends
+    ):
+        return f"a polygon with a coordinate beyond {MAX_SIDE} pixels"
+    if not any(x0 < width and x1 > 0 and y0 < height and y1 > 0 for x0, y0, x1, y1 in ends):
         return "polygons outside the image"
     return None
 
@@ -51,9 +56,9 @@ def encloses(polygon: Sequence[float]) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _overlaps_image(polygon: Sequence[float], height: int, width: int) -> bool:
+def _ends(polygon: Sequence[float]) -> tuple[float, float, float, float]:
     xs, ys = polygon[0::2], polygon[1::2]
-    return min(xs) < width and max(xs) > 0 and min(ys) < height and max(ys) > 0
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _rle_fault(rle: dict, height: int, width: int, may_be_empty: bool) -> str | None:
