@@ -684,7 +684,7 @@ def parser() -> argparse.ArgumentParser:
         dest="verb", required=True, metavar="VERB", prog="pcb", help=argparse.SUPPRESS
     )
 
-    of_scale = argparse.ArgumentParser(add_help=False)
+    of_scale = Parser(add_help=False)
     of_scale.add_argument(
         "--scale",
         metavar="NAME",
@@ -701,7 +701,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="the folder of all results, with a subfolder SCALE (default: results)",
     )
-    of_study = argparse.ArgumentParser(add_help=False)
+    of_study = Parser(add_help=False)
     of_study.add_argument(
         "--study",
         metavar="FILE",

@@ -47,6 +47,7 @@ from pcb.frequency import GROUPS
 from pcb.study import Study
 from pcb.study.current import require_detections
 from pcb.study.records import write_record
+from pcb.study.study import CURVE_IOU, CURVE_RECALLS
 from pcb.study.variants import (
     NORCAL,
     NORCAL_POSITIVE,
@@ -93,7 +94,9 @@ def evaluate(
     Returns:
         Points (0-100), None where a group has no class with ground truth: AP, AP50, AP75; APs, APm,
         APl (by area: a detection's is that of its box); APr, APc, APf; AR@300 (COCO: AR@100) and
-        its three sizes; and `classes`: {category id: AP}.
+        its three sizes; `classes`: {category id: AP}; and `precision`: {category id: precision at
+        IoU `CURVE_IOU` at each of `CURVE_RECALLS`, in tenths of a percent}, [] without ground
+        truth.
 
     Raises:
         UserError: Images and detections do not belong together.
@@ -135,7 +138,10 @@ def _scored(annotation: dict) -> dict:
 
 
 def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
-    """The 13 metrics of lvis-api and AP of each class, in points, of an accumulated evaluation."""
+    """The 13 metrics of lvis-api, and AP and precision of each class, of an accumulated evaluation.
+
+    `evaluate` describes what it returns.
+    """
     # (IoU, recall, class, area) and (IoU, class, area) under the loosest limit of detections; -1
     # where there is no ground truth.
     assert evaluation.eval is not None
@@ -157,6 +163,11 @@ def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
         for k, size in enumerate(["", "s", "m", "l"])
     }
     out["classes"] = {c["id"]: points(all_areas[:, :, order[c["id"]]]) for c in categories}
+    curve = np.rint(1000 * all_areas[iou == CURVE_IOU][0][list(CURVE_RECALLS)]).astype(int)
+    out["precision"] = {
+        c["id"]: curve[:, order[c["id"]]].tolist() if curve[0, order[c["id"]]] >= 0 else []
+        for c in categories
+    }
     return out
 
 
@@ -184,7 +195,8 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
     Returns:
         The metrics, which it also writes to `study.paths.metrics(run, seed, split)`, on val with
         `study.paths.bootstrap(run, seed)` beside them: all variants, mask and box AP, and of
-        `plain` the bias metrics PwB, Mrf, Mfr, Mup and Mcor.
+        `plain` the bias metrics PwB, Mrf, Mfr, Mup and Mcor and, of masks, the precision-recall
+        curve of each class.
 
     Raises:
         UserError: Detections are missing or of another training, or a file is broken.
@@ -220,6 +232,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
             column[variant if name == split else f"{variant}-{name}"] = of_gamma["column"]
     for variant, name in column.items():
         masks, boxes = detections.evaluate(name, "segm"), detections.evaluate(name, "bbox")
+        curves = masks["precision"] if variant == "plain" else None
         out["variants"][variant] = {
             **{k: masks[k] for k in MASK},
             **{k: boxes[key] for key, k in BOX.items()},
@@ -232,6 +245,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
                 "train_images": count,
                 "AP": masks["classes"][c["id"]],
                 "APb": boxes["classes"][c["id"]],
+                **({"precision": curves[c["id"]]} if curves else {}),
             }
             for c, original, count in zip(
                 gt.categories, gt.original_ids, train.image_count, strict=True

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import Bootstrap, read_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion, read_confusion
+from pcb.reporting.curves import Curves, read_curves
 from pcb.study import Study, fingerprint
 from pcb.study.current import (
     current_detections,
     current_metrics,
     current_oracle,
     current_training,
+    current_trunk,
 )
 from pcb.study.records import read_record
 
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 class Results:
     """The results of a study, read from its results folder as they are asked for.
 
-    Every method raises `UserError` where a file is broken. Metrics are kept in memory, so one
-    `Results` shows one state of the folder.
+    Every method raises `UserError` where a file is broken. Metrics, records and logs are kept in
+    memory, so one `Results` shows one state of the folder.
 
     Attributes:
         study: The study.
@@ -42,7 +44,9 @@ class Results:
     def __init__(self, study: Study):
         self.study = study
         self._metrics: dict[tuple[str, int], dict | None] = {}
+        self._records: dict[tuple[str, int], dict | None] = {}
         self._bootstraps: dict[tuple[str, int], Bootstrap] = {}
+        self._curves: dict[tuple[str, int], Curves | None] = {}
 
     def metrics(self, run: str, seed: int) -> dict | None:
         """The content of metrics.json; None where the run was not scored."""
@@ -86,7 +90,24 @@ class Results:
 
     def record(self, run: str, seed: int) -> dict | None:
         """The record of a finished training (run.json); None where it was not trained."""
-        return current_training(self.study, run, seed)
+        if (run, seed) not in self._records:
+            self._records[run, seed] = current_training(self.study, run, seed)
+        return self._records[run, seed]
+
+    def trunk(self, run: str, seed: int) -> dict | None:
+        """The record of a trunk (trunk.json); None where it was not trained."""
+        return current_trunk(self.study, run, seed)
+
+    def curves(self, run: str, seed: int) -> Curves | None:
+        """The log of a finished training and of its trunk; None where there is none."""
+        if (run, seed) not in self._curves:
+            known = self.record(run, seed)
+            self._curves[run, seed] = read_curves(self.study, run, seed) if known else None
+        return self._curves[run, seed]
+
+    def manifest(self, run: str, seed: int) -> dict | None:
+        """The manifest of the detections of a run on val (detections.json); None without."""
+        return current_detections(self.study, run, seed)
 
     def confusion(self, run: str, seed: int) -> Confusion | None:
         """The confusion matrix of a run over val proposals; None where the run was not scored."""
@@ -102,7 +123,7 @@ class Results:
         from pcb.evaluation.shards import Shards  # imported here: tables start without pyarrow
 
         path = self.study.paths.detections(run, seed)
-        manifest = current_detections(self.study, run, seed)
+        manifest = self.manifest(run, seed)
         if manifest is None:
             return None
         fix = f"run `pcb infer {run} --seed {seed}` again: it detects anew where a shard is broken"

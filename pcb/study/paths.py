@@ -139,6 +139,10 @@ class Paths:
         """The page that links all others."""
         return self.site / "index.html"
 
+    def run_page(self, run: str) -> Path:
+        """The page of a run: all its seeds, curves and classes."""
+        return self.site / "runs" / f"{run}.html"
+
     def notebook(self, target: str) -> Path:
         """Executed notebook of a table, figure or page."""
         return self.site / "notebooks" / f"{target}.ipynb"
@@ -156,7 +160,7 @@ class Paths:
         return self.site / "figures" / f"{target}.png"
 
     def download(self, name: str) -> Path:
-        """A data file of the site: `metrics.csv`, `oracle.csv`, `claims.csv`, the same as JSON."""
+        """A data file of the site, such as `metrics.csv` or `claims.json`."""
         return self.site / "data" / name
 
     def log(self, job: str) -> Path:

@@ -30,6 +30,8 @@ FORMAT = 3
 # classes' mean scores M_ii with their training images.
 AP_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APb")
 BIAS_METRICS = ("PwB", "Mrf", "Mfr", "Mup", "Mcor")
+# The precision-recall curve of a class that metrics.json keeps: IoU, and recall in percent.
+CURVE_IOU, CURVE_RECALLS = 0.5, range(0, 101, 5)
 METRICS = (*AP_METRICS, *BIAS_METRICS)
 
 # The paper's base methods, which `methods` of a scale can choose from.

@@ -169,8 +169,11 @@ def pycocotools_ap(path: Path, detections: list[Rows], iou_type: str) -> float:
     return precision[precision > -1].mean() * 100
 
 
-def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict]:
-    """The 13 metrics and AP of each category id by lvis-api, in points, None where it has -1."""
+def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, dict, dict]:
+    """The 13 metrics and AP of each category id by lvis-api, in points, None where it has -1.
+
+    Also (101,) precision of each category at IoU 0.5, 0 to 1.
+    """
     np.float = float  # lvis 0.5.3 was written for numpy < 1.24
     logging.disable(logging.WARNING)
     from lvis import LVIS, LVISEval, LVISResults
@@ -187,4 +190,5 @@ def lvis_api(path: Path, detections: list[Rows], iou_type: str) -> tuple[dict, d
     for k, category in enumerate(reference.params.cat_ids):
         values = precision[:, :, k][precision[:, :, k] > -1]
         classes[category] = values.mean() * 100 if values.size else None
-    return metrics, classes
+    curves = dict(zip(reference.params.cat_ids, precision[0].T, strict=True))
+    return metrics, classes, curves

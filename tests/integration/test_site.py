@@ -61,7 +61,7 @@ def study(tmp_path_factory):
 
 def test_every_link_of_every_page_resolves(study):
     pages = {page: Links(page.read_text()) for page in study.paths.site.rglob("*.html")}
-    assert len(pages) == 3 + 3  # with the documents
+    assert len(pages) == 3 + 3 + len(study.runs())  # with the documents
     for page, links in pages.items():
         assert len(set(links.ids)) == len(links.ids)
         for link in links.links:
@@ -338,8 +338,29 @@ def test_a_run_opens_with_all_its_metrics(page, study):
     )
 
 
+def test_classes_of_a_run_can_be_searched_and_sorted(page, study):
+    address = study.paths.run_page(RFS_PCB).as_uri()
+    page.open(address)
+    shown = (
+        "[...document.querySelectorAll('.classes tbody tr:not([hidden]) th')].map(c => c.innerText)"
+    )
+    assert len(page.run(shown)) == 12
+    page.click('[name="group"][value="f"]')
+    assert len(page.run(shown)) == 8
+    page.run(
+        "const box = document.querySelector('[name=text]'); box.value = 'CLASS 1'; "
+        "box.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    assert page.run(shown) == ["class 1"]
+    page.open(f"{address}?groups=rc&sort=-ap")  # as the address was left, sorted
+    assert page.run(shown)[:2] == ["class 7", "class 6"]
+    page.click('th[data-key="name"] button')
+    page.click('th[data-key="name"] button')
+    assert page.run(shown)[0] == "class 0" and "sort=name" in page.run("location.search")
+
+
 def test_nothing_is_wider_than_a_phone(page, study):
-    for path in (study.paths.index, study.paths.html("table06")):
+    for path in (study.paths.index, study.paths.html("table06"), study.paths.run_page(RFS_PCB)):
         page.resize(390, 844)
         page.open(path)
         assert page.run("document.documentElement.scrollWidth") <= 390

@@ -9,6 +9,7 @@ import torch
 import training
 from training import PLAIN, interrupted, tiny_study
 
+from pcb.reporting import curves
 from pcb.training.hooks import ProgressHook, TrainingLog, mean_losses
 from pcb.training.train import train
 
@@ -61,6 +62,9 @@ def test_both_stages_of_a_training_are_in_one_log(tmp_path, datasets, monkeypatc
     train(study, BAGS, 0)
     found = [(r["stage"], r["iteration"]) for r in records(study, BAGS)]
     assert found == [(0, 3 * k) for k in range(1, 5)] + [(1, 3 * k) for k in range(1, 13)]
+    read = curves.read_curves(study, BAGS, 0)
+    assert read.epochs == list(range(1, 17)) and read.second_stage == 4
+    assert len(read.by_epoch()) == 16 and read["pwb"][3] > 0
 
 
 def test_a_long_epoch_is_logged_within(tmp_path, datasets, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from pcb.evaluation.shards import Rows
 
 def assert_equal(path, detections, iou_type):
     ours = evaluate(path, detections, iou_type=iou_type)
-    metrics, classes = oracle.lvis_api(path, detections, iou_type)
+    metrics, classes, curves = oracle.lvis_api(path, detections, iou_type)
     assert len(metrics) == 13
     for name, value in metrics.items():
         assert ours[name] == (value if value is None else pytest.approx(value, abs=1e-6)), name
@@ -25,6 +25,9 @@ def assert_equal(path, detections, iou_type):
         assert ours["classes"][category] == (
             value if value is None else pytest.approx(value, abs=1e-6)
         ), category
+    for category, curve in curves.items():
+        kept = [] if curve[0] < 0 else (1000 * curve[::5]).tolist()
+        assert ours["precision"][category] == pytest.approx(kept, abs=0.51), category
     return ours
 
 

@@ -204,10 +204,11 @@ rule site:
         [
             paths.download(name)
             for name in (
-                *("metrics.csv", "claims.csv", "oracle.csv"),
+                *("metrics.csv", "claims.csv", "oracle.csv", "training.csv"),
                 *("runs.json", "claims.json", "verdict.json"),
             )
         ],
+        [paths.run_page(run) for run in study.runs()],
     log:
         paths.log("site"),
     conda:

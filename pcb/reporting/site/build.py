@@ -20,7 +20,7 @@ from pcb.reporting import captions, findings, style, tables, verdict
 from pcb.reporting.claims import VERDICTS, count_verdicts
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
-from pcb.reporting.site import data, docs
+from pcb.reporting.site import data, docs, run_pages
 from pcb.reporting.tables import ResultTable
 from pcb.study import Page, Study, Summary
 from pcb.study.claims import GROUPS
@@ -86,6 +86,7 @@ def build(study: Study) -> Path:
         )
     )
     write_text(study.paths.index, page)
+    run_pages.write(results, runs)
     return study.paths.index
 
 

@@ -6,6 +6,7 @@
                    numbers, with margins and intervals
     claims.csv     the same, one line a check
     verdict.json   the three lines at the top, and the counts of claims by group
+    training.csv   each epoch of each training: losses, PwB of the moving matrix, time, memory
     oracle.csv     AP of parts of val, calibrated with their own and with other statistics
 
 None of them contains a path of this machine.
@@ -80,10 +81,12 @@ def write(results: Results, entries: list[dict], claims: list[dict], verdict: di
     write_text(paths.download("claims.csv"), judged)
     write_json(paths.download("verdict.json"), verdict)
     write_text(paths.download("oracle.csv"), csv_text(ORACLE_COLUMNS, oracle_lines(results)))
+    write_text(paths.download("training.csv"), training_csv(results))
     described = {
         "metrics.csv": "every metric of every run, seed and variant",
         "claims.csv": "each check of each claim, with margin, interval and verdict",
         "oracle.csv": "AP of parts of val, calibrated with own and with other statistics",
+        "training.csv": "each epoch of each training: losses, PwB of the moving matrix, time",
         "runs.json": "where every run comes from",
         "claims.json": "claims with the paper's sentence, their checks, margins and intervals",
         "verdict.json": "the lines at the top of this page, and claims by group",
@@ -123,6 +126,29 @@ def oracle_lines(results: Results) -> Iterator[tuple]:
                             for metric, value in values.items():
                                 if value is not None:
                                     yield *about, classes, column, metric, round(value, 3)
+
+
+def training_csv(results: Results) -> str:
+    """training.csv: the last record of each epoch, a column for each part of the losses."""
+    study = results.study
+    ids = [(run, seed) for run in study.runs() for seed in study.seeds]
+    logs = {of: curves for of in ids if (curves := results.curves(*of))}
+    parts = sorted({name for curves in logs.values() for name in curves.parts})
+    lines = [
+        (
+            *of,
+            *(record[key] for key in ("stage", "epoch", "iteration", "lr", "loss")),
+            *(record["losses"].get(name) for name in parts),
+            record.get("pwb", {}).get(curves.momentum),
+            record["seconds_per_iteration"],
+            *(record["memory_mib"].get(key) for key in ("process", "gpu")),
+        )
+        for of, curves in logs.items()
+        for record in curves.by_epoch()
+    ]
+    head = ["run", "seed", "stage", "epoch", "iteration", "lr", "loss", *parts, "PwB"]
+    head += ["seconds_per_iteration", "process_mib", "gpu_mib"]
+    return csv_text(head, lines)
 
 
 def claim_lines(claims: list[dict]) -> Iterator[tuple]:

@@ -153,6 +153,7 @@ def templates() -> Environment:
         "css": read,
         "margin": partial(signed, digits=2),
         "figure": figure,
+        "signed": signed,
         "tally_text": tally_text,
         "tally": tally,
         "signs": SIGNS,
