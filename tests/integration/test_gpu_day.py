@@ -31,7 +31,17 @@ def test_all_sections_run_on_a_cpu(tmp_path):
     assert {name: part["status"] for name, part in day["sections"].items()} == dict.fromkeys(
         gpu_day.SECTIONS, "ok"
     ), day["sections"]
-    assert done.returncode == 0 and day["dry_run"] and day["git"] and day["hardware"]
+    assert done.returncode == 0 and day["dry_run"] and day["hardware"]
+    assert all(part["git"] and part["date"] for part in day["sections"].values())
+
+
+def test_a_day_of_some_sections_keeps_the_others_of_the_same_machine(tmp_path):
+    machine = {"dry_run": False, "driver": "580"}
+    path = tmp_path / "day.json"
+    assert gpu_day.earlier(path, machine) == {}
+    path.write_text(json.dumps({**machine, "sections": {"speed": {"status": "ok"}}}))
+    assert gpu_day.earlier(path, machine) == {"speed": {"status": "ok"}}
+    assert gpu_day.earlier(path, {**machine, "driver": "590"}) == {}
 
 
 def supervised(monkeypatch, tmp_path, body: str, limit: float = 30.0) -> list[dict]:

@@ -4,7 +4,7 @@
 
 Each section is timed, has a limit, and is isolated: if one fails, hangs or kills its process, this
 is recorded and the others run. Everything ends within `--minutes` (10). The result is one JSON
-under results/benchmarks/gpu/, named by the GPUs. `--device cpu` is a dry run with tiny sizes, whose
+under results/benchmarks/gpu/, named by the GPUs; a day of some sections replaces these in it. `--device cpu` is a dry run with tiny sizes, whose
 figures mean nothing; the tests run it.
 """
 
@@ -392,7 +392,7 @@ def trainings(device: str) -> dict:
 
 
 def evaluation(device: str) -> dict:
-    """A training's detections, oracle and scores, as the workflow runs them; NorCal is tuned on dev."""
+    """A training's detections, oracle and scores by the workflow's verbs (NorCal's γ from dev)."""
     measured: dict[str, Any] = {}
     with tiny_results(device) as (study, options):
         for step in ("train", "infer --split dev", "score --split dev", "infer", "oracle", "score"):
@@ -473,6 +473,10 @@ def rank(device: str, backend: str, folder: str) -> None:
 
     from pcb.cluster.launcher import join
 
+    if device == "cuda" and backend == "gloo":
+        os.environ["LOCAL_RANK"] = (
+            "0"  # both ranks are on one GPU, of which MMEngine asks the index
+        )
     join("cuda" if backend == "nccl" else "cpu", backend)
     torch.manual_seed(0)
     model = tiny.mask_rcnn("softmax", "iterative", start_epoch=1, absent=range(tiny.C)).to(device)
@@ -796,23 +800,26 @@ def main() -> int:
     gpus = hardware.get("gpus", [])
     name = re.sub(r"\W+", "-", f"{gpus[0]} x{len(gpus)}" if gpus else device).lower()
     path = arguments.out or RESULTS / f"{name}.json"
-    sections = {entry.pop("section"): entry for entry in entries}
-    write_json(
-        path,
-        {
-            "dry_run": device == "cpu",
-            "sections": sections,
-            "seconds": round(time.monotonic() - began, 1),
-            "hardware": hardware,
-            "driver": driver(),
-            "versions": provenance.versions(),
-            "git": provenance.git(),
-            "date": provenance.now(),
-        },
-    )
+    machine = {
+        "dry_run": device == "cpu",
+        "hardware": hardware,
+        "driver": driver(),
+        "versions": provenance.versions(),
+    }
+    state = {"git": provenance.git(), "date": provenance.now()}
+    sections = {entry.pop("section"): {**entry, **state} for entry in entries}
+    write_json(path, {**machine, "sections": {**earlier(path, machine), **sections}})
     failed = [name for name, entry in sections.items() if entry["status"] != "ok"]
     print(f"{len(sections) - len(failed)} of {len(sections)} sections ok; {path}")
     return int(bool(failed))
+
+
+def earlier(path: Path, machine: dict) -> dict:
+    """The sections of an earlier day on the same machine, which a day of some sections keeps."""
+    if not path.exists():
+        return {}
+    day = json.loads(path.read_text(encoding="utf-8"))
+    return day["sections"] if {key: day.get(key) for key in machine} == machine else {}
 
 
 def driver() -> str | None:
