@@ -249,7 +249,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         out.append(("scored on", text))
     if record.get("sha256"):
         out.append(("weights", f"sha256 {record['sha256'][:16]}…"))
-    return [*out, ("log", f"{entry['log']}, in the results folder")]
+    return out
 
 
 def hardware(record: dict) -> str:

@@ -168,7 +168,7 @@ function ofRun(run, seed) {
     h("thead", {}, h("tr", {}, h("th", {class: "label"}, "variant"), ...metrics.map(m => h("th", {html: data.metrics[m]})))),
     h("tbody", {}, ...variants.map(([variant, values]) => h("tr", {}, h("th", {class: "label", scope: "row"}, variant),
       ...metrics.map(m => h("td", {}, values[m]?.toFixed(2) ?? "–"))))));
-  return [h("p", {class: "eyebrow"}, `Seed ${seed}`), h("h2", {id: "provenance-title", class: "long"}, run),
+  return [h("p", {class: "eyebrow"}, `Seed ${seed}`), h("h2", {id: "provenance-title", class: "long"}, pageOf(run)),
     ...(variants.length ? [h("div", {class: "pcb-scroll", tabindex: 0, role: "region", "aria-label": "all numbers of this run"}, numbers)] : []),
     ofSeed(run, seed)];
 }
@@ -183,9 +183,13 @@ function list(pairs) {
   return h("dl", {class: "facts"}, ...pairs.flatMap(([term, text]) => [h("dt", {}, term), h("dd", {}, text)]));
 }
 
+function pageOf(run) {
+  return h("a", {href: `runs/${run}.html`, title: "its curves, classes and configuration"}, run);
+}
+
 function about(run, variant, common) {
   const how = variant === "plain" ? "plain: as trained, last step, no calibration" : variant;
-  return list([["run", h("a", {href: `#${run}`}, run)], ["variant", how], ...common]);
+  return list([["run", pageOf(run)], ["variant", how], ...common]);
 }
 
 function ofSeed(run, seed, variant, metric, common = [], base = null) {
