@@ -1,7 +1,8 @@
 """Registers the method with MMDetection: `custom_imports = dict(imports=["pcb.mmdet"])`.
 
 After that, or after `import pcb.mmdet`, the classes that pcb/registry.py lists work as `type=` in
-any MMDetection config, and `PCBEpochHook` in `custom_hooks`. See docs/plugin.md.
+any MMDetection config, `PCBEpochHook` in `custom_hooks`, and `PCBLVISMetric` as an evaluator. See
+docs/plugin.md.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    from mmdet.registry import HOOKS, MODELS
+    from mmdet.registry import HOOKS, METRICS, MODELS
 except ImportError as error:
     raise ImportError(
         "pcb.mmdet needs MMDetection 3.x: install it, mmcv and mmengine as its own documentation "
@@ -24,6 +25,7 @@ from pcb.errors import UserError
 from pcb.heads.loce import prefill
 from pcb.heads.roi_extractor import Float32RoIExtractor
 from pcb.losses import Regulariser
+from pcb.lvis_metric import PCBLVISMetric
 from pcb.registry import LOSSES, PARADIGMS, load_class
 
 
@@ -55,6 +57,7 @@ def _registry_classes() -> set[str]:
 for spec in sorted(_registry_classes()):
     register(load_class(spec))
 register(Float32RoIExtractor)
+METRICS.register_module(module=PCBLVISMetric, force=True)
 
 
 @HOOKS.register_module()

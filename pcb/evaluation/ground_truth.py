@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pcb.average_precision import MAX_DETECTIONS
 from pcb.data.lvis.groups import class_groups
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.shards import Rows, rank_in_image
 from pcb.study import Study
-
-MAX_DETECTIONS = 300  # an image, in lvis-api
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 import hotcoco
 import numpy as np
 
+from pcb.average_precision import scored, summarize
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import (
@@ -43,7 +44,6 @@ from pcb.evaluation.matches import Matched, match_columns
 from pcb.evaluation.protocols import Density, Rule, means, rules, short_classes
 from pcb.evaluation.shards import Rows, Shards
 from pcb.files import load_npz
-from pcb.frequency import GROUPS
 from pcb.study import Study
 from pcb.study.current import require_detections
 from pcb.study.records import write_record
@@ -57,7 +57,6 @@ from pcb.study.variants import (
     with_gamma,
 )
 
-BEYOND = 1e12  # an area above every range of areas
 MASK = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 BOX = {"AP": "APb", "AP50": "APb50", "AP75": "APb75", "APr": "APbr", "APc": "APbc", "APf": "APbf"}
 
@@ -119,62 +118,27 @@ def evaluate(
         number = dict(zip(rows.images, gt.position(np.array(rows.images)).tolist(), strict=True))
         images = [{**gt.images[i], "id": number[i]} for i in rows.images]
         annotations = [
-            {**_scored(a), "image_id": number[i]}
+            {**scored(a), "image_id": number[i]}
             for i in rows.images
             for a in gt.by_image.get(i, ())
         ]
         stream.update(images, annotations, table, segmentation=rle)
     evaluation = stream.finalize()
     evaluation.accumulate()
-    return summarize(evaluation, gt.categories)
+    return summarize(evaluation, gt.categories) | {"precision": precision_curves(evaluation)}
 
 
-def _scored(annotation: dict) -> dict:
-    """An annotation for hotcoco, which takes `iscrowd` by COCO's rule and does not know `ignore`.
-
-    lvis-api ignores such objects and those whose area is outside the range in the same way.
-    """
-    return annotation | {"area": BEYOND} if annotation.get("ignore") else annotation
-
-
-def summarize(evaluation: hotcoco.COCOeval, categories: list[dict]) -> dict:
-    """The 13 metrics of lvis-api, and AP and precision of each class, of an accumulated evaluation.
-
-    `evaluate` describes what it returns.
-    """
-    # (IoU, recall, class, area) and (IoU, class, area) under the loosest limit of detections; -1
-    # where there is no ground truth.
+def precision_curves(evaluation: hotcoco.COCOeval) -> dict[int, list[int]]:
+    """Precision of each category id at IoU `CURVE_IOU`, as `evaluate` describes it."""
     assert evaluation.eval is not None
-    precision = np.asarray(evaluation.eval["precision"])[..., -1]
-    recall = np.asarray(evaluation.eval["recall"])[..., -1]
-    order = {category: k for k, category in enumerate(evaluation.params.cat_ids)}
+    # Under the loosest limit of detections; -1 where there is no ground truth.
+    precision = np.asarray(evaluation.eval["precision"])[..., 0, -1]  # IoU, recall, class
     iou = np.round(evaluation.params.iou_thrs, 2)
-    group = {f: [order[c["id"]] for c in categories if c["frequency"] == f] for f in GROUPS}
-    all_areas = precision[..., 0]
-    out: dict = {
-        "AP": points(all_areas),
-        "AP50": points(all_areas[iou == 0.5]),
-        "AP75": points(all_areas[iou == 0.75]),
+    curves = np.rint(1000 * precision[iou == CURVE_IOU][0][list(CURVE_RECALLS)]).astype(int)
+    return {
+        category: curve.tolist() if curve[0] >= 0 else []
+        for category, curve in zip(evaluation.params.cat_ids, curves.T, strict=True)
     }
-    out |= {f"AP{size}": points(precision[..., k]) for k, size in enumerate("sml", 1)}
-    out |= {f"AP{f}": points(all_areas[:, :, group[f]]) for f in GROUPS}
-    out |= {
-        f"AR{size}@{evaluation.params.max_dets[-1]}": points(recall[..., k])
-        for k, size in enumerate(["", "s", "m", "l"])
-    }
-    out["classes"] = {c["id"]: points(all_areas[:, :, order[c["id"]]]) for c in categories}
-    curve = np.rint(1000 * all_areas[iou == CURVE_IOU][0][list(CURVE_RECALLS)]).astype(int)
-    out["precision"] = {
-        c["id"]: curve[:, order[c["id"]]].tolist() if curve[0, order[c["id"]]] >= 0 else []
-        for c in categories
-    }
-    return out
-
-
-def points(values: np.ndarray) -> float | None:
-    """Mean of the entries > -1 of an array of any shape, in points; None where there are none."""
-    values = values[values > -1]
-    return float(values.mean() * 100) if values.size else None
 
 
 def score(study: Study, run: str, seed: int, split: str = "val") -> dict:

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pcb.average_precision import points
 from pcb.errors import UserError
 from pcb.evaluation.ground_truth import GroundTruth
-from pcb.evaluation.score import evaluate, points
+from pcb.evaluation.score import evaluate
 from pcb.evaluation.shards import Rows
 
 
