@@ -53,7 +53,7 @@ from pcb.inference.proposal_confusion import (
     write_confusion_images,
 )
 from pcb.study import Study
-from pcb.study.current import checkpoint_of
+from pcb.study.current import checkpoint_of, weights_of
 from pcb.study.records import require_record, write_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import (
@@ -102,7 +102,7 @@ def infer(
     record = trained(study, run, seed)
     names = list(variants or detected_variants(study, run, split))
     job = study.eval_job(run, seed, split)
-    job |= {"checkpoint": record["sha256"], "variants": names}
+    job |= {"checkpoint": weights_of(record), "variants": names}
 
     detector = SplitDetector(study, run, split, record)
     shards = plan_shards(detector.index, images_per_shard)
@@ -140,14 +140,14 @@ def infer(
     if not missing:
         print(f"kept: {run} was detected before on {split}, in {writer.folder}", flush=True)
     total = confusions.total(shards)
-    confusion = write_confusion(confusion_path, total, record["sha256"])
+    confusion = write_confusion(confusion_path, total, weights_of(record))
     manifest = {
         "run": run,
         "seed": seed,
         "split": split,
         "fingerprint": study.fingerprint(run, seed),
         "evaluation": study.evaluation(run, seed, split),
-        "checkpoint": record["sha256"],
+        "checkpoint": weights_of(record),
         "variants": names,
         "columns": writer.columns,
         "limits": {"score_thr": test["score_thr"], "per_image": test["max_per_image"]},
@@ -187,8 +187,8 @@ def train_confusion(
         written = {
             "fingerprint": study.fingerprint(run, seed),
             "evaluation": study.evaluation(run, seed, "train"),
-            "checkpoint": record["sha256"],
-            "sha256": write_confusion(path, total, record["sha256"], np.float64),
+            "checkpoint": weights_of(record),
+            "sha256": write_confusion(path, total, weights_of(record), np.float64),
         }
         write_record(study.paths.train_confusion_record(run, seed), written)
     detector.save_cache()
@@ -214,7 +214,7 @@ def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tenso
     measured = require_record(written, study.fingerprint(run, seed), command)
     if measured["evaluation"] != study.evaluation(run, seed, "train"):
         raise UserError(f"{path} is of another evaluation", f"run `{command}` again")
-    return load_matrix(path, record["sha256"], command)
+    return load_matrix(path, weights_of(record), command)
 
 
 class SplitDetector:
@@ -301,7 +301,7 @@ class SplitDetector:
         """The sums in `folder`, which depend on weights and images, not on test settings."""
         experiment = self.study.experiments[self.run]
         source = {
-            "checkpoint": self.record["sha256"],
+            "checkpoint": weights_of(self.record),
             "data": self.study.split_job(experiment.dataset, annotation_split(self.split)),
             "detector": self.study.contents.detector(experiment.backbone, training=False),
         }

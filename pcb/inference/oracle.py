@@ -35,6 +35,7 @@ from pcb.inference.forward import Image, Selection, detect
 from pcb.inference.infer import SplitDetector, progress_bar, shard_columns, trained, watched
 from pcb.inference.proposal_confusion import ConfusionSums
 from pcb.study import Study
+from pcb.study.current import weights_of
 from pcb.study.records import write_record
 from pcb.study.study import fingerprint
 from pcb.study.variants import ORACLE_PARTS
@@ -140,7 +141,7 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
 
     sums = count_parts(detector, of_val, shards)
     path = study.paths.oracle(run, seed)
-    job = study.eval_job(run, seed) | {"checkpoint": record["sha256"], "columns": columns}
+    job = study.eval_job(run, seed) | {"checkpoint": weights_of(record), "columns": columns}
     writer = ShardWriter(path.with_suffix(""), fingerprint(job), columns)
     select = calibrated(detector, of_val, sums)
     counts = {part: of_part.counts for part, of_part in sums.items()}
@@ -159,7 +160,7 @@ def oracle(study: Study, run: str, seed: int, images_per_shard: int = IMAGES_PER
         "dataset": dataset,
         "fingerprint": study.fingerprint(run, seed),
         "evaluation": study.evaluation(run, seed),
-        "checkpoint": record["sha256"],
+        "checkpoint": weights_of(record),
         "parts_of_val": {str(parts): number for parts, number in ORACLE_PARTS.items()},
         "images": len(detector.index),
     }

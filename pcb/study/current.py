@@ -28,6 +28,15 @@ def checkpoint_of(study: Study, record: dict) -> Path:
     return here if here.exists() else recorded
 
 
+def weights_of(record: dict) -> str:
+    """Digest of the weights that the record of a training or trunk names.
+
+    An equal training that ran again has the same, though its checkpoint holds other times. Records
+    of earlier versions have only the digest of the file. "" where there is none.
+    """
+    return record.get("weights") or record.get("sha256") or ""
+
+
 def current_trunk(study: Study, run: str, seed: int) -> dict | None:
     """The record of a trunk (trunk.json)."""
     return current_record(study.paths.trunk(run, seed), study.fingerprint(run, seed))
@@ -38,8 +47,8 @@ def current_training(study: Study, run: str, seed: int) -> dict | None:
     record = current_record(study.paths.train(run, seed), study.fingerprint(run, seed))
     trunk = study.experiments[run].trunk
     if record and trunk and (origin := current_trunk(study, trunk, seed)):
-        branched_from = (record.get("trunk") or {}).get("sha256")
-        return record if branched_from == origin.get("sha256") else None
+        branched_from = weights_of(record.get("trunk") or {})
+        return record if branched_from == weights_of(origin) else None
     return record
 
 
@@ -82,7 +91,7 @@ def is_evaluation(study: Study, record: dict | None, run: str, seed: int, split:
     training = current_training(study, run, seed)
     if training is None:  # a copy of the numbers alone, or a training that will run again
         return not study.paths.train(run, seed).exists()
-    return record.get("checkpoint") == training.get("sha256")
+    return record.get("checkpoint") == weights_of(training)
 
 
 def require_detections(study: Study, run: str, seed: int, split: str = "val") -> dict:
@@ -102,7 +111,7 @@ def require_detections(study: Study, run: str, seed: int, split: str = "val") ->
             f"run `{command}` again",
         )
     training = current_training(study, run, seed)
-    if training and manifest.get("checkpoint") != training.get("sha256"):
+    if training and manifest.get("checkpoint") != weights_of(training):
         raise UserError(
             f"{path} is of another checkpoint than {study.paths.train(run, seed)} names",
             f"run `{command}` again",

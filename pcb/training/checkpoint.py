@@ -20,6 +20,8 @@ import torch
 from pcb.errors import UserError
 from pcb.files import atomic, is_intact, sha256
 
+# What a later job reads of a checkpoint; the rest is about the training: times, hardware.
+LEFT = ("iter", "state_dict", "optimizer", "schedulers")
 NAME = re.compile(r"(\w+)\.([0-9a-f]{16})\.pth")
 
 
@@ -111,6 +113,33 @@ def damaged(
 ) -> UserError:
     """Return the error for a file whose content is not what was written."""
     return UserError(f"{path} is damaged: its content is not what was written", fix)
+
+
+def digest_of(state: dict) -> str:
+    """SHA-256 of what a training leaves to others, without its times: equal trainings agree.
+
+    That is the weights and, of a state to resume from, optimiser, schedulers and iteration.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value, key=repr):
+                digest.update(f"{key!r}:".encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            digest.update(f"{len(value)} values\n".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{value!r}\n".encode())
+
+    add({key: state[key] for key in LEFT if key in state})
+    return digest.hexdigest()
 
 
 class Checkpoints:

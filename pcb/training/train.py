@@ -24,10 +24,10 @@ from pcb.errors import UserError
 from pcb.files import locked, write_text
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
-from pcb.study.current import checkpoint_of
+from pcb.study.current import checkpoint_of, weights_of
 from pcb.study.records import require_record, write_record
 from pcb.training import build, weights
-from pcb.training.checkpoint import Checkpoints, load_recorded, sha256
+from pcb.training.checkpoint import Checkpoints, digest_of, load_recorded, sha256
 from pcb.training.hooks import StopRequest, print_once
 from pcb.training.runner import Runner, release_memory
 
@@ -66,7 +66,12 @@ def train(study: Study, run: str, seed: int, trunk: bool = False) -> Path:
                 write_text(
                     study.paths.training_log(run, seed, trunk), log.read_text(encoding="utf-8")
                 )
-            record = {**state["record"], "checkpoint": str(path), "sha256": sha256(path)}
+            record = {
+                **state["record"],
+                "checkpoint": str(path),
+                "sha256": sha256(path),
+                "weights": digest_of(state),
+            }
             write_record(record_path, record)
         barrier()
     return record_path
@@ -102,7 +107,7 @@ def train_to_end(study: Study, run: str, seed: int, work: Path, trunk: bool) -> 
         "fingerprint": work.name,
         "epochs": epochs + (first["epochs"] if first else 0),
         "iterations": runner.iter + (first["iter"] if first else 0),
-        "trunk": {"run": experiment.trunk, "sha256": origin["sha256"]} if origin else None,
+        "trunk": {"run": experiment.trunk, "weights": weights_of(origin)} if origin else None,
         **about_training(study, runner, state["notes"]),
     }
     if not trunk:
@@ -220,8 +225,8 @@ def branched_from_current_trunk(study: Study, run: str, seed: int, state: dict) 
     trunk = study.experiments[run].trunk
     if not trunk:
         return True
-    branched_from = (state["record"]["trunk"] or {}).get("sha256")
-    return branched_from == trunk_record(study, trunk, seed)["sha256"]
+    branched_from = weights_of(state["record"]["trunk"] or {})
+    return branched_from == weights_of(trunk_record(study, trunk, seed))
 
 
 def trunk_record(study: Study, trunk: str, seed: int) -> dict:

@@ -101,6 +101,19 @@ def test_a_damaged_final_checkpoint_is_named_and_not_used(tmp_path):
     assert messages == [f"{path} is damaged: repeating the training that led to it"]
 
 
+def test_the_digest_of_a_training_is_that_of_its_result_alone():
+    def state(value=1.0, lr=0.1, seconds=1.0):
+        weights = {"a": torch.tensor([[value, 2.0]]), "b": torch.tensor(3)}
+        result = {"state_dict": weights, "optimizer": {"groups": [{"lr": lr}]}, "iter": 4}
+        return {**result, "notes": {"seconds": seconds}, "record": {"seconds": seconds}}
+
+    digest = checkpoint.digest_of(state())
+    assert digest == checkpoint.digest_of(state(seconds=2.0))
+    others = [state(value=1.5), state(lr=0.2), {**state(), "iter": 5}]
+    others.append({**state(), "state_dict": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}})
+    assert digest not in {checkpoint.digest_of(other) for other in others}
+
+
 def test_ctrl_c_requests_a_stop_and_a_later_one_ends_the_process():
     with StopRequest() as stop:
         assert not stop.agreed()

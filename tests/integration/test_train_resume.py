@@ -54,6 +54,9 @@ def test_interrupted_training_equals_an_unbroken_one(
     train(study, BRANCH, 0)
     assert f"resumes from iteration {whole + more if clean else whole}\n" in capsys.readouterr().out
     assert_same_bits(final_state(study, BRANCH), final_state(unbroken, BRANCH))
+    ours, theirs = (read_record(s.paths.train(BRANCH, 0)) for s in (study, unbroken))
+    assert ours["weights"] == theirs["weights"], "later jobs need not run again"
+    assert ours["sha256"] != theirs["sha256"], "the files have different times"
 
 
 def test_branch_of_a_trunk_equals_an_unbroken_training(tmp_path, datasets, unbroken):

@@ -22,6 +22,7 @@ from pcb.reporting import style
 from pcb.reporting.results import Results
 from pcb.reporting.tables import KINDS, ResultTable, csv_text
 from pcb.study import METRICS
+from pcb.study.current import weights_of
 from pcb.study.variants import oracle_runs
 
 MEASURED, TRAINED, NOT_RUN = "measured", "trained, not scored", "not run"
@@ -247,8 +248,8 @@ def facts(entry: dict) -> list[tuple[str, str]]:
     if scored := entry["evaluation"]:
         text = f"{scored['images']} images, evaluation {scored['evaluation']}"
         out.append(("scored on", text))
-    if record.get("sha256"):
-        out.append(("weights", f"sha256 {record['sha256'][:16]}…"))
+    if weights := weights_of(record):
+        out.append(("weights", f"sha256 {weights[:16]}…"))
     return out
 
 
