@@ -107,6 +107,9 @@ def with_options(text: str, options: Sequence[str]) -> str:
     pairs = [f"{key[2:]}={value}" for key, value in given.items() if key != "--study"]
     config = f" --config {shlex.join(pairs)}" if pairs else ""
     text = re.sub(r"`(pcb [a-z][^`]*)`", lambda match: f"`{match[1]}{selection}`", text)
+    if "--study" in given:  # a job of the workflow does not know its `--config`
+        own = " with this study's `--config`"
+        return re.sub(rf"(`snakemake --cores [^`]*`)(?!{own})", rf"\1{own}", text)
     return re.sub(r"`(snakemake --cores [^`]*)`", lambda match: f"`{match[1]}{config}`", text)
 
 

@@ -6,12 +6,13 @@ without PCB is its PCB class with α = 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 
 from pcb.errors import UserError
 from pcb.losses.base import ClassifierLoss
 from pcb.mmdet import register
-from pcb.registry import SHIPPED, Registry, load_class
+from pcb.registry import ARGUMENTS, SHIPPED, Registry, load_class
 from pcb.study import Experiment
 
 STEP_WEIGHTS = {1: [1.0], 3: [0.2, 0.2, 0.6]}  # w_r by R (§4.1)
@@ -58,12 +59,14 @@ def model_overrides(
     """
     this_stage = registry.stages(experiment.loss)[stage]
     loss, paradigm = registry.losses[this_stage.loss], registry.paradigms[experiment.paradigm]
+    options = {key: value for key, value in experiment.options.items() if key in loss.options}
     if paradigm.steps > 1 and not loss.with_steps:
         raise UserError(
             f"{experiment.id}: the loss {this_stage.loss!r} does not support several steps",
             "use `paradigm: plain`",
         )
     loss_class = loss_class_of(this_stage.loss, registry)
+    check_arguments(loss_class, this_stage.loss, loss.takes, options)
     final_class = loss_class_of(experiment.loss, registry)
     known = {
         "alpha": experiment.pcb.alpha if experiment.pcb else 0.0,
@@ -78,7 +81,6 @@ def model_overrides(
         "identity_start": identity_start,
         "layer_norm": loss_class.normalise_logits,
     }
-    options = {key: value for key, value in experiment.options.items() if key in loss.options}
     loss_cls = {
         "_delete_": True,
         "type": loss.class_name,
@@ -103,6 +105,39 @@ def model_overrides(
             "regression": experiment.regression,
         }
     return {"roi_head": roi_head}
+
+
+def check_arguments(
+    cls: type, name: str, takes: Sequence[str], options: Mapping[str, object]
+) -> None:
+    """Check that the constructor of a loss has the arguments that its entry says, and no others.
+
+    Raises:
+        UserError: It lacks one, or needs one that the entry does not name.
+    """
+    parameters = list(inspect.signature(cls).parameters.values())
+    known = {parameter.name for parameter in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        known |= {*takes, *options}
+    where = f"losses.{name}"
+    for key, given in {"takes": takes, "options": options}.items():
+        if unknown := [argument for argument in given if argument not in known]:
+            raise UserError(
+                f"{where}.{key} names {unknown[0]!r}, which {cls.__name__} does not take",
+                f"remove it from `{key}`, or add it to the constructor of {cls.__name__}",
+            )
+    needed = {
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    if missing := sorted(needed - {"num_classes", *takes, *options}):
+        among = "`takes`" if missing[0] in ARGUMENTS else "`options`, or give it a default"
+        raise UserError(
+            f"{cls.__name__} needs {missing[0]!r}, which {where} does not name",
+            f"add it to {among}",
+        )
 
 
 def loss_class_of(name: str, registry: Registry) -> type[ClassifierLoss]:

@@ -9,7 +9,9 @@ import pytest
 
 from pcb import cli
 from pcb.errors import UserError
-from pcb.files import working
+from pcb.files import working, write_json
+from pcb.study import load_study
+from pcb.study.load import study_json
 
 VERBS = next(action.choices for action in cli.parser()._actions if action.dest == "verb")
 
@@ -73,6 +75,13 @@ def test_a_snakemake_command_in_a_fix_does_too(capsys, tmp_path):
     assert cli.main(["render", "table05", *options]) == 2
     command = f"`snakemake --cores all table05 --config scale=smoke results={tmp_path}`"
     assert command in capsys.readouterr().err
+
+
+def test_a_job_of_the_workflow_names_its_config_without_knowing_it(capsys, tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    write_json(study.paths.study, study_json(study))
+    assert cli.main(["render", "table05", "--study", str(study.paths.study)]) == 2
+    assert "`snakemake --cores all table05` with this study's `--config`" in capsys.readouterr().err
 
 
 def test_results_of_another_version_are_named_as_such(capsys, tmp_path):

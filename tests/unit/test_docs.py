@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import takewhile
 
 import pytest
 
@@ -50,3 +51,13 @@ def test_the_readme_has_the_verdict_of_the_published_results():
     block = (ROOT / "README.md").read_text().split(verdict.BEGIN)[1].split(verdict.END)[0]
     again = "run `pcb verdict --published results/published/mini --write README.md`"
     assert block.strip() == verdict.markdown(found), again
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_targets_of_a_command_are_no_settings(page):
+    """Snakemake reads every word behind `--config`, up to the next option, as key=value."""
+    text = page.read_text().replace("\\\n", " ")
+    for command in re.findall(r"snakemake [^`\n]*--config [^`\n]*", text):
+        behind = command.split(" #")[0].partition("--config ")[2].split()
+        settings = [word.strip("'\"") for word in takewhile(lambda w: w[0] != "-", behind)]
+        assert all("=" in word for word in settings), command

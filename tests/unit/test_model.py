@@ -9,9 +9,10 @@ import pytest
 from test_heads import EXPERIMENTS
 
 from pcb.errors import UserError
+from pcb.losses.base import ClassifierLoss
 from pcb.registry import LOSSES, SHIPPED
 from pcb.study import PCB, Experiment, load_study
-from pcb.training.model import model_overrides
+from pcb.training.model import check_arguments, model_overrides
 
 PAPER = load_study("mini").experiments
 BEST = PAPER["v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"]
@@ -149,3 +150,22 @@ def test_only_options_that_act_from_the_start_divide_a_trunk():
 
     assert early(space="fg") == early()
     assert early(update="last") != early()
+
+
+class OwnLoss(ClassifierLoss):
+    def __init__(self, num_classes, instance_counts, tau=1.0):
+        super().__init__(num_classes)
+
+
+@pytest.mark.parametrize(
+    ("takes", "options", "message"),
+    [
+        (("instance_counts", "hidden"), {}, r"losses\.own\.takes names 'hidden'"),
+        (("instance_counts",), {"rho": 1.0}, r"losses\.own\.options names 'rho'"),
+        ((), {"tau": 0.5}, r"OwnLoss needs 'instance_counts', which losses\.own does not name"),
+    ],
+)
+def test_arguments_that_a_loss_does_not_have_are_refused(takes, options, message):
+    check_arguments(OwnLoss, "own", ("instance_counts",), {"tau": 0.5})
+    with pytest.raises(UserError, match=message):
+        check_arguments(OwnLoss, "own", takes, options)
