@@ -55,6 +55,12 @@ def unwritable(error: OSError, path: str | Path | None = None) -> UserError | No
     )
 
 
+def located(path: str | Path) -> Path:
+    """A path of a scale: relative to the working directory, or else to the repository."""
+    path = Path(path)
+    return path if path.is_absolute() or path.exists() else ROOT / path
+
+
 @contextmanager
 def atomic(path: str | Path, durable: bool = True) -> Generator[Path]:
     """Yield a temporary path beside `path`; move it into place on success, remove it on failure.

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import ROOT, sha256, write_text
+from pcb.files import ROOT, located, sha256, write_text
 from pcb.study.detector_config import read_detector_config
 from pcb.study.paths import Paths
 from pcb.study.records import read_record
@@ -67,12 +67,6 @@ def in_full(path: str | Path) -> str:
         return "missing"
 
 
-def located(path: str | Path) -> Path:
-    """A path of a scale: relative to the working directory, or else to the repository."""
-    path = Path(path)
-    return path if path.is_absolute() or path.exists() else ROOT / path
-
-
 class Contents:
     """Digests of the files that a study reads.
 
@@ -92,13 +86,23 @@ class Contents:
     # Files -----------------------------------------------------------------------------------
 
     def of_file(self, path: str | Path) -> str | None:
-        """SHA-256 of a file of the study; None where it is missing."""
+        """SHA-256 of a file of the study; None where it is missing.
+
+        Raises:
+            UserError: It is a folder, or may not be read.
+        """
         source = located(path).absolute()
         if (stat := stat_of(source)) is None:
             return None
         if source not in self._digests_of or self._digests_of[source][0] != stat:
             saved = self._saved(source, stat)
-            digest = saved or sha256(source)
+            try:
+                digest = saved or sha256(source)
+            except OSError as error:
+                raise UserError(
+                    f"{source} cannot be read: {error.strerror}",
+                    "make it a readable file, or correct its path in the scale's YAML file",
+                ) from error
             self._digests_of[source] = stat, digest
             if saved is None:
                 self._unsaved.add(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import located
 
 Settings = dict[str, Any]  # dotted path -> value
 
@@ -28,7 +28,7 @@ def read_detector_config(path: str | Path) -> dict:
     named `package::path`. Bases in other formats and `{{_base_.name}}` are not supported.
 
     Args:
-        path: The file, absolute or relative to the repository.
+        path: The file, absolute, or relative to the working directory or the repository.
 
     Returns:
         The same as `mmengine.Config.fromfile(path).to_dict()`, without the key `_scope_`.
@@ -36,7 +36,7 @@ def read_detector_config(path: str | Path) -> dict:
     Raises:
         UserError: The file does not exist or cannot be executed.
     """
-    path = ROOT / path
+    path = located(path).absolute()
     names: dict[str, Any] = {"__file__": str(path)}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)

@@ -24,7 +24,7 @@ import pcb.training.sampler  # noqa: F401
 from pcb.cluster.launcher import is_rank
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import located
 from pcb.study import Study
 from pcb.training import checkpoint as checkpoints
 from pcb.training.memory_format import make_outputs_readable, to_channels_last
@@ -178,8 +178,7 @@ def load_weights(model: TwoStageDetector, state: dict, source: str | Path) -> No
 def base_config(study: Study, backbone: str) -> Config:
     """Return the scale's detector config for a backbone, with mmdet's registries in scope."""
     init_default_scope("mmdet")
-    path = Path(study.scale["backbones"][backbone]["config"])
-    path = path if path.is_absolute() else ROOT / path
+    path = located(study.scale["backbones"][backbone]["config"])
     if not path.exists():
         raise UserError(
             f"{path}: no such detector config",

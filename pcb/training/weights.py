@@ -17,7 +17,7 @@ from mmdet.models.detectors import TwoStageDetector
 
 from pcb.data.download import missing_file_fix
 from pcb.errors import UserError
-from pcb.files import ROOT
+from pcb.files import located
 from pcb.study import Study
 from pcb.study.study import fingerprint
 from pcb.training import checkpoint
@@ -139,8 +139,7 @@ def from_file(path: Path, name: str, sha256: str | None = None) -> dict:
     Raises:
         UserError: The file is missing, damaged or not the expected one.
     """
-    if not path.is_absolute() and not path.exists():
-        path = ROOT / path
+    path = located(path)
     if not path.exists():
         raise UserError(
             f"{path}: no pretrained weights for {name}",

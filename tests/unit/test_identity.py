@@ -242,6 +242,17 @@ def test_a_file_is_read_once_for_its_digest(own, monkeypatch):
     own().fingerprint(BEST, 0)
 
 
+def test_a_folder_in_place_of_an_annotation_file_is_named(own):
+    study = own()
+    path = Path(study.scale["datasets"]["v05"]["train"])
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory") as error:
+        study.fingerprint(BEST, 0)
+    assert str(path) in error.value.what
+    assert "cannot be read" in Stale(study).check("v05")
+
+
 @pytest.mark.parametrize("name", ["train.json", "images/000000100001.jpg"])
 def test_a_generated_data_set_that_was_edited_is_drawn_again(tmp_path, name):
     study = load_study("smoke", overrides={"results": str(tmp_path)})
