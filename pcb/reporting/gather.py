@@ -15,6 +15,7 @@ from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import Confusion
 from pcb.reporting import captions, findings, tables
 from pcb.reporting.claims import verdicts
+from pcb.reporting.current import MADE_FROM, gathered_from
 from pcb.reporting.results import Results
 from pcb.reporting.tables import FORMAT, ResultTable
 from pcb.study import Page, Study, Summary, Table
@@ -46,11 +47,12 @@ def gather(study: Study, target: str) -> Path:
     """
     results, out = Results(study), study.paths.gathered(target)
     if target in study.summaries:
-        write_record(out, collect_summary(results, study.summaries[target]))
+        content = collect_summary(results, study.summaries[target])
     elif target in study.pages:
-        write_record(out, collect_page(results, study.pages[target]))
+        content = collect_page(results, study.pages[target])
     else:
-        write_record(out, collect(results, target).to_json())
+        content = collect(results, target).to_json()
+    write_record(out, {**content, MADE_FROM: gathered_from(study, target)})
     return out
 
 

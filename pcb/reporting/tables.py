@@ -28,6 +28,7 @@ from pcb.files import ROOT
 from pcb.formatting import signed
 from pcb.reporting import captions, style
 from pcb.reporting.claims import difference
+from pcb.reporting.current import MADE_FROM
 from pcb.reporting.results import Results
 from pcb.study import Row, Table
 from pcb.study.records import read_record
@@ -257,6 +258,7 @@ def load_json(gathered: str | Path) -> dict:
         )
     if value is None or value.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this repository", again)
+    value.pop(MADE_FROM, None)  # what it was made from is for the workflow
     return value
 
 

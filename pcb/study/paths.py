@@ -129,6 +129,10 @@ class Paths:
         """A notebook's only input: a table or figure with our numbers, or what a page shows."""
         return self.root / "gathered" / f"{target}.json"
 
+    def page_record(self, target: str) -> Path:
+        """Record of a page, or of `site`: digests of what it was made from and of its files."""
+        return self.root / "gathered" / "pages" / f"{target}.json"
+
     @property
     def site(self) -> Path:
         """Folder of the rendered pages; it may be copied anywhere."""

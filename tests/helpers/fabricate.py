@@ -1,9 +1,12 @@
 """Results that were never measured: records as the jobs leave them, for tests of reporting."""
 
+import sys
+
 import numpy as np
 
 from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.files import sha256
+from pcb.reporting.current import MADE_FROM, SITE, gathered_from, record_page
 from pcb.study import METRICS, fingerprint, load_study
 from pcb.study.records import read_record, write_record
 from pcb.study.variants import ORACLE_PARTS, detected_variants, gamma_split
@@ -118,5 +121,16 @@ def finish(study):
             write_record(paths.oracle(run, seed), oracle)
 
 
+def finish_pages(study):
+    """Write the records of all pages, as if they had been made from the present results."""
+    paths = study.paths
+    for target in study.targets:
+        write_record(paths.gathered(target), {MADE_FROM: gathered_from(study, target)})
+        files = [paths.notebook(target), paths.html(target), paths.figure(target)]
+        files += [paths.table(target, suffix) for suffix in ("csv", "md", "tex")]
+        record_page(study, target, [path for path in files if path.exists()])
+    record_page(study, SITE, [paths.index, paths.download("metrics.csv")])
+
+
 if __name__ == "__main__":
-    finish(load_study())
+    (finish_pages if "pages" in sys.argv else finish)(load_study())

@@ -7,14 +7,16 @@ copy is edited, and a dry run lists the jobs that would run.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fabricate
 import pytest
 
-from pcb.files import ROOT, locked, registered
+from pcb.files import ROOT, locked, registered, working
 from pcb.study import load_study
 from pcb.study.records import read_record, write_record
 
@@ -93,6 +95,7 @@ def finished_once(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 path.write_text("{}")
+    subprocess.run([sys.executable, program, "pages"], cwd=folder, env=env, check=True)
     result = snakemake(folder, "--touch", "--forceall", "--cores", "100")
     assert result.returncode == 0, result.stdout
     return folder
@@ -275,6 +278,39 @@ def test_a_touched_tree_runs_nothing(finished):
     assert dry_run(finished) == ({}, set())
 
 
+def test_a_copy_with_other_times_and_no_metadata_renders_nothing(finished):
+    touch_all(finished)
+    lose_metadata(finished)
+    assert dry_run(finished) == ({}, set())
+
+
+def test_other_metrics_reach_the_pages_whatever_their_time(finished):
+    run = next(r.run for r in load_study().tables["table06"].rows if r.id == "a0.8")
+    path = finished / f"results/mini/runs/{run}/seed0/metrics.json"
+    record = read_record(path)
+    record["variants"]["plain"]["AP"] += 1
+    write_record(path, record)
+    os.utime(path, (1, 1))
+    lose_metadata(finished)
+    assert dry_run(finished) == ({"gather": 1, "notebook": 1, "site": 1, **SUMMARIES}, set())
+
+
+@pytest.mark.parametrize("name", ["tables/table06.csv", "notebooks/table06.html"])
+def test_an_edited_page_is_rendered_again(finished, name):
+    (finished / "results/mini/site" / name).write_text("edited")
+    assert dry_run(finished) == ({"notebook": 1, "site": 1}, set())
+
+
+def test_an_equal_training_that_ran_again_changes_no_detection(finished):
+    run = RUNS[0]
+    path = finished / f"results/mini/runs/{run}/seed0/run.json"
+    record = read_record(path)
+    weights = record["sha256"]
+    write_record(path, record | {"sha256": "with other times", "weights": weights})
+    jobs, trained = dry_run(finished)
+    assert not trained and not jobs.keys() & {"infer", "score", "oracle"}
+
+
 def test_a_key_of_val_draws_the_data_again_and_trains_nothing(finished):
     edit(finished / "configs/scale/mini.yaml", "novel_styles: 0.15", "novel_styles: 0.25")
     jobs, trained = dry_run(finished)
@@ -346,6 +382,29 @@ def test_a_run_waits_for_jobs_of_an_earlier_one_that_still_live(tmp_path):
     named = f"still work here: `pcb train {RUNS[0]}`, process {os.getpid()} on "
     assert result.returncode and named in result.stdout and "Traceback" not in result.stdout
     assert not (folder / "results/smoke/study.json").exists() and unfinished.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_ends_a_run_and_its_jobs(tmp_path, number):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", tmp_path, "--cores", "1", "--config", "scale=smoke", "--"]
+    with (tmp_path / "log.txt").open("w") as log:
+        run = subprocess.Popen(
+            [*command, "results/smoke/data/v05/manifest.json"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    jobs = tmp_path / "results/smoke/.jobs"
+    while not working(jobs) and run.poll() is None:
+        time.sleep(0.05)
+    os.killpg(run.pid, number)
+    assert run.wait(timeout=120) != 0 and not working(jobs)
+    text = (tmp_path / "log.txt").read_text()
+    assert "Draw the data set v05; the same command resumes it" in text, text
+    assert "Traceback" not in text and not (tmp_path / "results/smoke/data/v05").exists()
+    with locked(tmp_path / "results/smoke/.lock", "these results"):
+        pass
 
 
 def test_locks_of_a_killed_snakemake_do_not_stop_the_next_run(finished):

@@ -16,8 +16,16 @@ from pcb.formatting import number
 from pcb.planning.jobs import discard, epochs_to_train
 from pcb.planning.stale import Stale
 from pcb.planning.status import overview
-from pcb.reporting.notebook import template
-from pcb.study import canonical, load_study
+from pcb.reporting.current import (
+    SITE,
+    gathered_is_stale,
+    oracle_results,
+    page_is_stale,
+    results_of,
+    site_is_stale,
+    table_results,
+)
+from pcb.study import load_study
 from pcb.study.departures import departures
 from pcb.study.load import notice_of_old_results, save_study_json
 from pcb.study.variants import (
@@ -38,7 +46,7 @@ SETTINGS = {"scale", "paper", "seeds", "results"}
 
 
 def load(config):
-    """Load the study that `--config` selects, and its departures from LVIS.
+    """Load the study that `--config` selects.
 
     An error in it, or in a YAML file, ends the run with two lines.
     """
@@ -54,7 +62,8 @@ def load(config):
             overrides["seeds"] = integers(config["seeds"])
         scale = config.get("scale", "mini")
         study = load_study(scale, config.get("paper"), overrides)
-        return study, departures(study.scale)
+        departures(study.scale)  # reads the detector configs: an error there ends the run here
+        return study
     except UserError as error:
         exit_with(error)
 
@@ -94,7 +103,7 @@ def exit_with(error):
     sys.exit(2)
 
 
-study, DEPARTURES = load(config)
+study = load(config)
 paths = study.paths
 study.contents.looks_at_images = True
 stale = Stale(study)
@@ -103,7 +112,6 @@ if notice := notice_of_old_results(study):  # of a dry run too
     logger.warning(notice)
 HARDWARE = study.scale["hardware"]
 SYNTHETIC = bool(study.scale.get("synthetic"))
-ROOT = Path(os.path.relpath(workflow.basedir))
 
 # environment.yml documents the software; the jobs run in the interpreter that runs Snakemake.
 ENVIRONMENT = str(Path(workflow.basedir) / "environment.yml")
@@ -157,11 +165,11 @@ def begin():
                 "then run the same command again",
             )
         sweep(paths.root)
+        save_study_json(study)
+        study.contents.save()
+        begin_anew()
     except UserError as error:
         exit_with(error)
-    save_study_json(study)
-    study.contents.save()
-    begin_anew()
     if not_current:
         path, reason = next(iter(not_current.items()))
         others = (
@@ -184,11 +192,40 @@ def finish():
     try:
         last_line = f"open {build(study).resolve()}"
         atexit.register(print, last_line, file=sys.stderr, flush=True)
+        study.contents.save()
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
 
 # What runs again --------------------------------------------------------------------------------
+
+
+def gather_rule(target):
+    """The rule that gathers a target."""
+    kinds = {**dict.fromkeys(study.pages, "gather_page")}
+    kinds |= dict.fromkeys(study.summaries, "gather_summary")
+    return kinds.get(target, "gather")
+
+
+def render_rule(target):
+    """The rule that renders a target."""
+    kinds = {
+        **dict.fromkeys(study.pages, "page"),
+        **dict.fromkeys(study.summaries, "summary"),
+    }
+    return kinds.get(target, "notebook")
+
+
+def made_of(target):
+    """The jobs before the gathering of a target."""
+    seeds = study.seeds[:1] if target in study.pages else study.seeds
+    runs = study.runs(target)
+    datasets = sorted({study.experiments[run].dataset for run in runs})
+    out = [("check_data", dataset) for dataset in datasets]
+    out += [("score", run, seed) for run in runs for seed in seeds]
+    if target == "protocols":
+        out += [("oracle", run, seed) for run in oracle_runs(study) for seed in seeds]
+    return out
 
 
 # Snakemake compares with what .snakemake remembers of earlier runs from this working directory, and
@@ -232,6 +269,31 @@ RESULTS = {
                 ("infer_split", run, seed, gamma_split(study, run))
                 for _ in with_gamma(study.variants(run))[:1]
             ),
+        ],
+    ),
+    **{
+        gathers: (
+            paths.gathered,
+            lambda target: gathered_is_stale(study, target),
+            made_of,
+        )
+        for gathers in ("gather", "gather_page", "gather_summary")
+    },
+    **{
+        renders: (
+            paths.page_record,
+            lambda target: page_is_stale(study, target),
+            lambda target: [(gather_rule(target), target)],
+        )
+        for renders in ("notebook", "page", "summary")
+    },
+    "site": (
+        lambda: paths.page_record(SITE),
+        lambda: site_is_stale(study),
+        lambda: [
+            *((render_rule(target), target) for target in study.targets),
+            *(job for target in study.tables for job in made_of(target)),
+            *made_of("protocols"),
         ],
     ),
 }
@@ -366,65 +428,12 @@ def data_files(dataset):
     ]
 
 
-def data_checks(*targets):
-    """The checks of the data sets behind some tables, figures and pages."""
-    datasets = {study.experiments[run].dataset for run in study.runs(*targets)}
-    return [paths.data_check(dataset) for dataset in sorted(datasets)]
-
-
-def table_results(*targets):
-    """The results behind tables and figures.
-
-    These are metrics, their bootstrap and records of their runs, the checks of their data sets and
-    some confusion matrices.
-    """
+def behind_site():
+    """What the index of the site is made from: all pages and the results behind the tables."""
     return [
-        *data_checks(*targets),
-        *(
-            get(run, seed)
-            for run in study.runs(*targets)
-            for seed in study.seeds
-            for get in (paths.train, paths.metrics, paths.bootstrap)
-        ),
-        *(
-            paths.confusion(run, seed)
-            for run in confusions_shown(*targets)
-            for seed in study.seeds
-        ),
-    ]
-
-
-def confusions_shown(*targets):
-    """The runs of figures, and of rows of which a claim compares two classes."""
-    compared = {
-        row
-        for claim in study.claims
-        for check in claim.checks
-        for row in check.rows
-        if check.form == "taken"
-    }
-    rows = ((target, row) for target in targets for row in study.tables[target].rows)
-    return dict.fromkeys(
-        row.run
-        for target, row in rows
-        if target.startswith("figure") or (target, row.id) in compared
-    )
-
-
-def oracle_results():
-    """The comparisons of own and other statistics, of the runs that have them, at all seeds."""
-    return [
-        paths.oracle(run, seed) for run in oracle_runs(study) for seed in study.seeds
-    ]
-
-
-def page_results(page):
-    """The results behind a page of images, of the first seed."""
-    seed = study.seeds[0]
-    return data_checks(page) + [
-        get(run, seed)
-        for run in study.pages[page].runs
-        for get in (paths.train, paths.metrics, paths.detections, paths.confusion)
+        *rendered(*study.targets),
+        *table_results(study, *study.tables),
+        *oracle_results(study),
     ]
 
 
@@ -434,45 +443,6 @@ def rendered(*targets):
 
 
 # Params -----------------------------------------------------------------------------------------
-
-
-def job(determines):
-    """A params function: the content of a page besides what its inputs hold, as one string.
-
-    If it changes, the job runs again.
-    """
-    return lambda wildcards: canonical(determines(wildcards))
-
-
-def scale_job():
-    """The facts about the scale that pages show."""
-    keys = ("title", "notes", "datasets", "backbones", "seeds")
-    return {key: study.scale.get(key) for key in keys} | {"departures": DEPARTURES}
-
-
-def gather_job(target):
-    """The content of a table's page besides the measured numbers."""
-    all_claims = study.resolved.get("claims", [])
-    claims = [claim for claim in all_claims if target in canonical(claim)]
-    table = study.resolved["tables"][target]
-    return {"table": table, "scale": scale_job(), "claims": claims}
-
-
-def gather_page_job(page):
-    """The settings of a page of images, and the scale."""
-    return {"page": study.resolved["pages"][page], "scale": scale_job()}
-
-
-def gather_summary_job(summary):
-    """The content of a page over all tables besides the measured numbers."""
-    shown = ("tables", "claims", "summaries")
-    return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
-
-
-def site_job():
-    """The content of the site's index besides measured numbers and rendered pages."""
-    shown = ("tables", "claims", "pages", "summaries")
-    return {key: study.resolved.get(key) for key in shown} | {"scale": scale_job()}
 
 
 def pretrains(backbone):

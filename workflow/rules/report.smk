@@ -1,36 +1,14 @@
 # Gather the numbers of a table or figure, or the images of a page, into one file; render the
-# notebook that reads it; link everything from the index of the site.
+# notebook that reads it; link everything from the index of the site. What is made again follows
+# from the content of results, settings, templates and code (pcb/reporting/current.py).
 
 
-# The code, style sheets and templates behind the site; those behind a notebook's page; and the
-# code behind a gathered file, so that a newer checkout never reads one of an older structure.
-REPORTING = ROOT / "pcb" / "reporting"
-CODE = sorted(
-    str(path)
-    for path in REPORTING.rglob("*")
-    if path.suffix in {".py", ".css", ".j2", ".js"} and path.name != "publish.py"
-)
-PAGE_CODE = [path for path in CODE if "site" not in os.path.relpath(path, REPORTING)]
-GATHER_CODE = [
-    str(REPORTING / f"{module}.py")
-    for module in (
-        "captions",
-        "claims",
-        "findings",
-        "gather",
-        "oracle",
-        "results",
-        "tables",
-    )
-]
-IMAGE_CODE = [path for path in CODE if Path(path).parent == REPORTING / "images"]
 CAPTIONS = "../report"
 
 
 rule gather:
     input:
-        lambda w: table_results(w.target),
-        code=lambda _: GATHER_CODE,
+        unless_current("gather", lambda w: results_of(study, w.target)),
     output:
         paths.gathered("{target}"),
     log:
@@ -41,8 +19,6 @@ rule gather:
     threads: 1
     resources:
         mem_mb=500,
-    params:
-        job=job(lambda w: gather_job(w.target)),
     message:
         "Gather the numbers of {wildcards.target}"
     shell:
@@ -51,8 +27,7 @@ rule gather:
 
 rule gather_page:
     input:
-        lambda w: page_results(w.page),
-        code=lambda _: GATHER_CODE + IMAGE_CODE,
+        unless_current("gather_page", lambda w: results_of(study, w.page)),
     output:
         paths.gathered("{page}"),
     log:
@@ -63,8 +38,6 @@ rule gather_page:
     threads: 1
     resources:
         mem_mb=1000 if SYNTHETIC else 16000,
-    params:
-        job=job(lambda w: gather_page_job(w.page)),
     message:
         "Gather the images of {wildcards.page}"
     shell:
@@ -73,11 +46,10 @@ rule gather_page:
 
 rule notebook:
     input:
-        gathered=paths.gathered("{target}"),
-        notebook=lambda w: str(ROOT / template(w.target)),
-        code=lambda _: PAGE_CODE,
+        unless_current("notebook", lambda w: [paths.gathered(w.target)]),
     output:
         paths.notebook("{target}"),
+        paths.page_record("{target}"),
         [paths.table("{target}", suffix) for suffix in ("md", "tex")],
         html=report(
             paths.html("{target}"),
@@ -113,11 +85,10 @@ rule notebook:
 
 rule page:
     input:
-        gathered=paths.gathered("{page}"),
-        notebook=lambda w: str(ROOT / template(w.page)),
-        code=lambda _: PAGE_CODE,
+        unless_current("page", lambda w: [paths.gathered(w.page)]),
     output:
         paths.notebook("{page}"),
+        paths.page_record("{page}"),
         paths.figure("{page}"),
         html=report(
             paths.html("{page}"),
@@ -141,9 +112,7 @@ rule page:
 
 rule gather_summary:
     input:
-        table_results(*study.tables),
-        lambda w: oracle_results() if w.summary == "protocols" else [],
-        code=lambda _: GATHER_CODE,
+        unless_current("gather_summary", lambda w: results_of(study, w.summary)),
     output:
         paths.gathered("{summary}"),
     log:
@@ -153,8 +122,6 @@ rule gather_summary:
     threads: 1
     resources:
         mem_mb=1000,
-    params:
-        job=job(lambda w: gather_summary_job(w.summary)),
     message:
         "Gather the {wildcards.summary}"
     shell:
@@ -163,11 +130,10 @@ rule gather_summary:
 
 rule summary:
     input:
-        gathered=paths.gathered("{summary}"),
-        notebook=lambda w: str(ROOT / template(w.summary)),
-        code=lambda _: PAGE_CODE,
+        unless_current("summary", lambda w: [paths.gathered(w.summary)]),
     output:
         paths.notebook("{summary}"),
+        paths.page_record("{summary}"),
         html=report(
             paths.html("{summary}"),
             caption=f"{CAPTIONS}/summary.rst",
@@ -195,12 +161,10 @@ rule summary:
 
 rule site:
     input:
-        pages=rendered(*study.targets),
-        metrics=table_results(*study.tables),
-        oracle=oracle_results(),
-        code=lambda _: CODE,
+        unless_current("site", lambda _: behind_site()),
     output:
         paths.index,
+        paths.page_record(SITE),
         [
             paths.download(name)
             for name in (
@@ -216,8 +180,6 @@ rule site:
     threads: 1
     resources:
         mem_mb=1000,
-    params:
-        job=job(lambda w: site_job()),
     message:
         "Build the index of the site"
     shell:

@@ -26,6 +26,7 @@ from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
 from pcb.reporting import findings, protocols, style, tables
+from pcb.reporting.current import record_page
 from pcb.reporting.notebook import FOR_PAGE, template
 from pcb.study import Study
 
@@ -66,6 +67,8 @@ def render(study: Study, target: str) -> Path:
     with atomic(paths.notebook(target)) as temporary:
         nbformat.write(notebook, temporary)
     write_text(paths.html(target), page)
+    written = [paths.notebook(target), paths.html(target), paths.figure(target)]
+    record_page(study, target, [*written, *(path for _, path in tables_of(study, target))])
     failed.unlink(missing_ok=True)
     return paths.html(target)
 
@@ -190,6 +193,13 @@ def picture(notebook: NotebookNode) -> bytes | None:
     return None
 
 
+def tables_of(study: Study, target: str) -> list[tuple[str, Path]]:
+    """Format and path of the tables that a target is written to."""
+    formats = tables.FORMS if target in study.tables else ("csv",)
+    formats = () if target in study.pages else formats
+    return [(suffix, study.paths.table(target, suffix)) for suffix in formats]
+
+
 def links(study: Study, target: str) -> dict:
     """The links of a page: its files, and its own and its neighbours' sections in the index.
 
@@ -209,11 +219,7 @@ def links(study: Study, target: str) -> dict:
         else None
         for side, i in (("before", position - 1), ("after", position + 1))
     }
-    files = [("notebook", paths.notebook(target))]
-    if target in study.tables:
-        files += [(suffix, paths.table(target, suffix)) for suffix in tables.FORMS]
-    elif target in study.summaries:
-        files.append(("csv", paths.table(target, "csv")))
+    files = [("notebook", paths.notebook(target)), *tables_of(study, target)]
     return {
         "title": f"{formatting.number(target)} · {study.scale['name']}",
         "index": f"{to(paths.index)}#{target}",

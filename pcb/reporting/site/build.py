@@ -18,6 +18,7 @@ from pcb import formatting
 from pcb.files import ROOT, write_text
 from pcb.reporting import captions, findings, style, tables, verdict
 from pcb.reporting.claims import VERDICTS, count_verdicts
+from pcb.reporting.current import SITE, record_page
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import data, docs, run_pages
@@ -44,6 +45,7 @@ def build(study: Study) -> Path:
     shown = [collect(results, target) for target in study.tables]
     about = scale_about(results, study.runs())
     documents, paper = docs.write(study), cited()
+    files_of_data = data.write(results, runs, claims, found)
     page = (
         style.templates()
         .get_template("site.html.j2")
@@ -80,13 +82,16 @@ def build(study: Study) -> Path:
             unmeasured=unmeasured(results),
             files=[
                 file | {"size": size(file["path"]), "href": link(study, file["path"])}
-                for file in data.write(results, runs, claims, found)
+                for file in files_of_data
             ],
             data=script_json(data.provenance(results, shown, runs) | {"glossary": docs.glossary()}),
         )
     )
     write_text(study.paths.index, page)
     run_pages.write(results, runs)
+    written = [study.paths.index, *(file["path"] for file in files_of_data)]
+    written += [study.paths.run_page(run) for run in study.runs()]
+    record_page(study, SITE, written)
     return study.paths.index
 
 
