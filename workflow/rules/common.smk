@@ -62,7 +62,9 @@ def load(config):
             overrides["seeds"] = integers(config["seeds"])
         scale = config.get("scale", "mini")
         study = load_study(scale, config.get("paper"), overrides)
-        departures(study.scale)  # reads the detector configs: an error there ends the run here
+        departures(
+            study.scale
+        )  # reads the detector configs: an error there ends the run here
         return study
     except UserError as error:
         exit_with(error)
