@@ -13,12 +13,12 @@ made again. Times are no part of it, so results may be copied. Imports nothing t
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.files import ROOT
-from pcb.reporting.notebook import template
 from pcb.study import Study, canonical, fingerprint
 from pcb.study.departures import departures
 from pcb.study.records import read_record, write_record
@@ -105,6 +105,17 @@ def confusions_shown(study: Study, *targets: str) -> list[str]:
             if target.startswith("figure") or (target, row.id) in compared
         )
     )
+
+
+def template(target: str) -> Path:
+    """The notebook that renders a target, as a path in the repository.
+
+    A target has the notebook of its own name, if there is one; other tables and figures share
+    notebooks/table.ipynb.
+    """
+    own = Path("notebooks") / f"{target}.ipynb"
+    shared = re.match("table|figure", target) and not (ROOT / own).exists()
+    return own.with_name("table.ipynb") if shared else own
 
 
 def settings_of(study: Study, target: str) -> dict:

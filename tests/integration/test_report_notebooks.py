@@ -11,9 +11,9 @@ from fabricate import SOFTMAX, fabricate, study_in
 
 from pcb.errors import UserError
 from pcb.files import ROOT, write_json
+from pcb.reporting.current import template
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
-from pcb.reporting.notebook import template
 from pcb.reporting.notebook.render import render
 from pcb.study import load_study
 

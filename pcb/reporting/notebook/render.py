@@ -26,8 +26,8 @@ from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
 from pcb.reporting import findings, protocols, style, tables
-from pcb.reporting.current import record_page
-from pcb.reporting.notebook import FOR_PAGE, template
+from pcb.reporting.current import record_page, template
+from pcb.reporting.notebook import FOR_PAGE
 from pcb.study import Study
 
 
