@@ -361,14 +361,18 @@ def begin_anew():
 
 
 def of_training(wildcards):
-    """What is made from a training alone: its record."""
-    return [paths.train(wildcards.run, wildcards.seed)]
+    """What is made from a training and a data set: the training's record, the data's check."""
+    experiment = study.experiments[wildcards.run]
+    return [
+        paths.train(wildcards.run, wildcards.seed),
+        paths.data_check(experiment.dataset),
+    ]
 
 
 def of_detection(wildcards):
     """What a detection on val is made from."""
-    of = wildcards.run, wildcards.seed
-    return [paths.train(*of), train_confusion_of(*of)]
+    confusion = train_confusion_of(wildcards.run, wildcards.seed)
+    return [*of_training(wildcards), confusion]
 
 
 def of_score(wildcards):
