@@ -4,8 +4,8 @@
 
 Each section is timed, has a limit, and is isolated: if one fails, hangs or kills its process, this
 is recorded and the others run. Everything ends within `--minutes` (10). The result is one JSON
-under results/benchmarks/gpu/, named by the GPUs; a day of some sections replaces these in it. `--device cpu` is a dry run with tiny sizes, whose
-figures mean nothing; the tests run it.
+under results/benchmarks/gpu/, named by the GPUs; a day of some sections replaces these in it.
+`--device cpu` is a dry run with tiny sizes, whose figures mean nothing; the tests run it.
 """
 
 from __future__ import annotations
