@@ -24,11 +24,11 @@ import argparse
 import ast
 import contextlib
 import gc
+import hashlib
 import importlib
 import inspect
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -150,15 +150,21 @@ def equivalent() -> dict[tuple[str, str, str], str]:
 
 
 def generated(count: int, seed: int, only: str | None = None) -> list[Mutant]:
-    """Choose mutants at random, equally many of each module, or `only` of one."""
-    rng, by_file = random.Random(seed), []
+    """Choose mutants at random, equally many of each module, or `only` of one.
+
+    They are ordered by a digest of seed and change, so a line that is edited or moved changes the
+    choice of no other.
+    """
+
+    def chance(*of: str) -> bytes:
+        return hashlib.sha256(":".join([str(seed), *of]).encode()).digest()
+
+    by_file = []
     for file, tests in AREAS.items():
-        if only not in (None, file):
-            continue
-        paths = " ".join(f"tests/unit/test_{name}.py" for name in tests.split())
-        found = list(mutants_of(file, paths))
-        by_file.append(rng.sample(found, len(found)))
-    rng.shuffle(by_file)
+        if only in (None, file):
+            paths = " ".join(f"tests/unit/test_{name}.py" for name in tests.split())
+            by_file.append(sorted(mutants_of(file, paths), key=lambda m: chance(*m.key)))
+    by_file.sort(key=lambda found: chance(found[0].file))
     rounds = range(max(map(len, by_file)))
     return [found[i] for i in rounds for found in by_file if i < len(found)][:count]
 

@@ -107,6 +107,21 @@ def test_arrays_give_arrays(calibrate):
 def test_scores_without_background_are_refused(calibrate):
     with pytest.raises(UserError, match="background last"):
         calibrate(CERTAIN[:, :-1])
+    with pytest.raises(UserError, match="scores have 0 columns"):
+        calibrate(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("calibrate", EVERY_CALIBRATION)
+def test_scores_are_calibrated_one_by_one(calibrate, logits):
+    scores = logits.softmax(1)
+    alone = torch.cat([calibrate(row) for row in scores.split(1)])
+    torch.testing.assert_close(calibrate(scores), alone)
+    torch.testing.assert_close(calibrate(scores.view(3, 4, -1)).flatten(0, 1), alone)
+
+
+def test_an_unknown_classifier_is_refused():
+    with pytest.raises(UserError, match="classifier"):
+        NorCal(torch.arange(C), 1.0, "relu")
 
 
 def test_statistics_may_be_arrays(logits):

@@ -60,6 +60,14 @@ def test_absent_classes_are_untouched_and_an_empty_batch_changes_nothing():
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
+def test_sums_are_of_the_classes_present_alone():
+    """So one process pays for the classes of its batch, not for all C."""
+    rows, labels = torch.rand(4, 2), torch.tensor([4, 1, 4, 4])
+    classes, sums, counts = class_sums(rows, labels, C)
+    assert classes.tolist() == [1, 4] and counts.tolist() == [1, 3]
+    torch.testing.assert_close(sums, torch.stack([rows[1], rows[[0, 2, 3]].sum(0)]))
+
+
 def test_a_bank_equals_its_matrices_alone():
     bank = ConfusionMatrix(C, [0.9, 0.99, 0.999], active=0.99)
     alone = [ConfusionMatrix(C, g) for g in (0.9, 0.99, 0.999)]

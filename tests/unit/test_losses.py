@@ -160,6 +160,9 @@ def test_weights_and_averages_are_those_of_mmdet():
         loss(z, label, weight, avg_factor=7.0), (ce * weight).sum() / 7, rtol=1e-6, atol=0
     )
     torch.testing.assert_close(loss(z, label, weight, reduction_override="none"), ce * weight)
+    torch.testing.assert_close(
+        loss(z, label, weight, reduction_override="sum"), (ce * weight).sum()
+    )
     torch.testing.assert_close(build(0.0, loss_weight=2.0)(z, label), 2 * ce.mean())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import method_oracle as oracle
 import pytest
 import torch
@@ -9,17 +11,19 @@ import torch.nn.functional as F
 from cuda_autocast import CudaAutocast
 from loss_cases import ACTIVE, CASES, C
 
+from pcb.errors import UserError
 from pcb.losses import (
     BAGSLoss,
+    EQLv2Loss,
     EquilibriumLoss,
     LabelSmoothingLoss,
     OnlineLabelSmoothingLoss,
     PCBCrossEntropyLoss,
     PCBEQLv2Loss,
     PCBSeesawLoss,
+    Regulariser,
+    SeesawLoss,
 )
-from pcb.losses.eqlv2 import EQLv2Loss
-from pcb.losses.seesaw import SeesawLoss
 
 N, R = 20, 3
 
@@ -77,6 +81,20 @@ def test_mixing_targets_and_mixing_losses_differ_only_by_the_weights():
     torch.testing.assert_close(mixed - literal, difference, rtol=1e-6, atol=1e-9)
 
 
+def test_eqlv2_weighs_by_the_ratio_however_small_the_gradients_are():
+    """Weights are 1 in the first iteration alone; without negatives they are the same limit."""
+    loss = EQLv2Loss(C).double()
+    assert all(torch.equal(w, torch.ones(C + 1, dtype=w.dtype)) for w in loss.class_weights())
+    loss(torch.full((1, C + 1), -5.0).double(), torch.tensor([C]))
+    assert (loss.pos + loss.neg < 0.01).all()
+    plus, minus = loss.class_weights()
+    never_positive = torch.tensor(-12 * 0.8).double().sigmoid()
+    torch.testing.assert_close(minus[:C], never_positive.expand(C))
+    torch.testing.assert_close(plus[:C], (1 + 4 * (1 - never_positive)).expand(C))
+    loss.pos[0], loss.neg[0] = 1.0, 0.0
+    assert [w[0].item() for w in loss.class_weights()] == [1, 1]
+
+
 def test_eqlv2_scores_are_sigmoids_times_foreground():
     z = torch.randn(4, C + 1)
     scores = EQLv2Loss(C).get_activation(z)
@@ -129,6 +147,17 @@ def test_alpha_zero_is_exactly_the_base_loss(base, regularised, channels):
         )
         assert all(map(torch.equal, a, b))
     assert ours.confusion.matrix.any()
+
+
+@pytest.mark.parametrize(
+    "loss, strength", [(LabelSmoothingLoss, 0.1), (OnlineLabelSmoothingLoss, 0.5)]
+)
+def test_smoothing_starts_with_pcb_or_with_training(loss, strength):
+    from_17_on, from_1_on = loss(C), loss(C, start="first")
+    for epoch, expected in ((1, (0, strength)), (16, (0, strength)), (17, (strength, strength))):
+        for each, alpha in zip((from_17_on, from_1_on), expected, strict=True):
+            each.set_epoch(epoch)
+            assert each.alpha_at(0) == each.alpha_at(None) == alpha
 
 
 def test_label_smoothing_follows_its_equation():
@@ -252,6 +281,50 @@ def test_equilibrium_loss_follows_its_equation():
         torch.testing.assert_close(loss(z, label), -p.log().mean())
 
 
+ALL = {"loss_weight": 1.0, "reduction": "mean"}
+EQL = {"gamma": 12.0, "mu": 0.8, "weight_of_positives": 4.0}
+SEESAW = {"p": 0.8, "q": 2.0, "eps": 0.01}
+
+
+@pytest.mark.parametrize(
+    "loss, values",
+    [
+        (Regulariser, {"momentum": 0.99, "num_steps": 3, "start_epoch": 17}),
+        (EQLv2Loss, EQL | ALL),
+        (PCBEQLv2Loss, EQL | ALL),
+        (SeesawLoss, SEESAW | ALL),
+        (PCBSeesawLoss, SEESAW | ALL),
+        (BAGSLoss, {"edges": (10, 100, 1000), "others_ratio": 8.0} | ALL),
+        (EquilibriumLoss, {"momentum": 0.9} | ALL),
+        (LabelSmoothingLoss, {"epsilon": 0.1, "start_epoch": 17}),
+        (OnlineLabelSmoothingLoss, {"alpha": 0.5, "start_epoch": 17}),
+    ],
+)
+def test_the_defaults_are_those_of_the_sources(loss, values):
+    parameters = inspect.signature(loss).parameters
+    assert {name: parameters[name].default for name in values} == values
+
+
+@pytest.mark.parametrize(
+    "loss, option",
+    [
+        (PCBCrossEntropyLoss, {"space": "background"}),
+        (PCBCrossEntropyLoss, {"gate": "always"}),
+        (PCBCrossEntropyLoss, {"update": "first"}),
+        (PCBCrossEntropyLoss, {"normalise": "rows"}),
+        (PCBEQLv2Loss, {"literal": "eq15"}),
+        (SeesawLoss, {"counts": "machine"}),
+        (PCBSeesawLoss, {"factors": "row"}),
+        (LabelSmoothingLoss, {"scope": "bg"}),
+        (LabelSmoothingLoss, {"start": "now"}),
+        (OnlineLabelSmoothingLoss, {"start": "now"}),
+    ],
+)
+def test_an_unknown_option_is_refused(loss, option):
+    with pytest.raises(UserError, match=next(iter(option))):
+        loss(C, **option)
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     torch.manual_seed(0)
@@ -268,8 +341,9 @@ def test_a_batch_without_positives_trains_background(case):
     value, grad = oracle.value_and_grad(loss, torch.randn(6, channels), torch.full((6,), C))
     assert value.isfinite() and grad.isfinite().all() and grad.any()
     z, label = torch.zeros(0, channels, requires_grad=True), torch.zeros(0, dtype=torch.long)
-    empty = total(loss(z, label, torch.zeros(0), avg_factor=1.0))
-    assert empty == 0 and empty.requires_grad
+    for weighted in ((z, label, torch.zeros(0), 1.0), (z, label)):
+        empty = total(loss(*weighted))
+        assert empty == 0 and empty.requires_grad
 
 
 def test_huge_logits_stay_finite_and_correct(case):
@@ -333,3 +407,14 @@ def test_scores_are_probabilities_with_background_last(case):
     assert loss.get_cls_channels(C) == channels
     scores = loss.get_activation(5 * torch.randn(7, channels))
     assert scores.shape == (7, C + 1) and (scores >= 0).all() and (scores <= 1).all()
+    grid = torch.randn(2, 3, channels)  # of any arrangement, as `...` in the code says
+    for compute in (loss.get_activation, loss.foreground):
+        by_roi = compute(grid.flatten(0, 1))
+        torch.testing.assert_close(compute(grid).flatten(0, 1), by_roi)
+
+
+def test_what_mmdet_and_our_heads_read_of_a_loss(case):
+    loss, _, _ = case
+    assert loss.takes_step and loss.custom_cls_channels
+    # Else MMDetection takes the argmax over C+1 logits, which is right for a softmax over them.
+    assert loss.custom_activation == hasattr(loss, "get_accuracy")
