@@ -13,7 +13,7 @@ reason. The repository is never changed: tests run in a copy in a temporary fold
 
 Every mutant is tried in a fork of one warm process, so it costs little more than the test that
 notices it. Of its area those tests run that execute the changed line or start processes, all where
-none does; first the ones that have killed most. The outcomes are in `--out` after each mutant. A
+none does; first those that have killed most. The outcomes are in `--out` after each mutant. A
 run that was stopped goes on from there: what was killed stays killed while its line is unchanged,
 survivors are tried again. `--fresh` starts over.
 """
@@ -53,12 +53,12 @@ KILLED, SURVIVED, EQUAL = "killed", "survived", "equivalent"
 # Not tried: its text is not in the file, or its tests fail without it.
 STALE, BROKEN = "stale", "broken"
 
-# Module -> tests of its area, files of tests/unit, for mutants that are generated.
+# Module -> tests of its area, files of tests/unit in the order in which they run.
 AREAS = {
     "pcb/confusion.py": "confusion losses losses_device",
     "pcb/calibration.py": "calibration",
     "pcb/losses/base.py": "losses losses_base losses_device",
-    "pcb/losses/regulariser.py": "losses losses_device overflow",
+    "pcb/losses/regulariser.py": "losses heads losses_device overflow",
     "pcb/losses/softmax.py": "losses losses_naive losses_device",
     "pcb/losses/eqlv2.py": "losses_base losses_device overflow",
     "pcb/losses/seesaw.py": "losses_base losses_device overflow",
@@ -267,6 +267,7 @@ class Watch:
         """Lines are those of the modules in `folder`."""
         self.report, self.folder, self.tests, self.lines = report, f"{folder}/", {}, set()
         self.starts = False  # whether the present test starts a process
+        self.files: dict[str, str] = {}  # file -> its path from the root, empty outside of pcb/
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -283,7 +284,7 @@ class Watch:
             threading.settrace(None)  # ty: ignore[invalid-argument-type]
             seconds = time.perf_counter() - began
             self.tests[item.nodeid] = {
-                "lines": sorted(self.lines),
+                "lines": [f"{file}:{line}" for file, line in self.lines],
                 "starts": self.starts,
                 "seconds": seconds,
             }
@@ -295,11 +296,14 @@ class Watch:
 
     def trace(self, frame, event, argument):
         """Follow only functions of the package; what is outside of them runs on every import."""
-        file = frame.f_code.co_filename
-        is_function = frame.f_code.co_flags & inspect.CO_NEWLOCALS
-        if not is_function or not file.startswith(self.folder + "pcb/"):
+        code = frame.f_code
+        if (file := self.files.get(code.co_filename)) is None:
+            inside = code.co_filename.startswith(self.folder + "pcb/")
+            file = code.co_filename[len(self.folder) :] if inside else ""
+            self.files[code.co_filename] = file
+        if not file or not code.co_flags & inspect.CO_NEWLOCALS:
             return None
-        self.lines.add(f"{file[len(self.folder) :]}:{frame.f_lineno}")
+        self.lines.add((file, frame.f_lineno))
         return self.trace
 
     def pytest_sessionfinish(self):
@@ -406,25 +410,24 @@ class Trial:
         changed = mutant.apply(source)
         if changed is None:
             return STALE, None
-        known: dict[str, dict] = {}
-        for test in mutant.test.split():
-            if (recorded := self.watch(test)) is None:
-                return BROKEN, test
-            known |= recorded
         place, times = f"{mutant.file}:{mutant.line_in(source)}", path.stat()
-        order = Order(self.report, place, known, self.kills)
-        try:
-            path.write_text(changed, encoding="utf-8")
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**10))  # not the stored one
-            status, found = run(self.folder, mutant.test, order)
-        finally:
-            path.write_text(source, encoding="utf-8")
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        if status == 0:
-            return SURVIVED, None
-        by = found.get("failed")
-        self.kills[by] += by is not None
-        return KILLED, by or ("timeout" if status == -signal.SIGALRM else "import")
+        for test in mutant.test.split():
+            if (known := self.watch(test)) is None:
+                return BROKEN, test
+            order = Order(self.report, place, known, self.kills)
+            try:
+                path.write_text(changed, encoding="utf-8")
+                later = times.st_mtime_ns + 10**10  # so that a compiled module is not taken for it
+                os.utime(path, ns=(times.st_atime_ns, later))
+                status, found = run(self.folder, test, order)
+            finally:
+                path.write_text(source, encoding="utf-8")
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            if status:
+                by = found.get("failed")
+                self.kills[by] += by is not None
+                return KILLED, by or ("timeout" if status == -signal.SIGALRM else "import")
+        return SURVIVED, None
 
 
 def table(found: list[dict]) -> str:

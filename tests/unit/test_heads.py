@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from tiny import EXPERIMENTS, C, D, mask_rcnn, roi_head, rois, sample, sampling
 
 import pcb.mmdet
 from pcb.errors import UserError
+from pcb.heads import IterativeRoIHead, LOCERoIHead
 from pcb.heads.loce import FeatureMemory, jitter_boxes, mean_scores
 from pcb.training.memory_format import make_outputs_readable
 
@@ -140,6 +143,55 @@ def test_one_step_is_the_standard_head():
     assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("kind", ["IterativeRoIHead", "RefinementRoIHead"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_head_predicts_as_often_as_it_has_steps(kind, steps):
+    head = roi_head(kind, num_steps=steps, step_weights=[1 / steps] * steps)
+    x = torch.randn(4, D, 7, 7)
+    predictions = head.steps(x)
+    assert len(predictions) == steps
+    torch.testing.assert_close(predictions[0], head.bbox_head(x))
+    for before, after in pairwise(predictions):
+        assert not torch.equal(before[0], after[0])
+
+
+def test_rois_without_weight_do_not_count():
+    """In MMDetection they are those that the sampler padded a batch with."""
+    head = roi_head(alpha=0.0)
+    logits, labels = torch.randn(5, C + 1), torch.tensor([0, 3, C, 1, C])
+    weights = torch.tensor([1.0, 0, 1, 0, 0])
+    for chosen in (weights, weights[:1], weights[1:2], weights[:0]):
+        n = len(chosen)
+        (loss,) = head.classification_loss(logits[:n], labels[:n], chosen, 0).values()
+        ce = torch.nn.functional.cross_entropy(logits[:n], labels[:n], reduction="none")
+        torch.testing.assert_close(loss, (ce * chosen).sum() / max(1, int(chosen.sum())))
+
+
+def test_the_accuracy_is_that_of_the_last_step():
+    head = roi_head(alpha=0.0)
+    labels = torch.tensor([0, 3, C, 1])
+    right, wrong = (20 * torch.eye(C + 1)[labels.roll(k)] for k in (0, 1))
+    boxes = torch.zeros(4, 4 * C)
+    targets = labels, torch.ones(4), torch.zeros(4, 4), torch.ones(4, 4)
+    for last, accuracy in ((right, 100), (wrong, 0)):
+        other = wrong if last is right else right
+        steps = [(logits, boxes) for logits in (other, other, last)]
+        assert head.step_losses(steps, None, *targets)["acc"] == accuracy
+
+
+def test_the_defaults_of_the_heads_are_those_of_the_paper_and_of_loce():
+    head = roi_head(hidden=512)
+    assert (head.num_steps, head.step_weights) == (3, (0.2, 0.2, 0.6))
+    assert head.regression == "last" and head.test_cls_step is head.test_reg_step is None
+    defaults = {
+        name: p.default for name, p in inspect.signature(IterativeRoIHead).parameters.items()
+    }
+    assert (defaults["hidden"], defaults["layer_norm"], defaults["identity_start"]) == (512, 0, 0)
+    defaults = {name: p.default for name, p in inspect.signature(LOCERoIHead).parameters.items()}
+    expected = {"memory": 80, "jitter": 16, "classes": 8, "per_class": 4}
+    assert {name: defaults[name] for name in expected} == expected
+
+
 def test_one_pass_gives_the_predictions_of_every_step():
     x, boxes = (torch.randn(1, D, 24, 24),), rois()
     head = roi_head()
@@ -237,8 +289,29 @@ def test_refinement_concatenates_predictions_and_feature():
         torch.testing.assert_close(prediction, (z, b))
         h = head.refine(torch.cat([f, z.softmax(1)[:, :C], b], 1)).relu()
         z, b = head.bbox_head.fc_cls(h), head.bbox_head.fc_reg(h)
+    bound = (3 / head.refine.in_features) ** 0.5  # Kaiming, as the other layers of CrowdDet
+    assert 0.95 * bound < head.refine.weight.abs().max() <= bound and not head.refine.bias.any()
     one_step = roi_head("RefinementRoIHead", num_steps=1, step_weights=[1.0])
     assert len(list(one_step.parameters())) == len(list(head.bbox_head.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["DeepSupervisionRoIHead", "RefinementRoIHead"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"num_shared_fcs": 0, "num_cls_fcs": 2, "num_reg_fcs": 2},
+        {"num_shared_fcs": 2, "num_cls_fcs": 1},
+        {"num_shared_fcs": 2, "num_reg_fcs": 1},
+    ],
+)
+def test_heads_on_shared_layers_refuse_other_box_heads(kind, layers):
+    with pytest.raises(UserError, match="Shared2FCBBoxHead"):
+        roi_head(kind, bbox_head={"type": "ConvFCBBoxHead", **layers})
+
+
+def test_deep_supervision_needs_a_step_for_each_depth():
+    with pytest.raises(UserError, match="2 steps on a box head with 2 shared layers"):
+        roi_head("DeepSupervisionRoIHead", num_steps=2, step_weights=[0.5, 0.5])
 
 
 def test_loce_overwrites_the_oldest_features():
