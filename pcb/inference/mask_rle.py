@@ -164,7 +164,6 @@ def compress_runs(
     bound[inner], bound[inner + 1], bound[begin + bounds - 1] = start, end, pixels
     index = np.arange(len(bound)) - np.repeat(begin, bounds)
     length = np.diff(bound, prepend=0)
-    length[begin] = 0
     # Neither the bound 0 nor an empty run at the end is written.
     empty_end = (length == 0) & (index == np.repeat(bounds, bounds) - 1)
     keep = (index > 0) & ~empty_end

@@ -389,6 +389,10 @@ class Trial:
         """Copies the repository into `folder`."""
         self.folder, self.report = folder / "copy", folder / "report.json"
         copy_repository(self.folder)
+        # Some tests use data that lie beside the checkout, of a worktree beside its main one.
+        data = (ROOT / git("rev-parse", "--git-common-dir")).resolve().parents[1] / "shared"
+        if data.is_dir():
+            (folder / data.name).symlink_to(data)
         self.known: dict[str, dict | None] = {}  # argument of pytest -> what its tests do unmutated
         self.kills: Counter = Counter()
 

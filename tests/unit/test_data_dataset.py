@@ -85,6 +85,14 @@ def test_repeat_factors_by_hand_ignore_images_without_labels():
     assert repeat_factors([(), *labels[:2], (), *labels[2:], ()], 0.5) == factors
 
 
+def test_the_summary_counts_the_classes_that_are_repeated():
+    few = repeat_factors([(0,), (0, 1), (0,), (0,)], 0.5)
+    expected = {"threshold": 0.5, "images": 4, "epoch": 5, "classes_repeated": 1}
+    assert few.summary() == {**expected, "largest": few.classes[1]}
+    none = {"threshold": 0.5, "images": 0, "epoch": 0, "classes_repeated": 0, "largest": 1.0}
+    assert repeat_factors([(), ()], 0.5).summary() == none
+
+
 @needs_sample
 def test_real_annotations():
     data = PCBLVISDataset(

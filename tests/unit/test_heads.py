@@ -373,6 +373,27 @@ def test_loce_scores_are_means_over_each_objects_rois():
     torch.testing.assert_close(scores, torch.stack([p[1, 2], p[2, 4], (p[0, 2] + p[3, 2]) / 2]))
 
 
+def test_loce_keeps_objects_and_drawn_classes_apart():
+    """Also in a batch with fewer RoIs than there are classes."""
+    head, drawn = mask_rcnn("loce").roi_head, torch.tensor([1, 2, 3])
+    boxes, found = rois(3)[:, 1:], []
+    sampled = SimpleNamespace(
+        priors=boxes,
+        pos_priors=boxes,
+        neg_priors=boxes[:0],
+        pos_gt_bboxes=boxes,
+        pos_gt_labels=torch.tensor([0, 0, 5]),
+        pos_assigned_gt_inds=torch.tensor([0, 1, 2]),
+        num_gts=3,
+    )
+    features = torch.randn(3, *head.memory.features.shape[2:])
+    head.memory.draw = lambda *_: (features, torch.zeros(3, 4), drawn)
+    head.bbox_head.loss_cls.update_scores = lambda means, classes: found.append(classes)
+    x = tuple(torch.randn(1, features.shape[1], 24 // 2**k, 24 // 2**k) for k in range(4))
+    head.bbox_loss(x, [sampled])
+    assert sorted(found[0].tolist()) == [0, 0, 1, 2, 3, 5]
+
+
 def test_loce_is_filled_once_and_resumes_identically(tmp_path):
     runs = []
     for resumed in (False, True):

@@ -8,6 +8,7 @@ import method_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MessageHub
 
 from pcb.errors import UserError
 from pcb.losses import PCBCrossEntropyLoss, PCBEQLv2Loss, PCBSeesawLoss
@@ -109,6 +110,43 @@ def test_the_defaults_are_those_of_the_paper(loss, alpha):
     pcb = loss(C).pcb
     assert (pcb.alpha, pcb.num_steps, pcb.start_epoch) == (alpha, 3, 17)
     assert pcb.confusion.momenta.tolist() == [0.99]
+
+
+@pytest.fixture
+def trained_by_a_runner():
+    """The iteration of MMEngine's runner, as it tells it to whoever asks."""
+    hub = MessageHub.get_current_instance()
+    yield lambda iteration: hub.update_info("iter", iteration)
+    hub.pop_info("iter")
+
+
+def test_a_runner_that_never_sets_the_epoch_is_noticed(trained_by_a_runner):
+    """PCB would stay inactive without a word."""
+    z, label = torch.randn(C, C + 1), torch.arange(C)
+    without_hook, with_hook = build(start_epoch=17), build(start_epoch=17)
+    with_hook.set_epoch(1)
+    for iteration in (0, 0, 1):  # several losses of an iteration, then the next
+        trained_by_a_runner(iteration)
+        with_hook(z, label)
+        if iteration == 0:
+            without_hook(z, label)
+    with pytest.raises(UserError, match="nothing sets the epoch") as caught:
+        without_hook(z, label)
+    assert "PCBEpochHook" in caught.value.fix
+
+
+def test_micro_batches_are_one_batch_for_the_matrix():
+    """Eq. 9 counts an iteration once: each step's micro-batches together, in the steps' order."""
+    whole, split = build(momentum=0.9), build(momentum=0.9)
+    for z, label in oracle.batches(2, N, C, C + 1):
+        with split.pcb.deferred_updates():
+            for part in (slice(0, 7), slice(7, None)):
+                for step in range(R):
+                    split(z[part] * (step + 1), label[part], step=step)
+        for step in range(R):
+            whole(z * (step + 1), label, step=step)
+    torch.testing.assert_close(split.confusion.bank, whole.confusion.bank)
+    assert torch.equal(split.confusion.seen, whole.confusion.seen)
 
 
 def test_gate_epoch_does_not_wait_for_unseen_classes():

@@ -26,6 +26,7 @@ from pcb.study.claims import (
     evaluate_published,
     judge,
     published,
+    status_of,
 )
 
 A, B, C = ("t/a", "t/b", "t/c")
@@ -167,6 +168,13 @@ def test_the_other_forms():
     falling = {**rising, **values("PwB", a=[9.0], b=[5.0], c=[4.0])}
     assert verdict({"opposed": ["AP", "PwB"], "among": [A, B, C]}, falling) == HOLDS
     assert verdict({"opposed": ["AP", "AP"], "among": [A, B, C]}, rising) == FAILS
+
+
+def test_an_interval_that_touches_zero_contains_it():
+    """To the rounding of a double: 28.6 - 20.6 is not 8.0."""
+    tiny = 1e-9
+    assert status_of(tiny, 1) == status_of(-1, -tiny) == status_of(-1, 1) == WITHIN_NOISE
+    assert (status_of(2 * tiny, 1), status_of(-1, -2 * tiny)) == (HOLDS, FAILS)
 
 
 def test_a_metric_may_be_a_difference():
