@@ -62,7 +62,7 @@ def outcomes(repository) -> tuple[str, list[tuple[str, str | None]]]:
 def test_a_mutant_is_killed_by_the_test_that_fails(repository):
     printed, found = outcomes(repository)
     killed, survived, broken = ("killed", "tests/test_area.py::test_double"), "survived", "broken"
-    kinds = [killed, (survived, None), ("stale", None), (broken, "tests/test_gone.py")]
+    kinds = [killed, (survived, None), ("stale", None), (broken, None)]
     assert found == [*kinds, ("equivalent", None)]
     assert "| pcb/area.py | 5 | 1 | 1 | 1 | 50 % |" in printed
     assert (repository / "pcb/area.py").read_text(encoding="utf-8") == MODULE

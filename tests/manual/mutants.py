@@ -11,11 +11,13 @@ without effect. `mutants.json` holds changes found by hand, all of which must be
 equally many in each module; `mutants-equivalent.json` holds those without effect, each with the
 reason. The repository is never changed: tests run in a copy in a temporary folder.
 
-Every mutant is tried in a fork of one warm process, so it costs little more than the test that
-notices it. Of its area those tests run that execute the changed line or start processes, all where
-none does; first those that have killed most. The outcomes are in `--out` after each mutant. A
-run that was stopped goes on from there: what was killed stays killed while its line is unchanged,
-survivors are tried again. `--fresh` starts over.
+Files of tests run in turn, each collected once; then every mutant is a fork of that process, in
+which the changed functions are replaced, so it costs little more than the test that notices it. A
+change outside of functions is imported anew. Those tests run that call the changed function or
+start processes, all where none does; first those that have killed most. What was killed is not
+tried with further files. The outcomes are in `--out` after each mutant. A run that was stopped goes
+on from there: what was killed stays killed while its line is unchanged, survivors are tried again.
+`--fresh` starts over.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ import sysconfig
 import tempfile
 import threading
 import time
+import types
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,6 +55,7 @@ TIMEOUT = 600  # seconds; a mutant that loops forever counts as killed
 KILLED, SURVIVED, EQUAL = "killed", "survived", "equivalent"
 # Not tried: its text is not in the file, or its tests fail without it.
 STALE, BROKEN = "stale", "broken"
+ANEW, ANEW_STATUS = "anew", 4  # not in a function that can be replaced
 
 # Module -> tests of its area, files of tests/unit in the order in which they run.
 AREAS = {
@@ -162,11 +166,16 @@ def generated(count: int, seed: int, only: str | None = None) -> list[Mutant]:
     by_file = []
     for file, tests in AREAS.items():
         if only in (None, file):
-            paths = " ".join(f"tests/unit/test_{name}.py" for name in tests.split())
-            by_file.append(sorted(mutants_of(file, paths), key=lambda m: chance(*m.key)))
+            found = mutants_of(file, paths(tests))
+            by_file.append(sorted(found, key=lambda m: chance(*m.key)))
     by_file.sort(key=lambda found: chance(found[0].file))
     rounds = range(max(map(len, by_file)))
     return [found[i] for i in rounds for found in by_file if i < len(found)][:count]
+
+
+def paths(tests: str) -> str:
+    """The files of an area, from the root of the repository."""
+    return " ".join(f"tests/unit/test_{name}.py" for name in tests.split())
 
 
 def mutants_of(file: str, test: str) -> Iterator[Mutant]:
@@ -257,129 +266,228 @@ def preload(names: list[str]) -> None:
         if name.partition(".")[0] not in ("pcb", "tests", "conftest"):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    gc.freeze()
+
+
+def enclosing(source: str, line: int) -> int:
+    """First line of the innermost function of which a line is in the body; 0 if there is none.
+
+    As in code objects, decorators belong to a function.
+    """
+    found = [
+        min(part.lineno for part in [node, *node.decorator_list])
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body[0].lineno <= line <= (node.end_lineno or 0)
+    ]
+    return max(found, default=0)
+
+
+def functions_of(path: Path) -> list[types.FunctionType]:
+    """All functions that exist of a module, wherever they are kept."""
+    return [
+        thing
+        for thing in gc.get_objects()
+        if isinstance(thing, types.FunctionType) and thing.__code__.co_filename == str(path)
+    ]
+
+
+def replace_code(functions: list[types.FunctionType], changed: str, path: Path) -> bool:
+    """Give functions of a module their code in its changed text; False where none differs."""
+    new, to_visit = {}, [compile(changed, str(path), "exec")]
+    while to_visit:
+        code = to_visit.pop()
+        new[code.co_qualname, code.co_firstlineno] = code
+        to_visit += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    replaced = False
+    for function in functions:
+        old = function.__code__
+        if (code := new.get((old.co_qualname, old.co_firstlineno))) not in (None, old):
+            function.__code__, replaced = code, True
+    return replaced
+
+
+def fork(limit: float, child: Callable[[], int]) -> int:
+    """Exit status of a function in a fork of this process, negative where a signal ended it.
+
+    The fork may use `limit` seconds of CPU time; a mutant that loops forever counts as killed.
+    """
+    if (pid := os.fork()) == 0:
+        os.setpgrp()
+        signal.setitimer(signal.ITIMER_PROF, limit)
+        signal.alarm(TIMEOUT)
+        status = 3
+        try:
+            status = child()
+        finally:
+            os._exit(status)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it started, or itself after Ctrl-C
 
 
 class Watch:
-    """A plugin of pytest that records what tests do without a mutant: lines, seconds, imports."""
+    """Records what tests do without a mutant: functions that they call, seconds, imports."""
 
-    def __init__(self, report: Path, folder: Path):
-        """Lines are those of the modules in `folder`."""
-        self.report, self.folder, self.tests, self.lines = report, f"{folder}/", {}, set()
+    def __init__(self, folder: Path):
+        """Functions are those of the package in `folder`."""
+        self.folder, self.tests, self.calls = f"{folder}/", {}, set()
         self.starts = False  # whether the present test starts a process
         self.files: dict[str, str] = {}  # file -> its path from the root, empty outside of pcb/
+        sys.addaudithook(self.audit)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item):
-        """Run a test under a trace."""
-        if not self.tests:
-            sys.addaudithook(self.audit)
-        began, self.lines, self.starts = time.perf_counter(), set(), False
+    def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
+        """Run a test and record what it does."""
+        began, self.calls, self.starts = time.process_time(), set(), False
         sys.settrace(self.trace)
         threading.settrace(self.trace)
-        try:
-            return (yield)
-        finally:
-            sys.settrace(None)
-            threading.settrace(None)  # ty: ignore[invalid-argument-type]
-            seconds = time.perf_counter() - began
-            self.tests[item.nodeid] = {
-                "lines": [f"{file}:{line}" for file, line in self.lines],
-                "starts": self.starts,
-                "seconds": seconds,
-            }
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        sys.settrace(None)
+        threading.settrace(None)  # ty: ignore[invalid-argument-type]
+        self.tests[item.nodeid] = {
+            "calls": [f"{file}:{line}" for file, line in self.calls],
+            "starts": self.starts,
+            "seconds": time.process_time() - began,
+        }
 
     def audit(self, event, arguments):
-        """Notice the start of a process, whose lines are not traced."""
+        """Notice the start of a process, whose calls are not traced."""
         if event in ("os.fork", "os.posix_spawn", "subprocess.Popen"):
             self.starts = True
 
     def trace(self, frame, event, argument):
-        """Follow only functions of the package; what is outside of them runs on every import."""
+        """Note a call of a function of the package."""
         code = frame.f_code
         if (file := self.files.get(code.co_filename)) is None:
             inside = code.co_filename.startswith(self.folder + "pcb/")
             file = code.co_filename[len(self.folder) :] if inside else ""
             self.files[code.co_filename] = file
-        if not file or not code.co_flags & inspect.CO_NEWLOCALS:
-            return None
-        self.lines.add((file, frame.f_lineno))
-        return self.trace
+        if file and code.co_flags & inspect.CO_NEWLOCALS:
+            self.calls.add((file, code.co_firstlineno))
 
-    def pytest_sessionfinish(self):
-        """Write what was recorded."""
+    def imported(self) -> list[str]:
+        """Modules of Python and of its packages."""
         places = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-        imported = [
+        return [
             name
             for name, module in list(sys.modules.items())
             if (getattr(module, "__file__", None) or "").startswith(places)
         ]
-        found = {"tests": self.tests, "imported": imported}
-        self.report.write_text(json.dumps(found), encoding="utf-8")
 
 
-class Order:
-    """A plugin of pytest that puts the tests first that probably fail, and tells which did.
+@contextlib.contextmanager
+def changed_file(path: Path, source: str, changed: str) -> Iterator[None]:
+    """Change a module for a while."""
+    times = path.stat()
+    try:
+        path.write_text(changed, encoding="utf-8")
+        later = times.st_mtime_ns + 10**10  # so that a compiled module is not taken for it
+        os.utime(path, ns=(times.st_atime_ns, later))
+        yield
+    finally:
+        path.write_text(source, encoding="utf-8")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    It leaves out tests that cannot reach the line `place`, by `known`, what `Watch` recorded of
-    each. First are the ones with the most kills in the least time.
+
+def verdict(status: int, by: str | None) -> tuple[str, str | None]:
+    """The status of a mutant, from the exit status of its tests and the one that failed."""
+    if status == 0:
+        return SURVIVED, None
+    if status == ANEW_STATUS:
+        return ANEW, None
+    return KILLED, by or ("timeout" if status in (-signal.SIGPROF, -signal.SIGALRM) else "import")
+
+
+class Session:
+    """A plugin of pytest that collects a file of tests once and tries mutants in forks.
+
+    Args:
+        folder: The copy of the repository.
+        mutants: The mutants to try.
+        kills: How many mutants each test has killed.
+        tell: Takes the outcome of each: its index, a status and the test that failed.
     """
 
-    def __init__(self, report: Path, place: str, known: dict[str, dict], kills: Counter):
-        self.report, self.place, self.known, self.kills = report, place, known, kills
+    def __init__(self, folder: Path, mutants: list[Mutant], kills: Counter, tell: Callable):
+        self.folder, self.mutants, self.kills, self.tell = folder, mutants, kills, tell
+        self.report = folder.parent / "report.json"
         self.failed: str | None = None
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items):
-        """Choose and sort the tests."""
-
-        def reaches(item):
-            return self.place in self.known[item.nodeid]["lines"]
-
-        def rate(item):
-            return (self.kills[item.nodeid] + 0.5) / (self.known[item.nodeid]["seconds"] + 0.05)
-
-        items.sort(key=lambda item: (not reaches(item), -rate(item)))
-        if items and reaches(items[0]):
-            items[:] = [i for i in items if reaches(i) or self.known[i.nodeid]["starts"]]
+        self.known: dict[str, dict] = {}
+        self.functions: dict[Path, list[types.FunctionType]] = {}
 
     def pytest_runtest_logreport(self, report):
         """Keep the first test that fails."""
         if report.failed and self.failed is None:
             self.failed = report.nodeid
 
-    def pytest_sessionfinish(self):
-        """Write what was found."""
-        self.report.write_text(json.dumps({"failed": self.failed}), encoding="utf-8")
+    def pytest_runtestloop(self, session):
+        """Run all tests without a mutant, then the mutants."""
+        status = fork(TIMEOUT, lambda: self.watch(session.items))
+        found = json.loads(self.report.read_text(encoding="utf-8")) if status == 0 else {}
+        if status:
+            for index in range(len(self.mutants)):
+                self.tell(index, BROKEN, None)
+            return True
+        self.known = found["tests"]
+        gc.disable()  # forks share memory that no collection touches
+        self.tell(None, "imported", found["imported"])
+        for index, mutant in enumerate(self.mutants):
+            self.tell(index, *self.outcome(mutant, session.items))
+        return True
 
+    def watch(self, items: list[pytest.Item]) -> int:
+        """Run tests under a watch, in a fork."""
+        watch = Watch(self.folder)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            watch.run(item, following)
+            if self.failed:
+                return 1
+        found = {"tests": watch.tests, "imported": watch.imported()}
+        self.report.write_text(json.dumps(found), encoding="utf-8")
+        return 0
 
-def run(folder: Path, test: str, plugin: Watch | Order) -> tuple[int, dict]:
-    """Run tests in a copy of the repository, in a fork of this process.
+    def outcome(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str | None]:
+        """The status of a mutant and the test that killed it."""
+        path = self.folder / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if (changed := mutant.apply(source)) is None:
+            return STALE, None
+        first = enclosing(source, mutant.line_in(source))
+        chosen = self.choose(items, f"{mutant.file}:{first}")
+        slowest = max((self.known[item.nodeid]["seconds"] for item in chosen), default=0)
+        if path not in self.functions:
+            self.functions[path] = functions_of(path)
+        module = mutant.file.removesuffix(".py").replace("/", ".")
 
-    Returns:
-        pytest's exit status, negative where a signal ended it, and what the plugin reported.
-    """
-    plugin.report.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        os.setpgrp()
-        signal.alarm(TIMEOUT)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os.chdir(folder)
-        sys.path.insert(0, str(folder))
-        os.environ.update(PYTHONPATH=str(folder))
-        scratch = f"--basetemp={folder.parent / 'tests'}"
-        options = ["-qx", "-p", "no:cacheprovider", scratch]
-        os._exit(pytest.main([*options, *test.split()], plugins=[plugin]))
-    try:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it started, or itself after Ctrl-C
-    written = plugin.report.is_file()
-    return status, json.loads(plugin.report.read_text(encoding="utf-8")) if written else {}
+        def child() -> int:
+            inside = first and replace_code(self.functions[path], changed, path)
+            if module in sys.modules and not inside:
+                return ANEW_STATUS
+            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.failed:
+                    self.report.write_text(json.dumps(self.failed), encoding="utf-8")
+                    return 1
+            return 0
+
+        self.report.write_text("null", encoding="utf-8")
+        with changed_file(path, source, changed):  # for processes that tests start
+            status = fork(20 + 3 * slowest, child)
+        by = json.loads(self.report.read_text(encoding="utf-8"))
+        self.kills[by] += by is not None
+        return verdict(status, by)
+
+    def choose(self, items: list[pytest.Item], place: str) -> list[pytest.Item]:
+        """The tests that may notice a change of a function: those with most kills in least time."""
+
+        def rate(item):
+            return (self.kills[item.nodeid] + 0.5) / (self.known[item.nodeid]["seconds"] + 0.02)
+
+        chosen = sorted(items, key=rate, reverse=True)
+        reaching = [item for item in chosen if place in self.known[item.nodeid]["calls"]]
+        starting = [item for item in chosen if self.known[item.nodeid]["starts"]]
+        return [*reaching, *(i for i in starting if i not in reaching)] if reaching else chosen
 
 
 class Trial:
@@ -387,51 +495,107 @@ class Trial:
 
     def __init__(self, folder: Path):
         """Copies the repository into `folder`."""
-        self.folder, self.report = folder / "copy", folder / "report.json"
+        self.folder, self.scratch = folder / "copy", folder / "tests"
         copy_repository(self.folder)
         # Some tests use data that lie beside the checkout, of a worktree beside its main one.
         data = (ROOT / git("rev-parse", "--git-common-dir")).resolve().parents[1] / "shared"
         if data.is_dir():
             (folder / data.name).symlink_to(data)
-        self.known: dict[str, dict | None] = {}  # argument of pytest -> what its tests do unmutated
         self.kills: Counter = Counter()
 
-    def watch(self, test: str) -> dict | None:
-        """What tests do without a mutant; None where they fail."""
-        if test not in self.known:
-            # Only here are compiled modules stored: one of a mutant could be taken for the module.
-            sys.dont_write_bytecode = False
-            status, found = run(self.folder, test, Watch(self.report, self.folder))
-            sys.dont_write_bytecode = True
-            preload(found.get("imported", []))
-            self.known[test] = None if status else found["tests"]
-        return self.known[test]
+    def outcomes(self, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str, str | None]]:
+        """Each mutant, its status, and the test that killed it."""
+        order = dict.fromkeys(test for area in AREAS.values() for test in paths(area).split())
+        order |= dict.fromkeys(test for mutant in mutants for test in mutant.test.split())
+        pending = list(mutants)
+        for test in order:
+            chosen = [m for m in pending if test in m.test.split()]
+            anew = []
+            for mutant, status, by in self.together(test, chosen) if chosen else ():
+                if status == ANEW:
+                    anew.append(mutant)
+                elif status == SURVIVED and test != mutant.test.split()[-1]:
+                    continue
+                else:
+                    pending.remove(mutant)
+                    yield mutant, status, by
+            for mutant in anew:
+                status, by = self.alone(test, mutant)
+                if status == KILLED or test == mutant.test.split()[-1]:
+                    pending.remove(mutant)
+                    yield mutant, status, by
 
-    def outcome(self, mutant: Mutant) -> tuple[str, str | None]:
-        """A status, and the tests that failed."""
-        path = self.folder / mutant.file
+    def together(self, test: str, mutants: list[Mutant]) -> Iterator[tuple]:
+        """Try mutants in forks of one process that has collected the tests."""
+        read, write = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.close(read)
+            with os.fdopen(write, "w") as pipe:
+
+                def tell(*found) -> None:
+                    print(json.dumps(found), file=pipe, flush=True)
+
+                self.pytest([test], Session(self.folder, mutants, self.kills, tell))
+            os._exit(0)
+        os.close(write)
+        told = set()
+        try:
+            with os.fdopen(read) as pipe:
+                for line in pipe:
+                    index, status, about = json.loads(line)
+                    if index is None:
+                        preload(about)
+                        continue
+                    told.add(index)
+                    if status == KILLED:
+                        self.kills[about] += 1
+                    yield mutants[index], status, about
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+        for index in set(range(len(mutants))) - told:
+            yield mutants[index], BROKEN, None
+
+    def alone(self, test: str, mutant: Mutant) -> tuple[str, str | None]:
+        """Try a mutant in a process that imports the package anew."""
+        path, report = self.folder / mutant.file, self.folder.parent / "alone.json"
         source = path.read_text(encoding="utf-8")
         changed = mutant.apply(source)
-        if changed is None:
-            return STALE, None
-        place, times = f"{mutant.file}:{mutant.line_in(source)}", path.stat()
-        for test in mutant.test.split():
-            if (known := self.watch(test)) is None:
-                return BROKEN, test
-            order = Order(self.report, place, known, self.kills)
-            try:
-                path.write_text(changed, encoding="utf-8")
-                later = times.st_mtime_ns + 10**10  # so that a compiled module is not taken for it
-                os.utime(path, ns=(times.st_atime_ns, later))
-                status, found = run(self.folder, test, order)
-            finally:
-                path.write_text(source, encoding="utf-8")
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            if status:
-                by = found.get("failed")
-                self.kills[by] += by is not None
-                return KILLED, by or ("timeout" if status == -signal.SIGALRM else "import")
-        return SURVIVED, None
+        assert changed is not None
+        report.write_text("null", encoding="utf-8")
+
+        def child() -> int:
+            return int(self.pytest(["-x", test], Failure(report)))
+
+        with changed_file(path, source, changed):
+            status = fork(TIMEOUT / 2, child)
+        by = json.loads(report.read_text(encoding="utf-8"))
+        self.kills[by] += by is not None
+        return verdict(status, by)
+
+    def pytest(self, arguments: list[str], plugin: object) -> int:
+        """Run pytest in the copy, without output."""
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))
+        os.environ.update(PYTHONPATH=str(self.folder))
+        options = ["-q", "-p", "no:cacheprovider", f"--basetemp={self.scratch}"]
+        return pytest.main([*options, *arguments], plugins=[plugin])
+
+
+class Failure:
+    """A plugin of pytest that writes the name of the first test that fails."""
+
+    def __init__(self, report: Path):
+        self.report = report
+
+    def pytest_runtest_logreport(self, report):
+        """Write it."""
+        if report.failed:
+            self.report.write_text(json.dumps(report.nodeid), encoding="utf-8")
 
 
 def table(found: list[dict]) -> str:
@@ -499,30 +663,34 @@ def main() -> None:
             print(describe(mutant), without_effect.get(mutant.key, ""))
         return
     known = {} if args.fresh else earlier(args.out)
-    found: list[dict] = []
+    found: dict[Mutant, dict] = {}
     about = {"seed": args.seed, "generated": len(mutants)} if args.generate else {}
-    began, tried = time.monotonic(), 0
-    to_try = sum(m.key not in known and m.key not in without_effect for m in mutants)
+
+    def settle(mutant: Mutant, status: str, **why) -> None:
+        found[mutant] = {**asdict(mutant), "status": status, **why}
+        write(args.out, [found[m] for m in mutants if m in found], **about)
+
+    for mutant in mutants:
+        if mutant.key in without_effect:
+            settle(mutant, EQUAL, reason=without_effect[mutant.key])
+        elif mutant.key in known:
+            settle(mutant, KILLED, by=known[mutant.key]["by"])
+    to_try = [mutant for mutant in mutants if mutant not in found]
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
-        trial = Trial(Path(temporary))
-        for number, mutant in enumerate(mutants, 1):
-            if mutant.key in without_effect:
-                status, about_it = EQUAL, {"reason": without_effect[mutant.key]}
-            elif mutant.key in known:
-                status, about_it = KILLED, {"by": known[mutant.key]["by"]}
-            else:
-                status, by = trial.outcome(mutant)
-                about_it, tried = {"by": by}, tried + 1
-            found.append({**asdict(mutant), "status": status, **about_it})
-            write(args.out, found, **about)
-            left = (time.monotonic() - began) / max(tried, 1) * (to_try - tried)
+        outcomes = Trial(Path(temporary)).outcomes(to_try)
+        for number, (mutant, status, by) in enumerate(outcomes, 1):
+            settle(mutant, status, by=by)
+            left = (time.monotonic() - began) / number * (len(to_try) - number) / 60
+            name = re.sub(".*::", "", by or "")
             print(
-                f"{number}/{len(mutants)}  {left / 60:.0f} min left  {status:10} {describe(mutant)}"
-                f"  {re.sub('.*::', '', about_it.get('by') or '')}",
+                f"{number}/{len(to_try)}  {left:.0f} min left  {status:10} {describe(mutant)} "
+                f" {name}",
                 flush=True,
             )
-    print(table(found))
-    bad = [entry for entry in found if entry["status"] in (SURVIVED, STALE, BROKEN)]
+    found = {mutant: found[mutant] for mutant in mutants}
+    print(table(list(found.values())))
+    bad = [entry for entry in found.values() if entry["status"] in (SURVIVED, STALE, BROKEN)]
     for entry in bad:
         print(f"{entry['status']}: {entry['file']}:{entry['line'] or ''} {entry['new'].strip()}")
     sys.exit(bool(bad))
