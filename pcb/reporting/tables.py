@@ -411,7 +411,13 @@ def footnotes(table: ResultTable) -> list[str]:
 
 
 def base_names(table: ResultTable) -> str:
-    """The rows that others are compared with, by their labels."""
+    """The rows that others are compared with: by their place, or else by their labels."""
+    before, above = None, True
+    for row in table.rows:
+        above &= row.base in (None, before)
+        before = row.id if row.base is None else before
+    if above:
+        return "the nearest row above that has no Δ"
     used = {row.base for row in table.rows}
     rows = [row for row in table.rows if row.id in used]
     differ = [len({row.labels[k] for row in rows}) > 1 for k in range(len(table.labels))]

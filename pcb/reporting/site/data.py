@@ -249,7 +249,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         text = f"{scored['images']} images, evaluation {scored['evaluation']}"
         out.append(("scored on", text))
     if weights := weights_of(record):
-        out.append(("weights", f"sha256 {weights[:16]}…"))
+        out.append(("weights", f"sha256 {weights}"))
     return out
 
 

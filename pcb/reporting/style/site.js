@@ -253,7 +253,7 @@ function route() {
   }
   else if (element?.closest("#claims tr[hidden]")) filter.reset();
   apply();
-  if (element && [...query].length) element.scrollIntoView();
+  if (element && [...query].length) element.scrollIntoView({behavior: "instant"});
 }
 
 addEventListener("hashchange", route);
@@ -306,20 +306,28 @@ for (const place of document.querySelectorAll("[data-copy]")) {
 
 const tip = document.getElementById("tip");
 
+let explained = null;
+
 function explain(event) {
-  const place = event.target.closest?.("[data-term]"), meaning = place && data.glossary[place.dataset.term];
+  explained = event.target.closest?.("[data-term]");
+  const meaning = explained && data.glossary[explained.dataset.term];
   tip.hidden = !meaning;
   if (!meaning) return;
-  tip.textContent = `${place.dataset.term}: ${meaning}`;
-  const box = place.getBoundingClientRect();
+  tip.textContent = `${explained.dataset.term}: ${meaning}`;
+  (explained.querySelector("button") ?? explained).setAttribute("aria-describedby", "tip");
+  place();
+}
+
+function place() {
+  if (tip.hidden) return;
+  const box = explained.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${box.top > tip.offsetHeight + 70 ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
-  (place.querySelector("button") ?? place).setAttribute("aria-describedby", "tip");
 }
 
 for (const name of ["pointerover", "focusin", "click"]) document.addEventListener(name, explain);
 document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
-addEventListener("scroll", () => { tip.hidden = true; }, {passive: true});
+addEventListener("scroll", place, {passive: true});
 
 /* The head of a table stays in sight where the table fits; where it does not, a hint says that it scrolls. */
 
@@ -348,6 +356,14 @@ function mark() {
 
 addEventListener("scroll", mark, {passive: true});
 mark();
+
+/* Pictures arrive after the numbers, and before anyone prints. */
+
+addEventListener("load", () => {
+  for (const picture of document.querySelectorAll('img[loading="lazy"]')) picture.loading = "eager";
+  route();
+  mark();
+});
 
 /* On paper everything that unfolds is unfolded. */
 
