@@ -67,14 +67,24 @@ class PCBLVISMetric(BaseMetric):
         self.all_categories, self.images, self.annotations = read_lvis(
             self.ann_file, "segm" in self.kinds, backend_args
         )
+        self.categories = self.all_categories
         # hotcoco takes ids as floats, which not every id fits into.
         self.number = {image_id: k for k, image_id in enumerate(self.images)}
         self.streams: dict[str, Any] = {}
         self.seen: set[int] = set()
 
+    @property
+    def dataset_meta(self) -> dict | None:
+        """Meta information of the data set, with its `classes`; set before the training."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict | None) -> None:
+        self._dataset_meta = meta
+        self.categories = of_dataset(self.all_categories, meta, self.ann_file)
+
     def start(self) -> None:
         """Begin a pass over the images: one stream of matches for boxes, one for masks."""
-        self.categories = of_dataset(self.all_categories, self.dataset_meta, self.ann_file)
         self.category_ids = np.array([c["id"] for c in self.categories])
         self.known = set(self.category_ids.tolist())
         self.streams = {

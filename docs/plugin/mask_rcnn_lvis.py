@@ -65,6 +65,7 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + val_file)
+# AP of boxes and masks. MMDetection's own LVISMetric fails with numpy 1.24 or newer.
+val_evaluator = dict(type="PCBLVISMetric", ann_file=data_root + val_file)
 test_evaluator = val_evaluator
 train_cfg = dict(val_interval=24)

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from imported import imported_packages
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from squares import CLASSES, write_squares
 from tiny import C, D, roi_head
 
 import pcb.mmdet
+from pcb.calibration import ConfusionMatrixCalibration
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
+from pcb.lvis_metric import PCBLVISMetric
 
 # With the number of confusion matrices of each.
 CONFIGS = {"mask_rcnn_lvis": 1, "cascade_mask_rcnn_coco": 3, "faster_rcnn_coco": 1}
@@ -87,6 +90,7 @@ def config(edited, tmp_path, monkeypatch):
 
 
 def shrink(cfg):
+    cfg.evaluator = cfg.val_evaluator
     model, roi = cfg.model, cfg.model.roi_head
     model.backbone = dict(type="ResNet", depth=18, base_channels=4, norm_eval=True)
     model.neck.update(in_channels=[4, 8, 16, 32], out_channels=8)
@@ -293,7 +297,7 @@ def test_the_page_calibrates_saved_scores(tmp_path, monkeypatch):
     scores, labels = rng.dirichlet(np.ones(4), 40).astype(np.float32), rng.integers(0, 4, 40)
     np.savez("scores.npz", scores=scores, labels=labels)
     np.save("test_scores.npy", scores)
-    exec(next(block for block in blocks("python") if "calibrate" in block), names)
+    exec(next(block for block in blocks("python") if "saved[" in block), names)
     total = scores[:, :3].sum(1, keepdims=True)
     matrix = np.stack([(scores[:, :3] / total)[labels == k].mean(0) for k in range(3)])
     p = scores[:, :3] @ (matrix / matrix.sum(0)).T
@@ -309,9 +313,124 @@ def test_the_command_on_the_page_prints_classes_and_absent_ones(
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
     (tmp_path / "train.json").write_text(json.dumps(content))
     monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / "train.json")])
-    (code,) = re.findall(r"<<'END'\n(.*?)\nEND", "".join(blocks("sh")), re.DOTALL)
-    exec(code, {})
+    exec(program("absent ="), {})
     assert capsys.readouterr().out == "classes = ('dove', 'owl', 'wren')\nabsent = [1]\n"
+
+
+def program(part: str) -> str:
+    """The Python program in a shell command on the page that contains `part`."""
+    programs = re.findall(r"<<'END'\n(.*?)\nEND", "".join(blocks("sh")), re.DOTALL)
+    (code,) = [code for code in programs if part in code]
+    return code
+
+
+@pytest.mark.parametrize(
+    ("threshold", "printed"),
+    [
+        ("0.001", "0 of 6 images repeated, up to 1 times\n"),
+        ("0.9", "6 of 6 images repeated, up to 2 times\n"),
+    ],
+)
+def test_the_command_on_the_page_counts_repeated_images(
+    data, tmp_path, monkeypatch, capsys, threshold, printed
+):
+    """In each of the six images two of the three classes are shown: each class in four."""
+    monkeypatch.setattr(sys, "argv", ["-", str(data / "annotations/train.json"), threshold])
+    exec(program("threshold"), {})
+    assert capsys.readouterr().out == printed
+    if threshold == "0.9":
+        dataset = dict(
+            type="CocoDataset",
+            data_root=str(data),
+            ann_file="annotations/train.json",
+            data_prefix=dict(img="train"),
+            metainfo=dict(classes=CLASSES),
+            pipeline=[],
+        )
+        init_default_scope("mmdet")
+        repeated = DATASETS.build(
+            dict(type="ClassBalancedDataset", dataset=dataset, oversample_thr=0.9)
+        )
+        assert len(repeated) == 12
+
+
+def test_the_config_for_lvis_validates_by_our_metric(edited, data):
+    init_default_scope("mmdet")
+    config = edited["mask_rcnn_lvis"]
+    assert config.evaluator.ann_file.startswith(str(data))
+    metric = METRICS.build(config.evaluator)
+    assert isinstance(metric, PCBLVISMetric) and metric.kinds == ["bbox", "segm"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_page_takes_scores_out_of_mmdetection_and_puts_calibrated_ones_back(
+    config, monkeypatch, plain
+):
+    """With PCB's loss in the iterative head, and with cross entropy in MMDetection's own."""
+    cfg = config("mask_rcnn_lvis")
+    if plain:
+        cfg.model.roi_head.type = "StandardRoIHead"
+        for key in ("num_steps", "step_weights", "identity_start", "hidden"):
+            cfg.model.roi_head.pop(key)
+        cfg.model.roi_head.bbox_head.loss_cls = dict(type="CrossEntropyLoss")
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    (code,) = [block for block in blocks("python") if "changed_scores" in block]
+    given, logits = [], []
+    record_nms(monkeypatch, given)
+    head = model.roi_head.bbox_head
+    predict = head.predict_by_feat
+
+    def recording(rois, cls_scores, *args, **kwargs):
+        logits.extend(cls_scores)
+        return predict(rois, cls_scores, *args, **kwargs)
+
+    monkeypatch.setattr(head, "predict_by_feat", recording)
+    names = {"model": model, "loader": [photograph(k) for k in range(3)]}
+    exec(code, names)
+    scores = [z.softmax(-1) for z in logits]
+    assert len(names["saved"]) == 3 and len(names["results"]) == 3
+    for ours, theirs in zip(names["saved"], scores, strict=False):
+        torch.testing.assert_close(ours, theirs)
+    true, labels = torch.cat(scores[:3]), torch.cat(names["labels"])
+    expected = torch.zeros(3, 3)
+    for k in range(3):
+        expected[k] = (true[:, :3] / true[:, :3].sum(1, keepdim=True))[labels == k].mean(0)
+    torch.testing.assert_close(names["matrix"], expected)
+    calibrate = ConfusionMatrixCalibration(expected)
+    for ours, theirs in zip(given[3:], scores[3:], strict=True):
+        torch.testing.assert_close(ours, calibrate(theirs))
+        assert (ours - theirs).abs().max() > 1e-4
+    given.clear()
+    with torch.no_grad():  # afterwards the detector is as before
+        model.test_step(photograph(0))
+    torch.testing.assert_close(given[0], scores[3])
+
+
+def record_nms(monkeypatch, given):
+    """Keep the scores that MMDetection's NMS gets."""
+    from mmdet.models.roi_heads.bbox_heads import bbox_head
+
+    nms = bbox_head.multiclass_nms
+
+    def recording(boxes, scores, *args, **kwargs):
+        given.append(scores)
+        return nms(boxes, scores, *args, **kwargs)
+
+    monkeypatch.setattr(bbox_head, "multiclass_nms", recording)
+
+
+def photograph(seed):
+    """A batch of one image of 64 pixels, shown at twice its size, with an object of each class."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"img_shape": (64, 64), "ori_shape": (32, 32), "pad_shape": (64, 64)}
+    sample = DetDataSample(metainfo={**shapes, "scale_factor": (2.0, 2.0), "img_id": seed})
+    corner = 10 * torch.rand(3, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 8 + 10 * torch.rand(3, 2, generator=generator)], 1)
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.arange(3))
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator)
+    return {"inputs": [image], "data_samples": [sample]}
 
 
 def test_the_plug_in_needs_no_pipeline():

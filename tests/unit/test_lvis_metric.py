@@ -260,9 +260,8 @@ def test_missing_things_are_refused_before_the_training(federated, tmp_path, mon
     with pytest.raises(UserError, match="metric='proposal'"):
         build(federated[0], metric="proposal")
     metric = build(federated[0])
-    metric.dataset_meta = {"classes": ("class1", "zebra")}
     with pytest.raises(UserError, match=r"2 classes, of which .* has 1(?s:.)*fix: give metainfo"):
-        metric.process({}, [])
+        metric.dataset_meta = {"classes": ("class1", "zebra")}
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(UserError, match=r"needs hotcoco(?s:.)*fix: install it"):
         build(federated[0])
