@@ -576,6 +576,16 @@ def test_panels_of_ours_and_the_paper_have_equal_spans(tmp_path):
     assert lower[0][1] < lower[1][1]  # PwB grows with the number of classes
 
 
+@pytest.mark.parametrize("target", ["table02", "table03", "table06", "table07", "table08"])
+def test_a_table_without_published_numbers_has_its_plots(tmp_path, target):
+    """As an overlay's own table."""
+    study = study_in(tmp_path)
+    fabricate(study, study.runs(target)[0])
+    table = gathered(study, target)
+    bare = [replace(row, paper={}, copied_from=None) for row in table.rows]
+    assert list(plots.draw(replace(table, rows=bare)))
+
+
 def test_the_description_of_a_plot_says_what_it_shows(tmp_path):
     study = study_in(tmp_path)
     for row in study.tables["table02"].rows:

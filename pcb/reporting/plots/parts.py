@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pcb import formatting
 from pcb.reporting import captions, style
-from pcb.reporting.tables import OURS, PAPER, ResultTable
+from pcb.reporting.tables import OURS, PAPER, ResultTable, numbers
 
 DPI = 200
 GREY = "#555555"
@@ -93,6 +93,13 @@ def equal_spans(axes: Iterable[Axes], axis: str) -> None:
     for ax, (low, high) in zip(drawn, limits, strict=True):
         grown = (span - (high - low)) / 2
         getattr(ax, f"set_{axis}lim")(low - grown, high + grown)
+
+
+def both_sides(table: ResultTable) -> pd.DataFrame:
+    """The numbers of a table, with empty columns of the paper where it prints none."""
+    frame = numbers(table)
+    paper = [f"{PAPER} {metric}" for metric in table.metrics]
+    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *paper])))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pandas as pd
 from pcb.reporting import style
 from pcb.reporting.plots.parts import (
     Plot,
+    both_sides,
     canvas,
     described,
     empty,
@@ -17,7 +18,7 @@ from pcb.reporting.plots.parts import (
     metric_legend,
     panel,
 )
-from pcb.reporting.tables import OURS, PAPER, ResultTable, numbers
+from pcb.reporting.tables import OURS, PAPER, ResultTable
 
 GROUP_METRICS = ("APr", "APc", "APf")
 
@@ -27,7 +28,7 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
 
     `x` is the label column of the setting. Each value of the label column `by` has a row of panels.
     """
-    frame, metrics = numbers(table), [m for m in table.metrics if m in style.COLOURS]
+    frame, metrics = both_sides(table), [m for m in table.metrics if m in style.COLOURS]
     panels: list[tuple[str | None, pd.DataFrame]] = [(None, frame)]
     if by is not None:
         panels = [(str(value), data) for value, data in frame.groupby(by, sort=False)]
@@ -86,7 +87,7 @@ def groups(table: ResultTable) -> Plot:
 
     The shorter the line, the smaller the bias. Without these metrics: all that the table has.
     """
-    frame = numbers(table)
+    frame = both_sides(table)
     metrics = [m for m in GROUP_METRICS if m in table.metrics] or table.metrics
     names = [literal(" · ".join(row.labels)) for row in table.rows]
     heights = np.arange(len(names))[::-1]
