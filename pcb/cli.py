@@ -222,6 +222,35 @@ def doctor(arguments: Namespace) -> None:
         raise SystemExit(1)
 
 
+def new_scale(arguments: Namespace) -> None:
+    """Write the scale of a data set of your own: a commented YAML file that runs as it is.
+
+    Reads two annotation files in COCO's or LVIS's format and the header of every image; writes
+    configs/scale/NAME.yaml and, where no shipped detector fits the images, configs/mmdet/NAME.py.
+    Prints how each value was chosen, and the next commands. See docs/own-data.md.
+    """
+    require_checkout()
+    from pcb.cluster.gpus import installed
+    from pcb.planning.new_scale import Own, propose, refuse_existing
+
+    given = {key: vars(arguments)[key] for key in Own.__dataclass_fields__}
+    if not given["device"]:
+        given["device"] = "cuda" if installed() else "cpu"
+        why = "a GPU was found" if installed() else "no GPU was found"
+        print(f"device     {given['device']}: {why}; --device chooses")
+    own = Own(**{key: value for key, value in given.items() if value is not None})
+    if not arguments.dry_run:  # not only after minutes of reading
+        refuse_existing([own.scale_file], arguments.force)
+    proposal = propose(own)
+    print(proposal.report())
+    if arguments.dry_run:
+        for path, text in proposal.files.items():
+            print(f"\n--- {path}, not written\n{text}", end="")
+        return
+    proposal.write(arguments.force)
+    print(f"\nwritten: {', '.join(map(str, proposal.files))}\nnext:\n{proposal.next_commands()}")
+
+
 def make_data(arguments: Namespace) -> None:
     """Draw an emoji-LVIS data set.
 
@@ -637,7 +666,7 @@ def contents() -> str:
     """The verbs by purpose, each with the first sentence of its docstring."""
     groups: dict[str, tuple[FunctionType, ...]] = {
         "the whole": (reproduce, doctor, plan, measure, status),
-        "data": (make_data, download, check_data, contact_sheet),
+        "data": (new_scale, make_data, download, check_data, contact_sheet),
         "one run": (pretrain, trunk, train, infer, confusion, score, oracle, export),
         "pages": (gather, render, site, verdict, publish),
         "any detector": (bias,),
@@ -712,7 +741,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     def verb(do: FunctionType) -> argparse.ArgumentParser:
-        shared = {bias: [], reproduce: [of_scale]}.get(do, [of_scale, of_study])
+        shared = {bias: [], new_scale: [], reproduce: [of_scale]}.get(do, [of_scale, of_study])
         command = verbs.add_parser(name_of(do), description=inspect.getdoc(do), parents=shared)
         command.set_defaults(do=do)
         return command
@@ -780,6 +809,54 @@ def parser() -> argparse.ArgumentParser:
         choices=["cpu", "cuda"],
         help="check the environment for this device, without a scale",
     )
+    command = verb(new_scale)
+    command.add_argument("--train", required=True, metavar="JSON", help="annotations to train on")
+    command.add_argument("--val", required=True, metavar="JSON", help="annotations to score on")
+    command.add_argument(
+        "--images", required=True, metavar="FOLDER", help="the images of both, by `file_name`"
+    )
+    command.add_argument(
+        "--dev",
+        metavar="JSON",
+        help="annotations on which NorCal's hyper-parameter is chosen (default: a part of train)",
+    )
+    command.add_argument(
+        "--name", default="mine", help="name of the scale and of the data set (default: mine)"
+    )
+    command.add_argument(
+        "--title", default="", metavar="TEXT", help="its name on pages (default: --name)"
+    )
+    command.add_argument(
+        "--format",
+        choices=["coco", "lvis"],
+        help="coco: every class counts in every image; lvis: federated labels, a class counts "
+        "only where it was verified (default: what the files show)",
+    )
+    command.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="cpu: a small detector, to compare methods in minutes; cuda: Mask R-CNN, R50-FPN "
+        "(default: cuda where a GPU is found)",
+    )
+    command.add_argument(
+        "--gpus", type=natural, default=1, metavar="N", help="GPUs of a training (default: 1)"
+    )
+    command.add_argument(
+        "--epochs",
+        type=natural,
+        metavar="N",
+        help="epochs, the learning rate drops in proportion (default: by the size of the data)",
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="ImageNet weights of ResNet-50, on cuda (default: what `pcb download` fetches)",
+    )
+    command.add_argument(
+        "--out", metavar="YAML", help="the file to write (default: configs/scale/NAME.yaml)"
+    )
+    command.add_argument("--force", action="store_true", help="replace files of an earlier call")
+    command.add_argument("--dry-run", action="store_true", help="print the files, write nothing")
     verb(make_data).add_argument(
         "dataset", help="a data set of the scale, such as v05, or pretrain"
     )

@@ -234,10 +234,14 @@ class LVISIndex:
                 return values if key == "frequency" else [group(count) for count in values]
         return [group(count, thresholds or THRESHOLDS) for count in self.image_count]
 
+    def images_without(self, key: str) -> int:
+        """Return the number of images that lack a key, such as `neg_category_ids`."""
+        return self._column(key).null_count
+
     def missing_keys(self) -> list[str]:
         """Return the keys of LVIS's federated labels that some image lacks, as COCO's files do."""
         keys = ("neg_category_ids", "not_exhaustive_category_ids")
-        return [key for key in keys if self._column(key).null_count]
+        return [key for key in keys if self.images_without(key)]
 
     @property
     def faulty(self) -> int:
