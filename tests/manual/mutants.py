@@ -505,8 +505,9 @@ class Trial:
 
     def outcomes(self, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str, str | None]]:
         """Each mutant, its status, and the test that killed it."""
-        order = dict.fromkeys(test for area in AREAS.values() for test in paths(area).split())
-        order |= dict.fromkeys(test for mutant in mutants for test in mutant.test.split())
+        every = [*map(paths, AREAS.values()), *(mutant.test for mutant in mutants)]
+        order = list(dict.fromkeys(test for tests in every for test in tests.split()))
+        last = {mutant: max(mutant.test.split(), key=order.index) for mutant in mutants}
         pending = list(mutants)
         for test in order:
             chosen = [m for m in pending if test in m.test.split()]
@@ -514,14 +515,14 @@ class Trial:
             for mutant, status, by in self.together(test, chosen) if chosen else ():
                 if status == ANEW:
                     anew.append(mutant)
-                elif status == SURVIVED and test != mutant.test.split()[-1]:
+                elif status == SURVIVED and test != last[mutant]:
                     continue
                 else:
                     pending.remove(mutant)
                     yield mutant, status, by
             for mutant in anew:
                 status, by = self.alone(test, mutant)
-                if status == KILLED or test == mutant.test.split()[-1]:
+                if status == KILLED or test == last[mutant]:
                     pending.remove(mutant)
                     yield mutant, status, by
 
