@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import warnings
 
 import method_oracle as oracle
 import pytest
@@ -115,6 +117,8 @@ def test_the_defaults_are_those_of_the_paper(loss, alpha):
 @pytest.fixture
 def trained_by_a_runner():
     """The iteration of MMEngine's runner, as it tells it to whoever asks."""
+    import mmengine.runner  # noqa: F401  as in every training by one
+
     hub = MessageHub.get_current_instance()
     yield lambda iteration: hub.update_info("iter", iteration)
     hub.pop_info("iter")
@@ -133,6 +137,17 @@ def test_a_runner_that_never_sets_the_epoch_is_noticed(trained_by_a_runner):
     with pytest.raises(UserError, match="nothing sets the epoch") as caught:
         without_hook(z, label)
     assert "PCBEpochHook" in caught.value.fix
+
+
+def test_a_training_loop_of_ones_own_is_told_once_to_set_the_epoch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mmengine.runner", raising=False)
+    z, label, loss = torch.randn(C, C + 1), torch.arange(C), build(start_epoch=17)
+    with pytest.warns(UserWarning, match=r"PCB starts in epoch 17.*set_epoch"):
+        loss(z, label)
+    with warnings.catch_warnings(action="error"):
+        loss(z, label)
+        loss.set_epoch(1)
+        build(start_epoch=1)(z, label)
 
 
 def test_micro_batches_are_one_batch_for_the_matrix():
