@@ -10,17 +10,27 @@ from collections.abc import Iterable
 
 from pcb.formatting import commit, duration, number
 from pcb.study.departures import data_title, departures, detectors, unstated
+from pcb.study.own_data import PAPER_DATASETS
 
 
-def scale_facts(scale: dict, backbones: Iterable[str]) -> dict:
-    """Facts about a scale and the backbones that a page uses, as JSON values."""
+def scale_facts(scale: dict, backbones: Iterable[str], datasets: Iterable[str]) -> dict:
+    """Facts about a scale, and about the backbones and data sets that a page uses, as JSON values.
+
+    `own` is whether none of the data sets is one of the paper's. Data are then no departure.
+    """
+    datasets = set(datasets)
+    own = bool(datasets) and datasets.isdisjoint(PAPER_DATASETS)
+    rules = {scale["datasets"][key].get("format", "lvis") for key in datasets}
+    listed = departures(scale, backbones)
     return {
         "name": scale["name"],
         "title": scale["title"],
-        "data": data_title(scale),
+        "data": data_title(scale, sorted(datasets) or None),
         "generated": "synthetic" in scale,
+        "own": own,
+        "rule": " and ".join(f"{name.upper()}'s rule" for name in sorted(rules)),
         "detectors": detectors(scale, backbones),
-        "departures": departures(scale, backbones),
+        "departures": [line for line in listed if not (own and line.startswith("Data:"))],
         "unstated": unstated(),
         "notes": scale.get("notes", []),
     }
@@ -47,7 +57,7 @@ def detector_names(about: dict, key: str) -> str:
 def warning(about: dict) -> str:
     """What a reader must know before comparing ours with the paper; empty where nothing differs."""
     scale = about["scale"]
-    if about["comparable"] and not scale["departures"]:
+    if scale["own"] or (about["comparable"] and not scale["departures"]):
         return ""
     measured = f"Ours were measured on {scale['data']} with {detector_names(about, 'name')}"
     if about["comparable"]:
@@ -67,6 +77,8 @@ def statements(about: dict) -> list[str]:
     """The sentences that belong to any copy of the table's numbers, in Markdown or LaTeX."""
     lines = about["scale"]["departures"]
     out = [warning(about)]
+    if about["scale"]["own"]:
+        out = [f"{origin(about)}, scored by {about['scale']['rule']}.".capitalize(), *notes(about)]
     if lines:
         groups = ", ".join(line.partition(":")[0] for line in lines)
         out.append(
@@ -122,7 +134,9 @@ def seeds(about: dict) -> str:
 def dataset(about: dict, entry: dict) -> str:
     """A data set by name, with its size where a run has been measured on it."""
     name = f"LVIS {entry['version']}"
-    if about["scale"]["generated"]:
+    if entry["title"]:
+        name = f"{entry['title']}, in {entry['format'].upper()}'s format"
+    elif about["scale"]["generated"]:
         name = f"{about['scale']['data']}, {entry['version']} flavour"
     elif not about["comparable"]:
         name = f"{about['scale']['title']}, format of {name}, not found equal to its release"

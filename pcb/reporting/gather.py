@@ -60,12 +60,14 @@ def collect(results: Results, target: str) -> ResultTable:
     """A table or figure of the study with everything that its page shows."""
     table = results.study.tables[target]
     kinds = {plot["kind"] for plot in table.plots}
+    rows = tables.rows(results, table)
     return ResultTable(
         about=about(results, table, results.study.seeds),
         claim=table.claim,
         labels=list(table.labels),
         metrics=list(table.columns),
-        rows=tables.rows(results, table),
+        rows=rows,
+        left_out=len(table.rows) + len(table.absent) - len(rows),
         claims=verdicts(results, target),
         plots=list(table.plots),
         class_ap=class_ap(results, table) if "by_class" in kinds else {},
@@ -138,23 +140,26 @@ def scale_about(results: Results, runs: Sequence[str]) -> dict:
     experiments = [study.experiments[run] for run in runs]
     datasets = {experiment.dataset for experiment in experiments}
     return {
-        "scale": captions.scale_facts(study.scale, [e.backbone for e in experiments]),
+        "scale": captions.scale_facts(study.scale, [e.backbone for e in experiments], datasets),
         "comparable": all(results.release(dataset) for dataset in datasets),
     }
 
 
 def datasets(results: Results, target: Table | Page | Summary, seeds: Sequence[int]) -> list[dict]:
-    """The data sets of a page: version and, once a run was scored, images and classes."""
+    """The data sets of a page: their names and, once a run was scored, images and classes."""
     study, out = results.study, []
     for key in dict.fromkeys(study.experiments[run].dataset for run in target.runs):
         runs = [run for run in target.runs if study.experiments[run].dataset == key]
         scored = (results.metrics(run, seed) for run in runs for seed in seeds)
         metrics = next((content for content in scored if content), None)
         groups = [c["frequency"] for c in metrics["classes"]["plain"]] if metrics else []
+        entry = study.scale["datasets"][key]
         out.append(
             {
                 "key": key,
-                "version": study.scale["datasets"][key]["version"],
+                "version": entry.get("version"),
+                "title": entry.get("title"),
+                "format": entry.get("format", "lvis"),
                 "val_images": metrics["images"] if metrics else None,
                 "classes": {g: groups.count(g) for g in "rcf"} if metrics else None,
             }

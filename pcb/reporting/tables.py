@@ -5,7 +5,7 @@ site builds it in memory, and every rendering (HTML, Markdown, LaTeX, CSV) is ma
 
 Blocks of columns never mix: `ours` (measured here), `paper` (published), and of each the difference
 of a row from its base row, `Δ ours` and `Δ paper`. `ours − paper` is there only where the data are
-comparable. A row without a measurement shows `not run`. With several seeds, `ours` is the mean and
+comparable. A row without a measurement shows `not run`, one that is not in the scale `not in this scale`. With several seeds, `ours` is the mean and
 sample standard deviation over those that were run.
 """
 
@@ -38,6 +38,7 @@ OURS, PAPER, SEEDS = "ours", "paper", "seeds"
 GAIN, PAPER_GAIN, DELTA = "Δ ours", "Δ paper", "ours − paper"
 SIGNED = (GAIN, PAPER_GAIN, DELTA)  # blocks of differences
 NOT_RUN, NO_VALUE, NO_BASE = "not run", "–", ""
+ABSENT = "not in this scale"  # a row of the paper
 # CSS classes, and the last part of a cell's address.
 KINDS = {
     "": "label",
@@ -68,6 +69,7 @@ class ResultRow:
         gains: Our difference from the base row by metric, paired over seeds and resampled images:
             `mean`, `low` and `high` (the limits of its 95 % interval, None without one), `seeds`,
             and whether the interval covers the sampling of `images`.
+        absent: Whether its data set, backbone or base method is not in the scale.
     """
 
     id: str
@@ -79,6 +81,7 @@ class ResultRow:
     ours: dict[str, dict[str, float | None]]
     base: str | None = None
     gains: dict[str, dict] = field(default_factory=dict)
+    absent: bool = False
 
     def values(self, metric: str) -> list[float]:
         """Our values of a metric, one for each seed that has one."""
@@ -128,6 +131,7 @@ class ResultTable:
         plots: The plots of its page, as configs/paper.yaml lists them.
         class_ap: AP of single classes by data set, where a plot shows it (`gather.class_ap`).
         confusion: Excerpts of a confusion matrix, for Figure 1 (`gather.confusion`).
+        left_out: How many rows of the paper's table are not in the scale and not among `rows`.
     """
 
     about: dict
@@ -139,6 +143,7 @@ class ResultTable:
     plots: list[dict] = field(default_factory=list)
     class_ap: dict[str, dict] = field(default_factory=dict)
     confusion: dict | None = None
+    left_out: int = 0
 
     @property
     def target(self) -> str:
@@ -188,7 +193,28 @@ class ResultTable:
 
 
 def rows(results: Results, table: Table) -> list[ResultRow]:
-    """The rows of a table of the study, with our measured numbers."""
+    """The rows of a table of the study, with our measured numbers.
+
+    Rows that are not in the scale are among them where published numbers are shown.
+    """
+    measured = measured_rows(results, table)
+    if not any(row.paper for row in measured):
+        return measured
+    absent = [
+        ResultRow(
+            *(row.id, list(row.labels.values()), row.run, row.variant, row.paper),
+            copied_from=row.copied_from,
+            ours={},
+            absent=True,
+        )
+        for row in table.absent
+    ]
+    by_id = {row.id: row for row in [*measured, *absent]}
+    return [by_id[row] for row in table.order]
+
+
+def measured_rows(results: Results, table: Table) -> list[ResultRow]:
+    """The rows of a table that are in the scale."""
     return [
         ResultRow(
             id=row.id,
@@ -293,7 +319,7 @@ class Cell:
     @property
     def not_run(self) -> bool:
         """Whether it stands for a missing measurement."""
-        return self.block == OURS and self.text == NOT_RUN
+        return self.block == OURS and self.text in (NOT_RUN, ABSENT)
 
     @property
     def kind(self) -> str:
@@ -326,7 +352,7 @@ def grid(table: ResultTable) -> list[list[Cell]]:
 def cell(table: ResultTable, row: ResultRow, block: str, metric: str) -> Cell:
     """The cell of one number, with as many decimals as the paper prints."""
     if block == OURS and not row.ours:
-        return Cell(block, metric, NOT_RUN)
+        return Cell(block, metric, ABSENT if row.absent else NOT_RUN)
     first_of_paper = block == PAPER and metric == table.metrics[0]
     mark = table.sources.get(row.copied_from or "", "") if first_of_paper else ""
     value = table.number(row, block, metric)
@@ -383,10 +409,16 @@ def footnotes(table: ResultTable) -> list[str]:
         f"{mark} Not trained by the paper: it copied this row's numbers from {source}."
         for source, mark in table.sources.items()
     ]
-    if table.about["scale"]["departures"] and NAMED_BY_PAPER.intersection(table.labels):
+    scale = table.about["scale"]
+    if scale["departures"] and not scale["own"] and NAMED_BY_PAPER.intersection(table.labels):
         notes.append(
             "Row labels name the paper's data and backbones; those of our numbers are named above "
             "their columns."
+        )
+    if table.left_out:
+        notes.append(
+            f"Not in this scale: {table.left_out} of the paper's rows, on other data sets, "
+            "detectors or base methods."
         )
     if table.planned > 1:
         notes.append(

@@ -49,7 +49,11 @@ def of_results(results: Results, claims: Sequence[dict]) -> dict:
     by_id = {claim["id"]: claim for claim in claims}
     main = [by_id[name] for name in study.verdict.get("main", ()) if name in by_id]
     lines = [
-        line("Does PCB reproduce?", "claims", *reproduces(main, provisional)),
+        *(
+            []
+            if about["scale"]["own"]
+            else [line("Does PCB reproduce?", "claims", *reproduces(main, provisional))]
+        ),
         line("Where does the gain come from?", gain_target(study), *gain(results)),
         line("On which data, by which rule?", "departures", *basis(study, about, measured, claims)),
     ]
@@ -158,10 +162,11 @@ def basis(study: Study, about: dict, measured: int, claims: Sequence[dict]) -> t
     scale, planned = about["scale"], len(study.runs()) * len(study.seeds)
     detectors = captions.detector_names(about, "name")
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    data = scale["data"] if about["comparable"] else f"{scale['data']}, not LVIS"
-    answer = f"{data}, scored by LVIS's rule."
+    known = about["comparable"] or scale["own"]
+    data = scale["data"] if known else f"{scale['data']}, not LVIS"
+    answer = f"{data}, scored by {scale['rule']}."
     text = f"Measured with {detectors}, {seeds}, {measured} of {planned} trainings."
-    if not about["comparable"]:
+    if not known:
         text += (
             f" The paper's are of LVIS with {captions.detector_names(about, 'paper')}: "
             "directions compare, sizes do not."

@@ -80,7 +80,11 @@ def lay_out(paper: dict, scale: dict) -> dict:
             run_of.get(run, run): experiment(spec) for run, spec in paper["experiments"].items()
         },
         "tables": {
-            key: {**spec, "rows": [row(entry, spec["labels"]) for entry in spec["rows"]]}
+            key: {
+                **spec,
+                "claim": f"The paper, on LVIS: {spec['claim']}",
+                "rows": [row(entry, spec["labels"]) for entry in spec["rows"]],
+            }
             for key, spec in paper["tables"].items()
         },
         "pages": {key: page(spec) for key, spec in paper.get("pages", {}).items()},

@@ -77,6 +77,7 @@ class Table:
         rows: Its rows that are in the scale.
         plots: The plots of its page, see `pcb.reporting.plots`.
         absent: Rows whose data set, backbone or base method is not in the scale.
+        order: Ids of all rows, in the paper's order.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Table:
     rows: tuple[Row, ...]
     plots: tuple[dict, ...] = ()
     absent: tuple[Row, ...] = ()
+    order: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, key: str, spec: dict, runs: Container[str] | None = None) -> Table:
@@ -123,6 +125,7 @@ class Table:
             tuple(row for row in rows if row.id in present),
             tuple(spec.get("plots", ())),
             tuple(row for row in rows if row.id not in present),
+            tuple(row.id for row in rows),
         )
 
     @property

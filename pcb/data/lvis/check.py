@@ -45,7 +45,8 @@ def check(study: Study, dataset: str, deep: bool = False) -> dict:
         UserError: The data has faults; all of them are listed. If image files are missing, their
             full list is written beside the report.
     """
-    rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in study.experiments.values())
+    experiments = [study.experiments[run] for run in study.runs()]
+    rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in experiments)
     path = study.paths.data_check(dataset)
     report = check_files(
         study.scale["datasets"][dataset],

@@ -129,7 +129,7 @@ def section(study: Study, table: ResultTable, claims: list[dict]) -> dict:
         "name": formatting.number(table.target),
         "title": table.about["title"],
         "claim": table.claim,
-        "size": len(table.rows),
+        "size": sum(not row.absent for row in table.rows),
         "measured": sum(bool(row.ours) for row in table.rows),
         "outdated": outdated(study, table),
         "page": link(study, study.paths.html(table.target)),
