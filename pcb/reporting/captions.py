@@ -13,19 +13,22 @@ from pcb.study.departures import data_title, departures, detectors, unstated
 from pcb.study.own_data import PAPER_DATASETS
 
 
-def scale_facts(scale: dict, backbones: Iterable[str], datasets: Iterable[str]) -> dict:
+def scale_facts(
+    scale: dict, backbones: Iterable[str], datasets: Iterable[str] | None = None
+) -> dict:
     """Facts about a scale, and about the backbones and data sets that a page uses, as JSON values.
 
-    `own` is whether none of the data sets is one of the paper's. Data are then no departure.
+    `own` is whether none of the data sets (None: all of the scale) is one of the paper's. Data are
+    then no departure.
     """
-    datasets = set(datasets)
-    own = bool(datasets) and datasets.isdisjoint(PAPER_DATASETS)
-    rules = {scale["datasets"][key].get("format", "lvis") for key in datasets}
+    shown = sorted(scale["datasets"] if datasets is None else set(datasets))
+    own = bool(shown) and not set(shown) & set(PAPER_DATASETS)
+    rules = {scale["datasets"][key].get("format", "lvis") for key in shown}
     listed = departures(scale, backbones)
     return {
         "name": scale["name"],
         "title": scale["title"],
-        "data": data_title(scale, sorted(datasets) or None),
+        "data": data_title(scale, shown),
         "generated": "synthetic" in scale,
         "own": own,
         "rule": " and ".join(f"{name.upper()}'s rule" for name in sorted(rules)),
@@ -78,7 +81,8 @@ def statements(about: dict) -> list[str]:
     lines = about["scale"]["departures"]
     out = [warning(about)]
     if about["scale"]["own"]:
-        out = [f"{origin(about)}, scored by {about['scale']['rule']}.".capitalize(), *notes(about)]
+        measured = f"Measured on {about['scale']['data']} with {detector_names(about, 'name')}"
+        out = [f"{measured}, scored by {about['scale']['rule']}.", *notes(about)]
     if lines:
         groups = ", ".join(line.partition(":")[0] for line in lines)
         out.append(
@@ -134,7 +138,7 @@ def seeds(about: dict) -> str:
 def dataset(about: dict, entry: dict) -> str:
     """A data set by name, with its size where a run has been measured on it."""
     name = f"LVIS {entry['version']}"
-    if entry["title"]:
+    if entry.get("title"):
         name = f"{entry['title']}, in {entry['format'].upper()}'s format"
     elif about["scale"]["generated"]:
         name = f"{about['scale']['data']}, {entry['version']} flavour"

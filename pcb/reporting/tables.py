@@ -5,8 +5,8 @@ site builds it in memory, and every rendering (HTML, Markdown, LaTeX, CSV) is ma
 
 Blocks of columns never mix: `ours` (measured here), `paper` (published), and of each the difference
 of a row from its base row, `Δ ours` and `Δ paper`. `ours − paper` is there only where the data are
-comparable. A row without a measurement shows `not run`, one that is not in the scale `not in this scale`. With several seeds, `ours` is the mean and
-sample standard deviation over those that were run.
+comparable. A row without a measurement shows `not run`, or `not in this scale`. With several seeds,
+`ours` is the mean and sample standard deviation over those that were run.
 """
 
 from __future__ import annotations

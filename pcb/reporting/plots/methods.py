@@ -26,8 +26,9 @@ from pcb.reporting.plots.parts import (
     equal_spans,
     literal,
     panel,
+    sources,
 )
-from pcb.reporting.tables import OURS, PAPER, ResultTable
+from pcb.reporting.tables import OURS, ResultTable
 from pcb.study.study import PAIRED_LABELS
 
 DATASET, METHOD, PCB = PAIRED_LABELS
@@ -39,9 +40,9 @@ def arrows(table: ResultTable) -> Plot:
     frame = both_sides(table)
     methods, datasets = list(frame[METHOD].unique()), list(frame[DATASET].unique())
     with canvas(9.2, 8.2) as figure:
-        grid = figure.subplots(2, 2)
+        grid = figure.subplots(2, len(sources(table)), squeeze=False)
         for axes, (x, y) in zip(grid, (("APf", "APr"), ("AP", "PwB")), strict=True):
-            for ax, source in zip(axes, (OURS, PAPER), strict=True):
+            for ax, source in zip(axes, sources(table), strict=True):
                 panel(ax, table, source)
                 ax.set(xlabel=style.name(x, "latex"), ylabel=style.name(y, "latex"))
                 drawn = []
@@ -51,7 +52,7 @@ def arrows(table: ResultTable) -> Plot:
                     line = "-" if of_dataset == datasets[0] else (0, (3, 1.5))
                     drawn.append(arrow(ax, pair, source, (x, y), look, line))
                 if not any(drawn):
-                    empty(ax)
+                    empty(ax, table if source == OURS else None)
                 ax.margins(0.12)
             if not table.about["comparable"]:
                 equal_spans(axes, "x")
@@ -68,7 +69,7 @@ def arrows(table: ResultTable) -> Plot:
         handles += base_and_pcb()
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     what = "arrows from each base method to the same with PCB, AP_r against AP_f, PwB against AP"
-    found = [gains(frame, source) for source in (OURS, PAPER)]
+    found = [gains(frame, source) for source in sources(table)]
     return described(figure, table, what, list(filter(None, found)))
 
 

@@ -23,6 +23,7 @@ from pcb.reporting import captions, style
 from pcb.reporting.tables import OURS, PAPER, ResultTable, numbers
 
 DPI = 200
+NO_CLASS = "no class to measure it on"
 GREY = "#555555"
 
 
@@ -66,7 +67,7 @@ class Section:
 
 
 def described(figure: Figure, table: ResultTable, text: str, found: Sequence[str]) -> Plot:
-    """A plot of both blocks of a table.
+    """A plot of ours and of the published numbers, where the table has any.
 
     Args:
         figure: The figure.
@@ -74,8 +75,14 @@ def described(figure: Figure, table: ResultTable, text: str, found: Sequence[str
         text: What is drawn.
         found: What it shows, a sentence each.
     """
-    sentences = [f"{formatting.number(table.target)}: {text}; ours and the paper's apart", *found]
+    both = "; ours and the paper's apart" if PAPER in table.blocks else ""
+    sentences = [f"{formatting.number(table.target)}: {text}{both}", *found]
     return Plot(figure, ". ".join(sentences) + ".")
+
+
+def sources(table: ResultTable) -> tuple[str, ...]:
+    """The blocks that have a panel each: ours, and the paper's where it prints numbers."""
+    return (OURS, PAPER) if PAPER in table.blocks else (OURS,)
 
 
 def equal_spans(axes: Iterable[Axes], axis: str) -> None:
@@ -147,12 +154,13 @@ def titled(ax: Axes, title: str, subtitle: list[str], room: int = 1) -> None:
     )
 
 
-def empty(ax: Axes) -> None:
-    """Mark a panel without numbers."""
+def empty(ax: Axes, table: ResultTable | None = None) -> None:
+    """Mark a panel without numbers: of what was not run, or of rows that have no such metric."""
+    measured = table is not None and any(row.ours for row in table.rows)
     ax.text(
         0.5,
         0.5,
-        "not run",
+        NO_CLASS if measured else "not run",
         transform=ax.transAxes,
         ha="center",
         va="center",

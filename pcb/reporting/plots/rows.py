@@ -7,6 +7,7 @@ import pandas as pd
 
 from pcb.reporting import style
 from pcb.reporting.plots.parts import (
+    NO_CLASS,
     Plot,
     both_sides,
     canvas,
@@ -17,8 +18,9 @@ from pcb.reporting.plots.parts import (
     marks,
     metric_legend,
     panel,
+    sources,
 )
-from pcb.reporting.tables import OURS, PAPER, ResultTable
+from pcb.reporting.tables import ABSENT, NOT_RUN, OURS, ResultTable
 
 GROUP_METRICS = ("APr", "APc", "APf")
 
@@ -35,13 +37,13 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
     with canvas(8.4, 0.6 + 3.4 * len(panels)) as figure:
         grid = figure.subplots(
             len(panels),
-            2,
+            len(sources(table)),
             squeeze=False,
             sharex=True,
             sharey="row" if table.about["comparable"] else False,
         )
         for axes, (value, data) in zip(grid, panels, strict=True):
-            for ax, source in zip(axes, (OURS, PAPER), strict=True):
+            for ax, source in zip(axes, sources(table), strict=True):
                 panel(ax, table, source, value)
                 for metric in metrics:
                     marks(
@@ -54,7 +56,7 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
                         yerr=data[f"std {metric}"],
                     )
                 if data[[f"{source} {m}" for m in metrics]].isna().all(axis=None):
-                    empty(ax)
+                    empty(ax, table if source == OURS else None)
                 ax.set(ylabel=f"AP, {value}" if value else "AP", xlabel=x)
                 ax.set_xticks(np.arange(len(data)), [literal(str(value)) for value in data[x]])
         if not table.about["comparable"]:
@@ -63,7 +65,7 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
     found = [
         best_setting(data, source, metrics[0], x, value)
         for value, data in panels
-        for source in (OURS, PAPER)
+        for source in sources(table)
     ]
     what = f"{', '.join(map(style.name, metrics))} over {x}"
     return described(figure, table, what, list(filter(None, found)))
@@ -92,8 +94,11 @@ def groups(table: ResultTable) -> Plot:
     names = [literal(" · ".join(row.labels)) for row in table.rows]
     heights = np.arange(len(names))[::-1]
     with canvas(9.2, 1.7 + 0.32 * len(names)) as figure:
-        axes = figure.subplots(1, 2, sharey=True, sharex=table.about["comparable"])
-        for ax, source in zip(axes, (OURS, PAPER), strict=True):
+        shape = 1, len(sources(table))
+        axes = figure.subplots(
+            *shape, squeeze=False, sharey=True, sharex=table.about["comparable"]
+        )[0]
+        for ax, source in zip(axes, sources(table), strict=True):
             panel(ax, table, source, width=50)
             values = frame[[f"{source} {m}" for m in metrics]].to_numpy(float)
             drawn = ~np.isnan(values).all(1)
@@ -115,7 +120,7 @@ def groups(table: ResultTable) -> Plot:
                     ax.text(
                         0.02,
                         height,
-                        "not run" if source == OURS else "not printed",
+                        absence(table, height, source),
                         transform=ax.get_yaxis_transform(),
                         va="center",
                         color="#777777",
@@ -127,9 +132,17 @@ def groups(table: ResultTable) -> Plot:
         if not table.about["comparable"]:
             equal_spans(axes, "x")
         metric_legend(figure, metrics)
-    found = [extreme_gaps(table, frame, source) for source in (OURS, PAPER)]
+    found = [extreme_gaps(table, frame, source) for source in sources(table)]
     what = "AP of rare, common and frequent classes, row by row"
     return described(figure, table, what, list(filter(None, found)))
+
+
+def absence(table: ResultTable, height: int, source: str) -> str:
+    """Why the row at a height, counted from the last, has no number."""
+    if source != OURS:
+        return "not printed"
+    row = table.rows[len(table.rows) - 1 - height]
+    return NO_CLASS if row.ours else ABSENT if row.absent else NOT_RUN
 
 
 def extreme_gaps(table: ResultTable, frame: pd.DataFrame, source: str) -> str:
