@@ -19,7 +19,6 @@ from pcb.reporting import captions, style
 from pcb.reporting.plots.parts import (
     GREY,
     Plot,
-    both_sides,
     canvas,
     described,
     empty,
@@ -28,7 +27,7 @@ from pcb.reporting.plots.parts import (
     panel,
     sources,
 )
-from pcb.reporting.tables import OURS, ResultTable
+from pcb.reporting.tables import OURS, ResultTable, numbers
 from pcb.study.study import PAIRED_LABELS
 
 DATASET, METHOD, PCB = PAIRED_LABELS
@@ -37,7 +36,7 @@ MARKERS = "os^Dv<>"  # of the methods, in order of appearance, beside the colour
 
 def arrows(table: ResultTable) -> Plot:
     """From each base method to the same with PCB: AP_r against AP_f above, PwB against AP below."""
-    frame = both_sides(table)
+    frame = numbers(table)
     methods, datasets = list(frame[METHOD].unique()), list(frame[DATASET].unique())
     with canvas(9.2, 8.2) as figure:
         grid = figure.subplots(2, len(sources(table)), squeeze=False)
@@ -154,7 +153,7 @@ def by_class(table: ResultTable) -> Plot:
     Dots are classes; lines are means of classes with similar counts, with their standard error over
     classes. Every value is a mean over seeds, a difference over the seeds that both ends have.
     """
-    frame = both_sides(table)
+    frame = numbers(table)
     methods, datasets = list(frame[METHOD].unique()), list(frame[DATASET].unique())
     gained: dict[str, list[dict[str, float]]] = {}
     with canvas(10.4, 5.2 * len(datasets)) as figure:

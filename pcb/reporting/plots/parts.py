@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pcb import formatting
 from pcb.reporting import captions, style
-from pcb.reporting.tables import OURS, PAPER, ResultTable, numbers
+from pcb.reporting.tables import OURS, PAPER, ResultTable
 
 DPI = 200
 NO_CLASS = "no class to measure it on"
@@ -100,13 +100,6 @@ def equal_spans(axes: Iterable[Axes], axis: str) -> None:
     for ax, (low, high) in zip(drawn, limits, strict=True):
         grown = (span - (high - low)) / 2
         getattr(ax, f"set_{axis}lim")(low - grown, high + grown)
-
-
-def both_sides(table: ResultTable) -> pd.DataFrame:
-    """The numbers of a table, with empty columns of the paper where it prints none."""
-    frame = numbers(table)
-    paper = [f"{PAPER} {metric}" for metric in table.metrics]
-    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *paper])))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pcb.reporting import style
 from pcb.reporting.plots.parts import (
     NO_CLASS,
     Plot,
-    both_sides,
     canvas,
     described,
     empty,
@@ -20,7 +19,7 @@ from pcb.reporting.plots.parts import (
     panel,
     sources,
 )
-from pcb.reporting.tables import ABSENT, NOT_RUN, OURS, ResultTable
+from pcb.reporting.tables import ABSENT, NOT_RUN, OURS, ResultTable, numbers
 
 GROUP_METRICS = ("APr", "APc", "APf")
 
@@ -30,7 +29,7 @@ def curve(table: ResultTable, x: str, by: str | None = None) -> Plot:
 
     `x` is the label column of the setting. Each value of the label column `by` has a row of panels.
     """
-    frame, metrics = both_sides(table), [m for m in table.metrics if m in style.COLOURS]
+    frame, metrics = numbers(table), [m for m in table.metrics if m in style.COLOURS]
     panels: list[tuple[str | None, pd.DataFrame]] = [(None, frame)]
     if by is not None:
         panels = [(str(value), data) for value, data in frame.groupby(by, sort=False)]
@@ -89,7 +88,7 @@ def groups(table: ResultTable) -> Plot:
 
     The shorter the line, the smaller the bias. Without these metrics: all that the table has.
     """
-    frame = both_sides(table)
+    frame = numbers(table)
     metrics = [m for m in GROUP_METRICS if m in table.metrics] or table.metrics
     names = [literal(" · ".join(row.labels)) for row in table.rows]
     heights = np.arange(len(names))[::-1]
