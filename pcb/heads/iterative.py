@@ -43,6 +43,16 @@ class IterativeRoIHead(SteppedRoIHead):
         return self.iterative(roi_feats, self.bbox_head)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        for key in [k for k in state_dict if k.startswith(tuple(prefix + n for n in OLD_NAMES))]:
-            state_dict[f"{prefix}iterative.{key[len(prefix) :]}"] = state_dict.pop(key)
+        rename(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def rename(weights: dict[str, Tensor], prefix: str = "roi_head.") -> None:
+    """Give the parameters of an older checkpoint their present names, in place.
+
+    Args:
+        weights: State dict.
+        prefix: The names of the RoI head's parameters begin with it.
+    """
+    for key in [k for k in weights if k.startswith(tuple(prefix + name for name in OLD_NAMES))]:
+        weights[f"{prefix}iterative.{key[len(prefix) :]}"] = weights.pop(key)

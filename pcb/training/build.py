@@ -25,6 +25,7 @@ from pcb.cluster.launcher import is_rank
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import located
+from pcb.heads.iterative import rename
 from pcb.study import Study
 from pcb.training import checkpoint as checkpoints
 from pcb.training.memory_format import make_outputs_readable, to_channels_last
@@ -159,7 +160,8 @@ def load_weights(model: TwoStageDetector, state: dict, source: str | Path) -> No
             f"{theirs} classes, this data set has {ours}",
             "delete it, or fix the annotation files in the scale's `datasets`",
         )
-    weights = state["state_dict"]
+    weights = dict(state["state_dict"])
+    rename(weights)
     expected = set(model.state_dict())
     missing = {key for key in expected - set(weights) if FEATURE_MEMORY not in key}
     extra = {key for key in set(weights) - expected if ".loss_cls." not in key}

@@ -17,6 +17,7 @@ import pcb.mmdet
 from pcb.errors import UserError
 from pcb.heads import IterativeRoIHead, LOCERoIHead
 from pcb.heads.loce import FeatureMemory, jitter_boxes, mean_scores
+from pcb.training.build import load_weights
 from pcb.training.memory_format import make_outputs_readable
 
 
@@ -63,6 +64,19 @@ def test_a_checkpoint_with_the_former_names_loads():
         for ours, theirs in zip(head.steps(x), saved.steps(x), strict=True)
         for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def test_a_results_folder_with_the_former_names_is_continued():
+    model, other = mask_rcnn(paradigm="iterative"), mask_rcnn(paradigm="iterative")
+    former = {k.replace("iterative.", ""): v for k, v in other.state_dict().items()}
+    former["roi_head.mlp_cls.0.weight"] = torch.full_like(former["roi_head.mlp_cls.0.weight"], 0.5)
+    state = {"state_dict": former, "meta": {"classes": C}}
+    load_weights(model, state, "final.pth")
+    assert (model.roi_head.iterative.mlp_cls[0].weight == 0.5).all()
+    assert "roi_head.mlp_cls.0.weight" in former, "the checkpoint itself is not changed"
+    del former["roi_head.mlp_cls.0.weight"]
+    with pytest.raises(UserError, match=r"differs in roi_head\.iterative\.mlp_cls\.0"):
+        load_weights(model, state, "final.pth")
 
 
 def test_one_step_has_no_parameters_that_learn_nothing():
