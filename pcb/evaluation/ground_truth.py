@@ -91,10 +91,11 @@ class GroundTruth:
             )
         self.by_image: dict[int, list[dict]] = defaultdict(list)
         for annotation in index.annotations:
-            if annotation["image_id"] in self.images:
+            # Of training images, objects without a mask are left out, as in training.
+            if annotation["image_id"] in self.images and annotation["segmentation"]:
                 self.by_image[annotation["image_id"]].append(annotation)
         if index.faulty and only is None:
-            raise UserError(index.faulty_text(), "correct these annotations: their AP would be 0")
+            raise index.faulty_error()
 
     @classmethod
     def of(

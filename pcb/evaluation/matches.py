@@ -372,10 +372,11 @@ class _Truth:
                 found, known = rows.box[members].astype(np.float64), [a["bbox"] for a in objects]
             else:
                 assert rows.rle is not None
-                size = [self.gt.images[image_id]["height"], self.gt.images[image_id]["width"]]
+                of_image: dict = self.gt.images[image_id]
+                height, width = of_image["height"], of_image["width"]
                 counts = rows.rle.take(members).to_pylist()
-                found = [{"size": size, "counts": c} for c in counts]
-                known = [_mask(a["segmentation"], *size) for a in objects]
+                found = [{"size": [height, width], "counts": c} for c in counts]
+                known = [_mask(a["segmentation"], height, width) for a in objects]
             crowd = [bool(a.get("iscrowd")) for a in objects]
             ignored = [is_ignored(a) for a in objects]
             yield _Overlap(members, rle.iou(found, known, crowd), np.array([ignored, crowd]))

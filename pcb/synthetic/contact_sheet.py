@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pcb.data.lvis.image_files import read_picture
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import atomic
@@ -69,7 +70,7 @@ def contact_sheet(
     draw_header(page, index)
     for position, image in enumerate(chosen):
         objects = sorted(index.by_image[image["id"]], key=lambda a: -a["area"])[:at_most]
-        picture = Image.open(index.image_paths[image["id"]]).convert("RGB")
+        picture = read_picture(index.image_paths[image["id"]])
         tile = annotated_image(picture, objects, index, side)
         row, column = divmod(position, columns)
         left = GAP + column * pitch + (side - tile.width) // 2

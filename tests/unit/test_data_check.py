@@ -126,7 +126,15 @@ def test_image_files_are_looked_into(copied, tmp_path):
     with Image.open(images[9]) as image:
         image.load()
         image.resize((64, 96)).save(images[9])
-    with_change(Path(files["train"]), lambda c: c["images"][9].update(width=96, height=64))
+    with Image.open(images[10]) as image:
+        image.load()
+        image.resize((96, 48)).save(images[10], exif=upright)
+
+    def resize(content):
+        content["images"][9].update(width=96, height=64)
+        content["images"][10].update(width=96, height=48)
+
+    with_change(Path(files["train"]), resize)
     error = fault(tmp_path, files)
     listing = (tmp_path / "v05.check.faulty.txt").read_text(encoding="utf-8").splitlines()
     found = {Path(line.split(" ", 1)[0]): line.split(" ", 1)[1] for line in listing}
@@ -141,9 +149,17 @@ def test_image_files_are_looked_into(copied, tmp_path):
         "but 96x96 in the annotation file",
         images[9]: "has 64x96 pixels, but 96x64 in the annotation file: width and height are "
         "exchanged",
+        images[10]: "has 48x96 pixels, after the rotation that its EXIF orientation 6 asks for, "
+        "but 96x48 in the annotation file",
     }
-    assert "8 image files are faulty" in error.what and str(images[0]) in error.what
-    assert "download or generate them again" in error.fix
+    assert "9 image files are faulty" in error.what and str(images[0]) in error.what
+    for fix in (
+        "download, copy or generate",
+        "exiftool -Orientation=",
+        "exchange `width`",
+        "scale",
+    ):
+        assert fix in error.fix
 
 
 def test_a_deep_check_decodes_images(copied, tmp_path):
@@ -181,6 +197,9 @@ SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
         ([[104, 106, 124, 106, 124, 126]], "polygons outside the image"),
         ([*SQUARE, [0, 0, 9, 0, 9, 2e9]], "a coordinate beyond 1000000 pixels"),
         ({"size": [96, 96], "counts": [96 * 96]}, "without a pixel"),
+        (None, "no segmentation"),
+        ([1, 2, 3, 4, 5, 6], "neither polygons nor a run-length encoding"),
+        ("0 0 9 0 9 9", "neither polygons nor a run-length encoding"),
         ({"size": [96, 96], "counts": [5, 7]}, "does not cover the image exactly"),
         ({"size": [96, 96], "counts": "garbage"}, "does not cover the image exactly"),
         ({"size": [48, 192], "counts": [96 * 96]}, "size is not the image's"),
@@ -274,7 +293,10 @@ def test_a_data_set_of_boxes_alone_is_an_error(copied, tmp_path):
             annotation["segmentation"] = []
 
     with_change(Path(files["train"]), without_masks)
-    assert "no polygon" in fault(tmp_path, files).what
+    error = fault(tmp_path, files, rfs_threshold=0.05)
+    number = len(load(Path(files["train"]))["annotations"])
+    assert error.what == f"{files['train']}: none of the {number} annotations has a mask"
+    assert "only box AP has a meaning" in error.fix
 
 
 def test_compressed_run_lengths_are_read_as_by_pycocotools():
@@ -312,12 +334,47 @@ def test_impossible_values_are_named_with_their_entry(copied, tmp_path, words):
     with_change(val, MALFORMED[words])
     error = fault(tmp_path, files)
     assert str(val) in error.what and words in error.what and "(1 in all)" in error.what
-    assert error.fix
+    assert error.fix and "LVIS" not in error.fix
+
+
+def test_frequency_must_be_that_of_all_categories_or_of_none(copied, tmp_path):
+    files, _ = copied
+    train = Path(files["train"])
+    with_change(train, lambda c: c["categories"][3].update(frequency="rare"))
+    assert "delete `frequency` from all categories" in fault(tmp_path, files).fix
+    with_change(train, lambda c: c["categories"][3].update(frequency=None))
+    (warning,) = check_files(files, tmp_path / "r.json")["warnings"]
+    assert "59 of 60 categories have a `frequency`: groups follow from image counts" in warning
+
+    def remove(content):
+        for category in content["categories"]:
+            category.pop("frequency")
+
+    with_change(train, remove)
+    assert check_files(files, tmp_path / "r.json")["warnings"] == []
+
+
+def test_annotations_that_all_are_unusable_are_an_error_with_the_reason(copied, tmp_path):
+    files, _ = copied
+
+    def normalise(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [value / 96 for value in annotation["bbox"]]
+
+    with_change(Path(files["train"]), normalise)
+    error = fault(tmp_path, files, rfs_threshold=0.05)
+    assert "no annotation can be trained on: a side below 1 pixel" in error.what
+    assert "boxes are in pixels" in error.fix
 
 
 def test_json_that_is_nested_deeply_is_an_error(copied, tmp_path):
     files, _ = copied
     deep = "[" * 100_000 + "]" * 100_000
+    with_change(Path(files["val"]), lambda c: c["annotations"][0].update(segmentation="DEEP"))
+    text = Path(files["val"]).read_text(encoding="utf-8")
+    Path(files["val"]).write_text(text.replace('"DEEP"', "[" * 900 + "]" * 900), encoding="utf-8")
+    assert "neither polygons nor" in fault(tmp_path, files).what
+    shutil.copy(tiny("v05") / "val.json", files["val"])
     with_change(Path(files["val"]), lambda c: c["info"].update(deep="DEEP"))
     text = Path(files["val"]).read_text(encoding="utf-8")
     Path(files["val"]).write_text(text.replace('"DEEP"', deep), encoding="utf-8")

@@ -425,5 +425,6 @@ def test_run_length_encodings_and_crowds_are_kept(tmp_path):
     assert {key: index.annotations[0][key] for key in crowd} == crowd
     assert np.array_equal(index.objects(1).segmentation[0][0], [0, 0, 5, 0, 5, 5])
     by_hand(file, lambda c: c["annotations"][1].update(segmentation=[1, 2]))
-    with pytest.raises(UserError, match="segmentation of annotation 2 is neither polygons"):
-        LVISIndex(file)
+    index = LVISIndex(file, cache=tmp_path)
+    assert index.faulty == 1 and "such as 2)" in index.faulty_text()
+    assert index.annotations[1]["segmentation"] == [] and index.image_count == [0, 1]

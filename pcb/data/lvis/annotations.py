@@ -1,7 +1,7 @@
 """An annotation file of LVIS or COCO: parsed by msgspec, checked, converted to Arrow batches.
 
     file = read_annotation_file(path)
-    for batch in record_batches(path, file): …      # images as rows
+    for batch in record_batches(file): …            # images as rows
 
 Categories have any distinct ids in the file and 1..C, in the order of these, in everything that
 this package hands on: label k is category k + 1. A key that is null counts as absent.
@@ -16,7 +16,7 @@ import hashlib
 import mmap
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,8 @@ def read_annotation_file(path: Path) -> AnnotationFile:
     images = {image.id: image for image in content.images}
     content.unusable = {}
     for annotation in content.annotations:
-        segmentation = _segmentation(path, annotation)
-        if reason := unusable_reason(annotation, segmentation, images[annotation.image_id]):
+        image = images[annotation.image_id]
+        if reason := unusable_reason(annotation, _segmentation(annotation), image):
             content.unusable[annotation.id] = reason
     content.sha256 = hashlib.sha256(data).hexdigest()
     return content
@@ -206,9 +206,7 @@ def _utf8_fault(path: Path, data: bytes | mmap.mmap) -> UserError | None:
     return None
 
 
-def unusable_reason(
-    annotation: Annotation, segmentation: list[list[float]] | dict, image: Image
-) -> str | None:
+def unusable_reason(annotation: Annotation, segmentation: object, image: Image) -> str | None:
     """Why training cannot use an annotation; None if it can.
 
     The one rule for what is trained on, image counts, repeat factors and absent classes. It is
@@ -267,37 +265,53 @@ def check_values(path: Path, content: AnnotationFile) -> None:
     boxes = [a for a in annotations if len(a.bbox) == 4]  # others are listed with the references
     values = np.array([a.bbox for a in boxes], np.float64).reshape(-1, 4)
     wrong = ~(np.abs(values) <= MAX_SIDE).all(axis=1) | (values[:, 2:] < 0).any(axis=1)
-    rules = {
-        f"images: width or height is not 1 to {MAX_SIDE} pixels in the images": [
-            i.id for i in images if not (0 < i.width <= MAX_SIDE and 0 < i.height <= MAX_SIDE)
-        ],
-        f"ids outside 0 to 2^63 - 1 ({MAX_ID}), the largest that can be scored": [
-            entry.id for entry in (*images, *annotations) if not 0 <= entry.id <= MAX_ID
-        ],
-        "images: `file_name` or `coco_url` names no file inside the image folder in the images": [
-            i.id
-            for i in images
-            if not (_is_inside(i.file_name) and _is_inside(_end_of(i.coco_url), subfolder=True))
-        ],
-        "annotations: bbox is not finite, or negative in size, in the annotations": [
-            boxes[k].id for k in np.flatnonzero(wrong)
-        ],
-        "categories: `name` is empty or not text in the categories": [
-            c["id"] for c in content.categories if not (isinstance(c["name"], str) and c["name"])
-        ],
-        f"categories: `frequency` is none of {', '.join(GROUPS)} in the categories": [
-            c["id"] for c in content.categories if c.get("frequency") not in [None, *GROUPS]
-        ],
-        "categories: `image_count` is not a whole number in the categories": [
-            c["id"] for c in content.categories if not _is_count(c.get("image_count") or 0)
-        ],
-    }
-    faults = [f"{what} {examples(ids)}" for what, ids in rules.items() if ids]
+    categories = content.categories
+    rules = (
+        (
+            f"images: width or height is not 1 to {MAX_SIDE} pixels in the images",
+            [i.id for i in images if not (0 < i.width <= MAX_SIDE and 0 < i.height <= MAX_SIDE)],
+            "write the size of each image in pixels",
+        ),
+        (
+            f"ids outside 0 to 2^63 - 1 ({MAX_ID}), the largest that can be scored",
+            [entry.id for entry in (*images, *annotations) if not 0 <= entry.id <= MAX_ID],
+            "number images and annotations anew, from 1",
+        ),
+        (
+            "images: `file_name` or `coco_url` names no file inside the image folder in the images",
+            [
+                i.id
+                for i in images
+                if not (_is_inside(i.file_name) and _is_inside(_end_of(i.coco_url), subfolder=True))
+            ],
+            "write `file_name` relative to the image folder, without `..`",
+        ),
+        (
+            "annotations: bbox is not finite, or negative in size, in the annotations",
+            [boxes[k].id for k in np.flatnonzero(wrong)],
+            "write bbox as x, y, width, height in pixels",
+        ),
+        (
+            "categories: `name` is empty or not text in the categories",
+            [c["id"] for c in categories if not (isinstance(c["name"], str) and c["name"])],
+            "name every category",
+        ),
+        (
+            f"categories: `frequency` is none of {', '.join(GROUPS)} in the categories",
+            [c["id"] for c in categories if c.get("frequency") not in [None, *GROUPS]],
+            "write r, c or f (rare, common, frequent), or delete `frequency` from all categories: "
+            "groups then follow from the training images",
+        ),
+        (
+            "categories: `image_count` is not a whole number in the categories",
+            [c["id"] for c in categories if not _is_count(c.get("image_count") or 0)],
+            "write numbers of training images, or delete `image_count` from all categories",
+        ),
+    )
+    faults = [(f"{what} {examples(ids)}", fix) for what, ids, fix in rules if ids]
     if faults:
-        raise UserError(
-            f"{path}:\n  " + "\n  ".join(faults),
-            "use the released LVIS file, or correct the program that wrote this one",
-        )
+        whats, fixes = zip(*faults, strict=True)
+        raise UserError(f"{path}:\n  " + "\n  ".join(whats), "; ".join(fixes))
 
 
 def _is_count(value: object) -> bool:
@@ -350,17 +364,15 @@ def check_references(path: Path, content: AnnotationFile) -> None:
     if faults:
         raise UserError(
             f"{path}:\n  " + "\n  ".join(faults),
-            "use the released LVIS file, or correct the program that wrote this one",
+            "correct these entries: ids are distinct whole numbers, and every entry names images "
+            "and categories that the file lists",
         )
 
 
-def record_batches(path: Path, content: AnnotationFile) -> Iterator[pa.RecordBatch]:
+def record_batches(content: AnnotationFile) -> Iterator[pa.RecordBatch]:
     """Yield the images as record batches of `SCHEMA`, each with its annotations.
 
     Images and the annotations of an image keep the file's order. A batch has `BATCH_IMAGES` rows.
-
-    Raises:
-        UserError: A segmentation is neither polygons nor a run-length encoding.
     """
     row_of = {image.id: row for row, image in enumerate(content.images)}
     by_image: list[list[Annotation]] = [[] for _ in content.images]
@@ -368,24 +380,23 @@ def record_batches(path: Path, content: AnnotationFile) -> Iterator[pa.RecordBat
         by_image[row_of[annotation.image_id]].append(annotation)
     for start in range(0, len(by_image), BATCH_IMAGES):
         rows = slice(start, start + BATCH_IMAGES)
-        yield _record_batch(path, content.images[rows], by_image[rows], content.unusable)
+        yield _record_batch(content.images[rows], by_image[rows], content.unusable)
 
 
 def _record_batch(
-    path: Path,
     images: list[Image],
     annotations: list[list[Annotation]],
-    unusable: Container[int],
+    unusable: Mapping[int, str],
 ) -> pa.RecordBatch:
     flat = [annotation for of_image in annotations for annotation in of_image]
-    segmentations = [_drawable(_segmentation(path, a)) for a in flat]
+    segmentations = [_drawable(a, unusable.get(a.id)) for a in flat]
     boxes = np.array([a.bbox for a in flat], np.float64).ravel()
     columns = {
         "id": [a.id for a in flat],
         "category_id": [a.category_id for a in flat],
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes), 4),
         "area": [a.area for a in flat],
-        "usable": [int(a.id not in unusable) for a in flat],
+        "usable": [int(unusable.get(a.id, SMALL_IMAGE) == SMALL_IMAGE) for a in flat],
         "iscrowd": [int(bool(a.iscrowd)) for a in flat],
         "ignore": [int(bool(a.ignore)) for a in flat],
         "polygons": [None if isinstance(s, dict) else s for s in segmentations],
@@ -418,19 +429,20 @@ def _record_batch(
     )
 
 
-def _drawable(segmentation: list[list[float]] | dict) -> list[list[float]] | dict:
-    """A segmentation without the polygons that enclose nothing."""
+def _segmentation(annotation: Annotation) -> Any:
+    """The JSON value, typed where it is one of the forms that can be drawn."""
+    try:
+        return SEGMENTATION_DECODER.decode(annotation.segmentation)
+    except (msgspec.ValidationError, RecursionError):
+        text = bytes(annotation.segmentation)
+        return None if text == b"null" else text  # neither polygons nor a run-length encoding
+
+
+def _drawable(annotation: Annotation, reason: str | None) -> list[list[float]] | dict:
+    """A segmentation without the polygons that enclose nothing; empty if none can be drawn."""
+    if reason not in (None, *EXPECTED):
+        return []
+    segmentation = _segmentation(annotation)
     if isinstance(segmentation, dict):
         return segmentation
     return [polygon for polygon in segmentation if encloses(polygon)]
-
-
-def _segmentation(path: Path, annotation: Annotation) -> list[list[float]] | dict:
-    try:
-        return SEGMENTATION_DECODER.decode(annotation.segmentation)
-    except msgspec.DecodeError as error:
-        raise UserError(
-            f"{path}: the segmentation of annotation {annotation.id} is neither polygons"
-            f" nor a run-length encoding: {error}",
-            FIX,
-        ) from error

@@ -217,7 +217,13 @@ def check_labels(index: LVISIndex, split: str, rule: str, warnings: list[str]) -
         if split == "train" and index.faulty < index.annotation_count:
             warnings.append(f"{index.faulty_text()}; they are not trained on")
         else:
-            faults.append(UserError(index.faulty_text(), "correct these annotations"))
+            faults.append(index.faulty_error())
+    having = sum("frequency" in category for category in index.categories)
+    if split == "train" and 0 < having < len(index.classes):
+        warnings.append(
+            f"{index.path}: {having} of {len(index.classes)} categories have a `frequency`: groups "
+            "follow from image counts"
+        )
     return faults
 
 
@@ -291,7 +297,7 @@ def check_images(
             )
         )
     if files.faults:
-        lines = [f"{path} {fault}" for path, fault in files.faults.items()]
+        lines = [f"{path} {fault.what}" for path, fault in files.faults.items()]
         listing = report.with_suffix(".faulty.txt")
         write_text(listing, "".join(f"{line}\n" for line in lines))
         shown = "; ".join(lines[:MAX_EXAMPLES])
@@ -299,8 +305,7 @@ def check_images(
             UserError(
                 f"{len(lines)} image files are faulty: {shown}; all of them are listed in"
                 f" {listing}",
-                "download or generate them again, or correct `width` and `height` in the"
-                " annotation file",
+                "; ".join(dict.fromkeys(fault.fix for fault in files.faults.values())),
             )
         )
     for one, other in combinations(splits.values(), 2):
@@ -361,10 +366,12 @@ def check_absent_classes(
     """Check that train shows every class; only warn where the scale allows absent classes."""
     if not train.absent_classes:
         return []
-    if not any(train.image_count) and train.unusable:
+    if not any(train.image_count) and train.annotation_count:
+        if train.faulty == train.annotation_count:
+            return []  # a fault of its own
         reasons = ", ".join(f"{reason} ({n})" for reason, (n, *_) in train.unusable.items())
         what = f"{train.path}: no annotation can be trained on: {reasons}"
-        return [UserError(what, "correct the annotations")]
+        return [UserError(what, "correct these annotations: boxes are in pixels")]
     names = examples([train.classes[label] for label in train.absent_classes])
     what = f"{train.path}: no usable annotation of {names}"
     if allow_absent:
@@ -381,7 +388,7 @@ def check_repeat_factors(
     train: LVISIndex, factors: RepeatFactors, warnings: list[str]
 ) -> list[UserError]:
     """Check that repeat factor sampling repeats anything; only warn where nothing could do so."""
-    if max(factors.classes.values(), default=1) > 1:
+    if not factors.classes or max(factors.classes.values()) > 1:
         return []
     fewest = min((count for count in train.image_count if count), default=0)
     share = fewest / max(1, len(factors.images))

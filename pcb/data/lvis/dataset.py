@@ -181,7 +181,7 @@ class PCBLVISDataset(BaseDetDataset):
             info = self.get_data_info(idx)
             path = Path(info["img_path"])
             if fault := look_at({path: (info["height"], info["width"])}, deep=True).faults:
-                raise self._fault(info, fault[path]) from error
+                raise self._fault(info, fault[path].what) from error
             numbers = self._index.objects(int(self._rows[idx])).id.tolist()
             where = f"{self._name(info)}, {path}, with the annotations {examples(numbers)}"
             raise RuntimeError(f"a transform failed on {where}: {error}") from error
@@ -198,7 +198,7 @@ class PCBLVISDataset(BaseDetDataset):
         info = self.get_data_info(idx)
         path = info["img_path"]
         if path not in decoded and (fault := whole_file_fault(Path(path))):
-            raise self._fault(info, fault)
+            raise self._fault(info, fault.what)
         return info
 
     def _name(self, info: dict) -> str:

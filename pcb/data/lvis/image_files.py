@@ -20,12 +20,32 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 
+from pcb.errors import UserError
+
 THREADS = 16  # most of the time is waiting for the disk
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # that OpenCV reads too
 START = 256  # first bytes of a file, in which a web page is recognised
 TAIL = 4096  # last bytes of a file in which its end marker is looked for
 END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # by how a file starts: JPEG, PNG
 ROTATED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
+
+
+COPY = "download, copy or generate these files again"
+SIZES = (
+    "use the images that were annotated; or write the size of these into `width` and `height`, and "
+    "scale boxes and masks with it"
+)
+UPRIGHT = (
+    "the annotations are of the pixels as stored: remove the orientation from these files "
+    "(`exiftool -Orientation= FILE`)"
+)
+
+
+class Fault(NamedTuple):
+    """What is wrong with an image file, as the end of a sentence, and the fix."""
+
+    what: str
+    fix: str = COPY
 
 
 class ImageFiles(NamedTuple):
@@ -37,7 +57,7 @@ class ImageFiles(NamedTuple):
             content have the same; few others do.
     """
 
-    faults: dict[Path, str]
+    faults: dict[Path, Fault]
     marks: dict[Path, bytes]
 
 
@@ -49,7 +69,7 @@ def look_at(sizes: Mapping[Path, tuple[int, int]], deep: bool = False) -> ImageF
         deep: Decode every image, too.
     """
 
-    def look(item: tuple[Path, tuple[int, int]]) -> tuple[str | None, bytes]:
+    def look(item: tuple[Path, tuple[int, int]]) -> tuple[Fault | None, bytes]:
         return _look(*item, deep)
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -60,7 +80,7 @@ def look_at(sizes: Mapping[Path, tuple[int, int]], deep: bool = False) -> ImageF
     )
 
 
-def whole_file_fault(path: Path) -> str | None:
+def whole_file_fault(path: Path) -> Fault | None:
     """Return why a file is missing, empty or truncated, None if it is not; for every loading.
 
     OpenCV fills what is missing of a JPEG with grey, without an error.
@@ -72,7 +92,7 @@ def whole_file_fault(path: Path) -> str | None:
             file.seek(max(0, length - TAIL))
             return _end_fault(start, file.read())
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return Fault(f"cannot be read: {error.strerror or error}")
 
 
 def same_pictures(
@@ -101,7 +121,23 @@ def same_pictures(
     return pairs
 
 
-def _look(path: Path, size: tuple[int, int], deep: bool) -> tuple[str | None, bytes]:
+def read_picture(path: Path) -> Image.Image:
+    """Read an image for a page, in RGB.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}",
+            "run `pcb check-data --deep`: it lists every image that is missing or damaged",
+        ) from error
+
+
+def _look(path: Path, size: tuple[int, int], deep: bool) -> tuple[Fault | None, bytes]:
     """What is wrong with a file, if anything, and its mark; none for a file that cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -119,10 +155,10 @@ def _look(path: Path, size: tuple[int, int], deep: bool) -> tuple[str | None, by
                 return fault or _decoding_fault(content), mark
             return _header_fault(file, size, start, end), mark
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}", b""
+        return Fault(f"cannot be read: {error.strerror or error}"), b""
 
 
-def _header_fault(file: BinaryIO, size: tuple[int, int], start: bytes, end: bytes) -> str | None:
+def _header_fault(file: BinaryIO, size: tuple[int, int], start: bytes, end: bytes) -> Fault | None:
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -131,36 +167,39 @@ def _header_fault(file: BinaryIO, size: tuple[int, int], start: bytes, end: byte
             exif = image.getexif() if kind in ("JPEG", "MPO") else {}
             orientation = exif.get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "is a web page, no image" if b"<html" in start.lower() else "is no image"
+        return Fault("is a web page, no image" if b"<html" in start.lower() else "is no image")
     rotated = orientation in ROTATED
     if rotated:  # OpenCV applies it
         width, height = height, width
     if (height, width) != size:
-        why = f", after the rotation that its EXIF orientation {orientation} asks for"
-        exchanged = ": width and height are exchanged" if (width, height) == size else ""
-        return (
-            f"has {width}x{height} pixels{why if rotated else ''}, "
-            f"but {size[1]}x{size[0]} in the annotation file{exchanged}"
-        )
+        exchanged, found = (width, height) == size, f"has {width}x{height} pixels"
+        annotated = f"but {size[1]}x{size[0]} in the annotation file"
+        if rotated:
+            why = f"after the rotation that its EXIF orientation {orientation} asks for"
+            return Fault(f"{found}, {why}, {annotated}", UPRIGHT if exchanged else SIZES)
+        if exchanged:
+            fix = "exchange `width` and `height` in the annotation file, if the boxes fit then"
+            return Fault(f"{found}, {annotated}: width and height are exchanged", fix)
+        return Fault(f"{found}, {annotated}", SIZES)
     return _end_fault(start, end)
 
 
-def _end_fault(start: bytes, end: bytes) -> str | None:
+def _end_fault(start: bytes, end: bytes) -> Fault | None:
     if not start:
-        return "is empty"
+        return Fault("is empty")
     markers = [mark for magic, mark in END_MARKERS.items() if start.startswith(magic)]
-    return "is truncated" if any(mark not in end for mark in markers) else None
+    return Fault("is truncated") if any(mark not in end for mark in markers) else None
 
 
-def _decoding_fault(content: bytes) -> str | None:
+def _decoding_fault(content: bytes) -> Fault | None:
     import cv2  # here, since only a deep check needs it, and it takes long to import
     import numpy as np
 
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if decoded is None:
-        return "cannot be decoded"
+        return Fault("cannot be decoded")
     try:
         Image.open(BytesIO(content)).load()  # OpenCV fills what is missing with grey
     except (OSError, SyntaxError, ValueError) as error:
-        return f"cannot be decoded: {error}"
+        return Fault(f"cannot be decoded: {error}")
     return None

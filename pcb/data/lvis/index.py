@@ -40,6 +40,7 @@ from pcb.data.lvis.annotations import (
     record_batches,
 )
 from pcb.data.lvis.releases import RELEASES, version_by_classes
+from pcb.data.lvis.segmentation import NO_POLYGON, NO_SEGMENTATION
 from pcb.errors import UserError
 from pcb.files import atomic, locked, sha256
 from pcb.formatting import examples
@@ -61,7 +62,7 @@ class Objects(NamedTuple):
         category_id: (n,) int32, 1..C.
         bbox: (n, 4) float64: x, y, width, height in pixels.
         area: (n,) float64, in pixels.
-        usable: (n,) bool: whether training uses it.
+        usable: (n,) bool: whether training uses it, where it uses the image.
         iscrowd: (n,) bool.
         ignore: (n,) bool.
         segmentation: For each annotation its polygons, (2k,) float64 x0, y0, x1, … each, or a
@@ -113,7 +114,7 @@ class LVISIndex:
         self.cache = Path(cache) if cache is not None else None
         if self.cache is None:
             content = read_annotation_file(self.path)
-            summary, batches = _summary(content), list(record_batches(self.path, content))
+            summary, batches = _summary(content), list(record_batches(content))
         else:
             summary, batches = _open_cached(self.path, self.cache)
         self._batches: list[pa.RecordBatch] = batches
@@ -256,6 +257,21 @@ class LVISIndex:
             if reason not in EXPECTED
         )
         return f"{self.path}: annotations that cannot be used: {'; '.join(reasons)}"
+
+    def faulty_error(self) -> UserError:
+        """Return the error for these annotations."""
+        boxes_only = self.unusable.keys() <= {NO_POLYGON, NO_SEGMENTATION}
+        if boxes_only and self.faulty == self.annotation_count:
+            return UserError(
+                f"{self.path}: none of the {self.faulty} annotations has a mask",
+                "the detectors learn masks: give every annotation a `segmentation`; with its box "
+                "as polygon, [[x, y, x+w, y, x+w, y+h, x, y+h]], only box AP has a meaning",
+            )
+        return UserError(
+            self.faulty_text(),
+            "correct these annotations, or delete them: in a scored split they would count as "
+            "missed",
+        )
 
     @cached_property
     def images(self) -> list[dict]:
@@ -532,7 +548,7 @@ def _write_cache(path: Path, cache: Path) -> None:
             mininterval=2,
         ) as progress,
     ):
-        for batch in record_batches(path, content):
+        for batch in record_batches(content):
             writer.write_batch(batch)
             progress.update(len(batch))
     index = sha256(cache), _identity(cache)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+NO_SEGMENTATION, NO_POLYGON = "no segmentation", "no polygon"
 MAX_SIDE = 10**6  # pixels of an image, and of a coordinate
 
 
@@ -29,11 +30,11 @@ def mask_fault(
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width, may_be_empty)
     if segmentation is None:
-        return "no segmentation"
+        return NO_SEGMENTATION
     if not isinstance(segmentation, list):
         return "a segmentation that is neither polygons nor a run-length encoding"
     if not segmentation:
-        return "no polygon"
+        return NO_POLYGON
     if not all(isinstance(polygon, list) for polygon in segmentation):
         return "a list of numbers in place of a list of polygons"
     polygons = [polygon for polygon in segmentation if encloses(polygon)]

@@ -10,8 +10,8 @@ import hotcoco
 import numpy as np
 from PIL import Image
 
+from pcb.data.lvis.image_files import read_picture
 from pcb.data.lvis.polygons import mask_to_polygons
-from pcb.errors import UserError
 
 IMAGE_SIDE = 360  # longest side of a whole image in pixels; smaller ones are not enlarged
 CROP_SIDE = 112  # longest side of a crop
@@ -22,7 +22,7 @@ JPEG_QUALITY = 82
 
 def thumbnail(path: Path) -> str:
     """A whole image as a data URI. Raises `UserError` where it cannot be read."""
-    return _jpeg(_read(path), IMAGE_SIDE)
+    return _jpeg(read_picture(path), IMAGE_SIDE)
 
 
 def crop(path: Path, box: list[float]) -> str:
@@ -35,7 +35,7 @@ def crop(path: Path, box: list[float]) -> str:
     Raises:
         UserError: The image cannot be read.
     """
-    image = _read(path)
+    image = read_picture(path)
     x, y, width, height = box
     half = max(width, height) * (0.5 + CROP_MARGIN)
     corners = (
@@ -46,17 +46,6 @@ def crop(path: Path, box: list[float]) -> str:
     )
     left, top, right, bottom = map(round, corners)
     return _jpeg(image.crop((left, top, right, bottom)), CROP_SIDE)
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error}",
-            "run `pcb check-data`: it lists every image that is missing",
-        ) from error
 
 
 def _jpeg(image: Image.Image, side: int) -> str:
