@@ -293,6 +293,8 @@ def check_data(arguments: Namespace) -> None:
             continue
         release = report["matches_release"]
         equal = f"equal to the LVIS {release} release" if release else "not a release of LVIS"
+        own = study.scale["datasets"][dataset].get("title")
+        equal = f"{own}, {groups_text(report)}" if own else equal
         print(f"{dataset}: no faults, {equal}; report in {study.paths.data_check(dataset)}")
         train = report["splits"]["train"]
         if train["unusable"]:
@@ -302,16 +304,30 @@ def check_data(arguments: Namespace) -> None:
                 f"trained on: {reasons}"
             )
         labels = report["splits"]["val"]["federated"]
-        print(
-            f"  val: {labels['negative']:.1f} of {labels['classes']:,} classes an image are "
-            f"verified to be absent, {labels['not_exhaustive']:.2f} are not exhaustive "
-            f"({LVIS_SAMPLE['negative']:.1f} of {LVIS_SAMPLE['classes']:,} and "
-            f"{LVIS_SAMPLE['not_exhaustive']:.2f} in LVIS v0.5)"
-        )
+        if study.scale["datasets"][dataset].get("format") == "coco":
+            print("  val: every class counts in every image, by COCO's rule")
+        else:
+            print(
+                f"  val: {labels['negative']:.1f} of {labels['classes']:,} classes an image are "
+                f"verified to be absent, {labels['not_exhaustive']:.2f} are not exhaustive "
+                f"({LVIS_SAMPLE['negative']:.1f} of {LVIS_SAMPLE['classes']:,} and "
+                f"{LVIS_SAMPLE['not_exhaustive']:.2f} in LVIS v0.5)"
+            )
         for warning in report["warnings"]:
             print(f"  warning: {warning}")
     if faults:
         raise combined(faults)
+
+
+def groups_text(report: dict) -> str:
+    """The classes of a checked data set by group, with the counts that divide the groups."""
+    train = report["splits"]["train"]
+    rare, common = train["thresholds"]
+    numbers = train["groups"]
+    return (
+        f"{numbers['r']} rare, {numbers['c']} common and {numbers['f']} frequent classes "
+        f"(in at most {rare}, at most {common} and more train images)"
+    )
 
 
 def contact_sheet(arguments: Namespace) -> None:
@@ -424,7 +440,7 @@ def oracle(arguments: Namespace) -> None:
 
 
 def score(arguments: Namespace) -> None:
-    """Score a run's detections by LVIS's rules.
+    """Score a run's detections by LVIS's or COCO's rules.
 
     Reads the detections, writes metrics.json; needs no GPU.
     """

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from pcb.errors import UserError, combined
 from pcb.files import ROOT, atomic, locked
 from pcb.study import Study
+from pcb.study.own_data import PAPER_DATASETS
 
 if TYPE_CHECKING:
     import requests
@@ -63,7 +64,11 @@ def expected_files(scale: dict) -> dict[str, list[Path]]:
     Returns:
         For each name in configs/downloads.yaml that the scale needs, its paths.
     """
-    entries = [] if scale.get("synthetic") else scale["datasets"].values()
+    entries = [
+        entry
+        for key, entry in scale["datasets"].items()
+        if key in PAPER_DATASETS and not scale.get("synthetic")
+    ]
     paths = [Path(entry[split]) for entry in entries for split in ("train", "val")]
     folders = [Path(entry["images"]) for entry in entries]
     paths += [folder / name for folder in folders for name in ("train2017", "val2017")]

@@ -137,16 +137,22 @@ def seeds(about: dict) -> str:
 
 def dataset(about: dict, entry: dict) -> str:
     """A data set by name, with its size where a run has been measured on it."""
-    name = f"LVIS {entry['version']}"
-    if entry.get("title"):
-        name = f"{entry['title']}, in {entry['format'].upper()}'s format"
-    elif about["scale"]["generated"]:
-        name = f"{about['scale']['data']}, {entry['version']} flavour"
-    elif not about["comparable"]:
-        name = f"{about['scale']['title']}, format of {name}, not found equal to its release"
+    name = dataset_name(about, entry)
     if not (classes := entry["classes"]):
         return name
     return (
         f"{name}: {entry['val_images']} val images, {sum(classes.values())} classes "
         f"({classes['r']} rare, {classes['c']} common, {classes['f']} frequent)"
     )
+
+
+def dataset_name(about: dict, entry: dict) -> str:
+    """The name of a data set by its `version` or `title` and `format`."""
+    name = f"LVIS {entry.get('version')}"
+    if entry.get("title"):
+        name = f"{entry['title']}, in {entry.get('format', 'lvis').upper()}'s format"
+    elif about["scale"]["generated"]:
+        name = f"{about['scale']['data']}, {entry['version']} flavour"
+    elif not about["comparable"]:
+        name = f"{about['scale']['title']}, format of {name}, not found equal to its release"
+    return name

@@ -54,7 +54,11 @@ def of_results(results: Results, claims: Sequence[dict]) -> dict:
             if about["scale"]["own"]
             else [line("Does PCB reproduce?", "claims", *reproduces(main, provisional))]
         ),
-        line("Where does the gain come from?", gain_target(study), *gain(results)),
+        *(
+            [line("Where does the gain come from?", gain_target(study), *gain(results))]
+            if study.verdict or not about["scale"]["own"]
+            else []
+        ),
         line("On which data, by which rule?", "departures", *basis(study, about, measured, claims)),
     ]
     return {"lines": lines, "groups": groups(claims), "provisional": provisional}

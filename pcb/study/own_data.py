@@ -82,7 +82,7 @@ def lay_out(paper: dict, scale: dict) -> dict:
         "tables": {
             key: {
                 **spec,
-                "claim": f"The paper, on LVIS: {spec['claim']}",
+                "claim": f"On LVIS: {spec['claim']}",
                 "rows": [row(entry, spec["labels"]) for entry in spec["rows"]],
             }
             for key, spec in paper["tables"].items()

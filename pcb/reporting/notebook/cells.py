@@ -107,8 +107,10 @@ def claims(shown: ResultTable) -> Html:
         f"{f' ({tally})' if (tally := style.tally_text(c['ours']['counts'])) else ''}."
         for c in shown.claims
     )
+    if shown.about["scale"]["own"]:
+        text = text or "The paper's claims are about LVIS; they are not judged on these data."
     text = text or "The paper makes no claim on this table alone."
-    return piece("claims", text, claims=shown.claims)
+    return piece("claims", text, claims=shown.claims, own=shown.about["scale"]["own"])
 
 
 def findings(page: dict) -> Html:

@@ -21,9 +21,10 @@ from pcb import formatting
 from pcb.files import write_text
 from pcb.formatting import signed
 from pcb.frequency import GROUP_NAMES
-from pcb.reporting import style
+from pcb.reporting import captions, style
 from pcb.reporting.claims import difference
 from pcb.reporting.curves import Curves
+from pcb.reporting.gather import scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import chart, data
 from pcb.reporting.tables import LESS_IS_BETTER
@@ -97,9 +98,9 @@ def base_of(results: Results, run: str) -> str | None:
 def words(results: Results, run: str) -> str:
     """The factors of a run as a sentence."""
     study, experiment = results.study, results.study.experiments[run]
-    registry = study.registry
+    registry, about = study.registry, scale_about(results, [run])
     parts = [
-        f"LVIS {study.scale['datasets'][experiment.dataset]['version']} as data set",
+        f"data set {captions.dataset_name(about, study.scale['datasets'][experiment.dataset])}",
         f"backbone {experiment.backbone}",
         SAMPLERS[experiment.sampler],
         f"loss {experiment.loss}: {registry.losses[experiment.loss].title}",
