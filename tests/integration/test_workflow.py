@@ -65,7 +65,7 @@ def dry_run(folder, *arguments, env=None):
 
 def copy_project(folder):
     """The project without its results, data and heavy assets."""
-    for name in ("pcb", "workflow", "configs", "profiles", "notebooks"):
+    for name in ("pcb", "workflow", "configs", "profiles", "notebooks", "docs"):
         shutil.copytree(
             ROOT / name,
             folder / name,
