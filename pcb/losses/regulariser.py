@@ -84,7 +84,11 @@ class Regulariser(nn.Module):
         PCB would silently stay disabled. A runner is training when its iteration changes between
         two calls. In a training loop of one's own epoch 1 holds until `set_epoch`, with a warning.
         """
-        if "mmengine.runner" not in sys.modules:
+        before = self.iteration
+        if "mmengine.runner" in sys.modules:  # not imported here: the losses need torch only
+            hub = sys.modules["mmengine.logging"].MessageHub.get_current_instance()
+            self.iteration = hub.get_info("iter", default=None)
+        if self.iteration is None:
             if not self.warned:
                 warnings.warn(
                     f"PCB starts in epoch {self.start_epoch}, but the epoch is not set: call "
@@ -93,9 +97,6 @@ class Regulariser(nn.Module):
                 )
             self.warned = True
             return
-        before = self.iteration
-        hub = sys.modules["mmengine.logging"].MessageHub  # not imported: losses need torch only
-        self.iteration = hub.get_current_instance().get_info("iter", default=None)
         if before is not None and self.iteration != before:
             raise UserError(
                 f"PCB should start in epoch {self.start_epoch}, but nothing sets the epoch of "

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from imported import imported_packages
-from mmdet.registry import DATASETS, METRICS, MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -26,7 +26,6 @@ from pcb.calibration import ConfusionMatrixCalibration
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
-from pcb.lvis_metric import PCBLVISMetric
 
 # With the number of confusion matrices of each.
 CONFIGS = {"mask_rcnn_lvis": 1, "cascade_mask_rcnn_coco": 3, "faster_rcnn_coco": 1}
@@ -90,7 +89,8 @@ def config(edited, tmp_path, monkeypatch):
 
 
 def shrink(cfg):
-    cfg.evaluator = cfg.val_evaluator
+    keys = ("val_dataloader", "val_evaluator", "val_cfg")
+    cfg.validation = {key: copy.deepcopy(cfg[key]) for key in keys}
     model, roi = cfg.model, cfg.model.roi_head
     model.backbone = dict(type="ResNet", depth=18, base_channels=4, norm_eval=True)
     model.neck.update(in_channels=[4, 8, 16, 32], out_channels=8)
@@ -354,12 +354,34 @@ def test_the_command_on_the_page_counts_repeated_images(
         assert len(repeated) == 12
 
 
-def test_the_config_for_lvis_validates_by_our_metric(edited, data):
-    init_default_scope("mmdet")
-    config = edited["mask_rcnn_lvis"]
-    assert config.evaluator.ann_file.startswith(str(data))
-    metric = METRICS.build(config.evaluator)
-    assert isinstance(metric, PCBLVISMetric) and metric.kinds == ["bbox", "segm"]
+def validated(config, **changes):
+    """The config for LVIS with its validation, which `shrink` leaves out; without workers."""
+    cfg = config("mask_rcnn_lvis")
+    cfg.update(copy.deepcopy(cfg.validation))
+    cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.val_dataloader.dataset.pipeline[1].scale = (64, 64)
+    cfg.val_evaluator.update(changes)
+    return cfg
+
+
+def test_the_config_for_lvis_validates_by_our_metric(config):
+    metrics = Runner.from_cfg(validated(config)).val()
+    kinds, names = (
+        ("bbox", "segm"),
+        ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
+    )
+    assert set(metrics) == {f"lvis/{kind}_{name}" for kind in kinds for name in names}
+    assert 0 <= metrics["lvis/segm_AP"] <= 1 and metrics["lvis/bbox_APr"] >= 0
+
+
+def test_an_evaluator_of_other_classes_stops_the_run_before_its_training(config, data, tmp_path):
+    content = json.loads((data / "annotations/val.json").read_text())
+    content["categories"] = content["categories"][:2]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    runner = Runner.from_cfg(validated(config, ann_file=str(tmp_path / "val.json")))
+    with pytest.raises(UserError, match="3 classes, of which .* has 2"):
+        runner.train()
+    assert runner.iter == 0
 
 
 @pytest.mark.parametrize("plain", [False, True])
