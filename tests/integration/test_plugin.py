@@ -379,7 +379,7 @@ def test_an_evaluator_of_other_classes_stops_the_run_before_its_training(config,
     content["categories"] = content["categories"][:2]
     (tmp_path / "val.json").write_text(json.dumps(content))
     runner = Runner.from_cfg(validated(config, ann_file=str(tmp_path / "val.json")))
-    with pytest.raises(UserError, match="3 classes, of which .* has 2"):
+    with pytest.raises(UserError, match=r"3 classes, of which .* has 2"):
         runner.train()
     assert runner.iter == 0
 
