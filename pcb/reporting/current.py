@@ -121,7 +121,7 @@ def template(target: str) -> Path:
 def settings_of(study: Study, target: str) -> dict:
     """What determines a page besides results: its specification and facts about the scale."""
     resolved = study.resolved
-    keys = ("title", "notes", "datasets", "backbones", "seeds")
+    keys = ("title", "notes", "datasets", "methods", "backbones", "seeds")
     scale = {key: study.scale.get(key) for key in keys}
     out: dict = {"scale": scale, "departures": departures(study.scale)}
     if target in study.pages:

@@ -431,9 +431,10 @@ class Study:
         }
 
     def scoring(self, dataset: str) -> dict:
-        """How a data set is scored: its rule and the thresholds of its groups, where given."""
+        """How a data set is scored where not as LVIS: COCO's rule, thresholds of its groups."""
         entry = self.scale["datasets"][dataset]
-        return {key: entry[key] for key in ("format", "thresholds") if key in entry}
+        rule = {"format": "coco"} if entry.get("format") == "coco" else {}
+        return rule | {key: entry[key] for key in ("thresholds",) if key in entry}
 
     def fingerprint(self, run: str, seed: int) -> str:
         """Hash of `train_job`, 12 hexadecimal digits."""

@@ -144,6 +144,33 @@ def test_coco_counts_at_most_100_detections(tmp_path, dataset):
         load_study(path, overrides={"test": test})
 
 
+def test_an_overlay_adds_rows_on_own_data(tmp_path, dataset):
+    run = "mine_r50_rfs_softmax_iterative_pcb-a0.1-g0.99"
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(f"""
+experiments:
+  {run}: {{dataset: mine, backbone: r50, sampler: rfs, loss: softmax, paradigm: iterative,
+    pcb: {{alpha: 0.1}}, trunk: {TRUNK}}}
+tables:
+  table02:
+    rows:
+      - {{id: mine-rfs-low, base: mine-rfs, labels: [My shapes, RFS with α = 0.1, ✓], run: {run}}}
+claims:
+  - {{id: low-helps, where: §4.2, statement: A small α helps., checks: [
+      {{metric: AP, higher: table02/mine-rfs-low, lower: table02/mine-rfs}}]}}
+""")
+    study = load_study(own_scale(tmp_path / "own.yaml", dataset), overlay)
+    assert study.tables["table02"].rows[-1].run == run and study.trunks[TRUNK].count(run) == 1
+    assert [claim.id for claim in study.claims] == ["low-helps"] and study.claims[0].checks
+
+
+def test_two_data_sets_take_two_places(tmp_path, dataset):
+    other = dataset | {"in_place_of": "v1", "title": "Yours"}
+    path = own_scale(tmp_path / "own.yaml", dataset, datasets={"mine": dataset, "yours": other})
+    names = {row.labels["Dataset"] for row in load_study(path).tables["table02"].rows}
+    assert names == {"My shapes", "Yours"}
+
+
 # Identity -----------------------------------------------------------------------------------------
 
 
