@@ -22,10 +22,14 @@ from pcb.reporting.claims import difference, grouped, metric_name, rows_of
 from pcb.reporting.gather import scale_about
 from pcb.reporting.results import PublishedResults, Results
 from pcb.reporting.style import notation, tally
+from pcb.reporting.tables import LESS_IS_BETTER
 from pcb.study import Study
 from pcb.study.claims import DIRECTION, FAILS, HOLDS, WITHIN_NOISE, Verdict
+from pcb.study.study import PAIRED_LABELS
 
 JUDGED = (HOLDS, WITHIN_NOISE, FAILS)
+MAIN_METRICS = ("AP", "APr", "PwB")  # of a verdict on data of one's own
+TURNED = {HOLDS: FAILS, FAILS: HOLDS}  # where less is better
 BEGIN, END = "<!-- verdict: written by `pcb verdict` -->", "<!-- end of verdict -->"
 
 
@@ -49,11 +53,9 @@ def of_results(results: Results, claims: Sequence[dict]) -> dict:
     by_id = {claim["id"]: claim for claim in claims}
     main = [by_id[name] for name in study.verdict.get("main", ()) if name in by_id]
     lines = [
-        *(
-            []
-            if about["scale"]["own"]
-            else [line("Does PCB reproduce?", "claims", *reproduces(main, provisional))]
-        ),
+        line("Does PCB help here?", "tables", *helps(results, provisional))
+        if about["scale"]["own"]
+        else line("Does PCB reproduce?", "claims", *reproduces(main, provisional)),
         *(
             [line("Where does the gain come from?", gain_target(study), *gain(results))]
             if study.verdict or not about["scale"]["own"]
@@ -79,6 +81,33 @@ def reproduces(main: Sequence[dict], provisional: bool) -> tuple[str, str]:
     if provisional:
         answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
     return answer, "; ".join(filter(None, map(outcome, main))) + "."
+
+
+def helps(results: Results, provisional: bool) -> tuple[str, str]:
+    """The same on data of one's own, where the paper claims nothing: from rows and base rows."""
+    tables = [t for t in results.study.tables.values() if t.labels == PAIRED_LABELS]
+    found: dict[str, list[str]] = {}
+    for table in tables:
+        rows = {row.id: row for row in table.rows}
+        for row in table.rows:
+            base = rows.get(row.base or "")
+            for metric in MAIN_METRICS if base else ():
+                check = difference(results, row, base, metric)
+                if check.margin is not None:
+                    better = TURNED if metric in LESS_IS_BETTER else {}
+                    found.setdefault(metric, []).append(better.get(check.status, check.status))
+    if not found:
+        return "Not measured yet.", ""
+    answer = answer_of([status for metric in found for status in found[metric]])
+    if provisional:
+        answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
+    parts = []
+    for metric, statuses in found.items():
+        held, failed = statuses.count(HOLDS), statuses.count(FAILS)
+        lost = f", worse in {failed}" if failed else ""
+        name = metric_name(metric)
+        parts.append(f"{name} is better beyond the noise in {held} of {len(statuses)} pairs{lost}")
+    return answer, "With PCB: " + "; ".join(parts) + "."
 
 
 def answer_of(verdicts: Sequence[str]) -> str:

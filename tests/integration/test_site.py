@@ -12,12 +12,14 @@ import browser
 import nbformat
 import pytest
 from fabricate import RFS_PCB, SOFTMAX, fabricate, study_in
+from own_data import own_dataset, own_scale
 
 from pcb.files import write_text
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
 from pcb.reporting.results import Results
 from pcb.reporting.site.build import build
+from pcb.study import load_study
 
 
 class Links(HTMLParser):
@@ -163,6 +165,18 @@ def cell(row, metric, block="ours"):
     return f'#table06 tr[data-row="{row}"] td[data-c="{column(metric, block)}"] button'
 
 
+def test_a_site_of_own_data_works_without_claims_and_published_numbers(chromium, tmp_path):
+    study = load_study(own_scale(tmp_path / "own.yaml", own_dataset(tmp_path)))
+    for row in study.tables["table02"].rows:
+        fabricate(study, row.run, AP=20.0)
+    chromium.complaints.clear()
+    chromium.open(build(study))
+    chromium.click('#table02 td[data-c="0"] button')
+    assert "My data" in chromium.run("document.body.innerText")
+    assert dialog(chromium) and chromium.complaints == []
+    assert chromium.run("document.querySelector('.paper, .paper-gain')") is None
+
+
 def dialog(page):
     return page.run('document.querySelector("dialog[open]")?.innerText')
 
@@ -287,7 +301,8 @@ def test_print_unfolds_and_cuts_nothing(page):
 def test_the_head_of_a_table_that_fits_stays_in_sight(page):
     page.resize(1600, 500)
     page.run(
-        "document.querySelector('#table06 tbody tr:nth-child(3)').scrollIntoView({behavior: 'instant'})"
+        "document.querySelector('#table06 tbody tr:nth-child(3)')"
+        ".scrollIntoView({behavior: 'instant'})"
     )
     settle(page)
     top = page.run("document.querySelector('#table06 thead').getBoundingClientRect().top")

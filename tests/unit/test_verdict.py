@@ -2,11 +2,13 @@
 
 import pytest
 from fabricate import fabricate, study_in
+from own_data import own_dataset, own_scale
 
 from pcb.errors import UserError
 from pcb.reporting import verdict
 from pcb.reporting.claims import verdicts
 from pcb.reporting.results import Results
+from pcb.study import load_study
 from pcb.study.claims import FAILS, HOLDS, WITHIN_NOISE
 
 BASE = "v05_r50_rfs_softmax_plain"
@@ -38,6 +40,23 @@ def pairs(study):
 )
 def test_the_answer_follows_from_the_checks_of_the_main_claims(checks, answer):
     assert verdict.answer_of(checks).startswith(answer)
+
+
+def test_own_data_are_answered_from_rows_and_their_base_rows(tmp_path):
+    study = load_study(own_scale(tmp_path / "own.yaml", own_dataset(tmp_path)))
+    assert verdict_on(study)["lines"][0] == {
+        "question": "Does PCB help here?",
+        "target": "tables",
+        "answer": "Not measured yet.",
+        "text": "",
+    }
+    for k, (base, full) in enumerate(pairs(study)):
+        fabricate(study, base, AP=20.0, APr=10.0, PwB=3.0)
+        fabricate(study, full, AP=22.0 if k else 18.0, APr=12.0, PwB=2.0)
+    line = verdict_on(study)["lines"][0]
+    assert line["answer"] == "Provisional, one seed: in part."
+    assert "AP is better beyond the noise in 3 of 4 pairs, worse in 1;" in line["text"]
+    assert line["text"].endswith("PwB is better beyond the noise in 4 of 4 pairs.")
 
 
 def test_without_results_nothing_is_answered(tmp_path):

@@ -217,8 +217,8 @@ function apply() {
   filter.querySelector("output").textContent = `${shown} shown`;
 }
 
-filter.hidden = false;
-filter.addEventListener("change", () => {
+if (filter) filter.hidden = false;
+filter?.addEventListener("change", () => {
   apply();
   const {verdict, group, differ} = filter.elements;
   setAddress("claims", new URLSearchParams(Object.entries({verdict: verdict.value, group: group.value, differ: differ.checked ? "1" : ""}).filter(([, value]) => value)));
@@ -244,7 +244,7 @@ function route() {
     const heads = [...table.querySelectorAll("th[data-sort]")], head = heads.find(other => nameOf(other) === query.get("sort"));
     if (head) sort(head, query.get("end") ?? "first"); else if (table.classList.contains("sorted")) sort(heads[0]);
   }
-  if (path === "claims" || !path) {
+  if (filter && (path === "claims" || !path)) {
     const {verdict, group, differ} = filter.elements;
     verdict.value = query.get("verdict") ?? "";
     if (!verdict.value && verdict.length) verdict[0].checked = true;
@@ -252,7 +252,7 @@ function route() {
     differ.checked = query.has("differ");
   }
   else if (element?.closest("#claims tr[hidden]")) filter.reset();
-  apply();
+  if (filter) apply();
   if (element && [...query].length) element.scrollIntoView({behavior: "instant"});
 }
 
