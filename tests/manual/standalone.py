@@ -5,7 +5,7 @@
 Builds the wheel from the tracked files, installs it alone (--no-deps) into an empty folder and
 checks there, without the repository in Python's path: the list of files of the wheel, `pcb bias`,
 the three configs of docs/plugin/ on a data set of squares, one of them on two processes (DDP,
-gloo), and that no package of the pipeline is imported.
+gloo), that no package of the pipeline is imported, and the losses in a plain torch loop.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def main() -> None:
             user,
             env | {"LAUNCHER": "pytorch"},
         )
+        shutil.copy(ROOT / "tests/helpers/torch_only.py", user)
+        run([sys.executable, "-P", "torch_only.py"], user, env)
         run([sys.executable, "-P", "-m", "pcb", "plan"], user, env, status=2)
         (user / "dt.json").write_text(
             '[{"image_id": 1, "category_id": 5, "bbox": [2, 4, 30, 30], "score": 0.9}]',
