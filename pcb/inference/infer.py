@@ -214,7 +214,7 @@ def train_matrix(study: Study, run: str, seed: int, record: dict) -> torch.Tenso
     measured = require_record(written, study.fingerprint(run, seed), command)
     if measured["evaluation"] != study.evaluation(run, seed, "train"):
         raise UserError(f"{path} is of another evaluation", f"run `{command}` again")
-    return load_matrix(path, weights_of(record), command)
+    return load_matrix(path, weights_of(record), command, measured.get("sha256"))
 
 
 class SplitDetector:

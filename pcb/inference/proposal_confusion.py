@@ -193,18 +193,20 @@ def write_confusion_images(path: Path, total: ConfusionSums) -> str:
     return save_npz(path, **total.image_arrays)
 
 
-def load_matrix(path: Path, checkpoint: str, command: str) -> Tensor:
+def load_matrix(path: Path, checkpoint: str, command: str, digest: str | None = None) -> Tensor:
     """Read the (C, C) matrix that `write_confusion` wrote of a checkpoint.
 
     Args:
         path: The file.
-        checkpoint: SHA-256 of the checkpoint that it must be of.
+        checkpoint: Digest of the weights that it must be of.
         command: The command that writes it, for the error's fix.
+        digest: SHA-256 of the file, if that was recorded.
 
     Raises:
         UserError: The file is missing, broken, or of another checkpoint.
     """
-    arrays = load_npz(path, f"run `{command}` {'again' if path.exists() else 'first'}")
+    fix = f"run `{command}` {'again' if path.exists() else 'first'}"
+    arrays = load_npz(path, fix, digest)
     if "matrix" not in arrays or str(arrays.get("checkpoint")) != checkpoint:
         raise UserError(f"{path} is of another checkpoint", f"run `{command}` again")
     return torch.from_numpy(arrays["matrix"])

@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 import pcb.mmdet  # noqa: F401 (registers losses and heads with MMDetection)
 from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration, NorCal
 from pcb.errors import UserError
+from pcb.files import sha256
 from pcb.inference import forward
 from pcb.inference.calibrations import score_functions
 from pcb.inference.proposal_confusion import (
@@ -234,9 +235,11 @@ def test_the_matrix_of_another_checkpoint_is_refused(tmp_path):
     assert error.value.fix == "run `pcb confusion RUN` first"
     sums.add(torch.tensor([0, 1, 1]), torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]]))
     write_confusion(path, sums, "sha", np.float64)
-    assert torch.equal(load_matrix(path, "sha", ""), torch.from_numpy(sums.matrix))
+    assert torch.equal(load_matrix(path, "sha", "", sha256(path)), torch.from_numpy(sums.matrix))
     with pytest.raises(UserError, match="of another checkpoint"):
         load_matrix(path, "another", "")
+    with pytest.raises(UserError, match="not what was recorded"):
+        load_matrix(path, "sha", "", "the digest of another file")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
         load_matrix(path, "sha", "")
