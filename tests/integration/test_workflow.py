@@ -71,7 +71,8 @@ def copy_project(folder):
             folder / name,
             ignore=shutil.ignore_patterns("__pycache__", "assets", ".ipynb_checkpoints"),
         )
-    shutil.copy2(ROOT / "Snakefile", folder / "Snakefile")
+    for name in ("Snakefile", "CITATION.cff"):
+        shutil.copy2(ROOT / name, folder / name)
     (folder / "environment.yml").write_text(
         "dependencies: [python]\n"
     )  # Snakemake keeps a copy of it with each job's record
