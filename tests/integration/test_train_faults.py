@@ -5,12 +5,14 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 import training
 from training import BRANCH, PLAIN, TRUNK, assert_same_bits, final_state, interrupted, tiny_study
 
+from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import locked
 from pcb.study import load_study
@@ -63,6 +65,23 @@ def test_a_truncated_checkpoint_is_skipped_with_a_message(
     undamaged = copy(halfway, datasets, tmp_path / "undamaged")
     train(undamaged, PLAIN, 0)
     assert_same_bits(final_state(study, PLAIN), final_state(undamaged, PLAIN))
+
+
+def test_an_image_that_is_deleted_during_a_training_is_named(tmp_path, datasets, halfway):
+    scenes = Path(shutil.copytree(Path(datasets["v05"]["images"]).parent, tmp_path / "scenes"))
+    splits = {split: str(scenes / f"{split}.json") for split in ("train", "val", "dev")}
+    files = datasets["v05"] | {"images": str(scenes / "images"), **splits}
+    study = copy(halfway, {"v05": files, "v1": files}, tmp_path)
+    image = next(iter(LVISIndex(files["train"], files["images"]).image_paths.values()))
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(UserError) as caught:
+        train(study, PLAIN, 0)
+    assert caught.value.what.startswith(f"{image} cannot be read: No such file or directory (image")
+    assert files["train"] in caught.value.what and "restore this file" in caught.value.fix
+    image.write_bytes(content)
+    train(study, PLAIN, 0)  # resumes
+    assert final_state(study, PLAIN)["iter"] == 12
 
 
 def flip_a_bit(content):
