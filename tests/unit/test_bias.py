@@ -254,6 +254,9 @@ REFUSED = {
             segmentation=[1, 2, 3, 4, 5, 6]
         ),
         "a polygon with a value that is not a number": of_detection(segmentation=[[None] * 6]),
+        "detections with a polygon with a coordinate beyond": of_detection(
+            segmentation=[[1, 2, 3, float("nan"), 5, 6]]
+        ),
         "neither polygons nor a run-length encoding": of_detection(segmentation="abc"),
         "size is not the image's: 2 ": of_detection(segmentation={**RLE, "size": [32, 128]}),
         "does not cover the image exactly: 2 ": of_detection(

@@ -256,7 +256,8 @@ def check_keys(path: Path, content: AnnotationFile) -> None:
             + examples(unnamed)
         )
     if faults:
-        raise UserError(f"{path}:\n  " + "\n  ".join(faults), FIX)
+        fix = "write these keys, as LVIS's and COCO's formats have them"
+        raise UserError(f"{path}:\n  " + "\n  ".join(faults), fix)
 
 
 def check_values(path: Path, content: AnnotationFile) -> None:

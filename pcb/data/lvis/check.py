@@ -137,7 +137,8 @@ def check_files(
             faults += check_version(index, split, entry["version"], warnings)
         faults += check_labels(index, split, entry.get("format", "lvis"), warnings)
         faults += check_boxes(index, warnings)
-    faults += check_images(splits, Path(entry["images"]), report, warnings, deep)
+    of_lvis = "version" in entry
+    faults += check_images(splits, Path(entry["images"]), report, warnings, of_lvis, deep)
     faults += check_agreement(splits)
     factors = None
     if "train" in splits:
@@ -260,18 +261,20 @@ def check_images(
     folder: Path,
     report: Path,
     warnings: list[str],
+    of_lvis: bool = True,
     deep: bool = False,
 ) -> list[UserError]:
     """Check that every image file exists, can be read and has the size of its annotation.
 
     No file may be listed twice, and no picture be in two splits. The lists of missing and of faulty
-    files are written beside `report`.
+    files are written beside `report`; `of_lvis` says whether the images can be downloaded.
     """
     if not splits:
         return []
-    command = "run `pcb download train2017 val2017`"
+    download = "run `pcb download train2017 val2017`"
     if not folder.is_dir():
-        fix = f"{command}, or correct `images` under `datasets` in the scale's YAML"
+        fix = "correct `images` under `datasets` in the scale's YAML"
+        fix = f"{download}, or {fix}" if of_lvis else fix
         return [UserError(f"{folder}: no such image folder", fix)]
     faults = [index.ambiguity() for index in splits.values() if index.ambiguous_images]
     splits = {split: index for split, index in splits.items() if not index.ambiguous_images}
@@ -293,7 +296,10 @@ def check_images(
             UserError(
                 f"{len(missing)} image files are missing: {examples(missing)};"
                 f" all of them are listed in {listing}",
-                f"{command} (LVIS's val images are in both), or generate the data set again",
+                f"{download} (LVIS's val images are in both), or generate the data set again"
+                if of_lvis
+                else "copy them there, or correct `file_name` in the annotation file or `images` "
+                "in the scale's YAML",
             )
         )
     if files.faults:

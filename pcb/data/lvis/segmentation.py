@@ -40,14 +40,15 @@ def mask_fault(
     polygons = [polygon for polygon in segmentation if encloses(polygon)]
     if not polygons:
         return "no polygon of three points"
-    if not all(isinstance(value, (int, float)) for polygon in polygons for value in polygon):
+    try:
+        # A sum that equals itself: no value is NaN.
+        if not all(
+            min(p) >= -MAX_SIDE and max(p) <= MAX_SIDE and sum(p) == sum(p) for p in polygons
+        ):
+            return f"a polygon with a coordinate beyond {MAX_SIDE} pixels"
+    except TypeError:
         return "a polygon with a value that is not a number"
-    ends = [_ends(polygon) for polygon in polygons]
-    if not all(
-        -MAX_SIDE <= x0 <= x1 <= MAX_SIDE >= y1 >= y0 >= -MAX_SIDE for x0, y0, x1, y1 in ends
-    ):
-        return f"a polygon with a coordinate beyond {MAX_SIDE} pixels"
-    if not any(x0 < width and x1 > 0 and y0 < height and y1 > 0 for x0, y0, x1, y1 in ends):
+    if not any(_overlaps_image(polygon, height, width) for polygon in polygons):
         return "polygons outside the image"
     return None
 
@@ -57,9 +58,11 @@ def encloses(polygon: Sequence[float]) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _ends(polygon: Sequence[float]) -> tuple[float, float, float, float]:
+def _overlaps_image(polygon: Sequence[float], height: int, width: int) -> bool:
+    if 0 < polygon[0] < width and 0 < polygon[1] < height:
+        return True
     xs, ys = polygon[0::2], polygon[1::2]
-    return min(xs), min(ys), max(xs), max(ys)
+    return min(xs) < width and max(xs) > 0 and min(ys) < height and max(ys) > 0
 
 
 def _rle_fault(rle: dict, height: int, width: int, may_be_empty: bool) -> str | None:
