@@ -672,6 +672,10 @@ def check_run(study: Study, arguments: Namespace) -> None:
 def check_targets(study: Study, targets: Collection[str]) -> None:
     """Check that the study has the tables, figures or pages."""
     for target in targets:
+        if reason := study.absent(target):
+            raise UserError(
+                reason, f"choose one of: {', '.join(study.targets)}, or edit the scale's YAML"
+            )
         check("table, figure or page", target, study.targets)
 
 

@@ -293,6 +293,19 @@ class Study:
         """Epochs that the members of a trunk share: all before PCB starts."""
         return self.schedule["pcb_start_epoch"] - 1
 
+    def absent(self, target: str) -> str | None:
+        """Why a table, figure or page of the paper has nothing to show at this scale, else None."""
+        sections = ("tables", "pages", "summaries")
+        if target in self.targets or not any(
+            target in self.resolved.get(section, {}) for section in sections
+        ):
+            return None
+        methods = ", ".join(self.scale.get("methods", ["all"]))
+        return (
+            f"{target} shows nothing of this scale: its data sets are "
+            f"{', '.join(self.scale['datasets'])}, its base methods {methods}"
+        )
+
     def runs(self, *targets: str) -> list[str]:
         """Experiments behind the given targets (all without arguments), in the paper's order.
 

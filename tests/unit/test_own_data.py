@@ -103,6 +103,7 @@ def test_methods_and_schedule_are_the_scales(tmp_path, dataset):
     study = load_study(path)
     assert [row.id for row in study.tables["table02"].rows] == ["mine-rfs", "mine-rfs-pcb"]
     assert "table03" not in study.tables  # Seesaw and others alone
+    assert "base methods rfs" in study.absent("table03") and study.absent("table02") is None
     assert {row.id for row in study.tables["table04"].rows} >= {"none", "ls", "ols", "dsn"}
     assert study.schedule == schedule and study.trunk_epochs == 1
     assert any("epochs 3 (LVIS: 24)" in line for line in departures(study.scale))
