@@ -535,6 +535,26 @@ def verdict(arguments: Namespace) -> None:
         print(lines.plain(found))
 
 
+def compare(arguments: Namespace) -> None:
+    """Compare two folders of results, by table cell and by claim.
+
+    Takes results folders, published copies or sites. Values are compared on the seeds that both
+    have; differences are B − A, with 95 % intervals where there are several seeds or bootstraps.
+    Exit status 0 if all is equal within the tolerance, 1 if anything differs, 2 after a mistake.
+    """
+    import json
+
+    from pcb.reporting import compare as comparing
+
+    found = comparing.compare(arguments.a, arguments.b, arguments.tolerance, arguments.common)
+    if arguments.json:
+        print(json.dumps(comparing.as_data(found), indent=1))
+    else:
+        print(comparing.report(found, arguments.all))
+    if not found.equal:
+        raise SystemExit(1)
+
+
 def bias(arguments: Namespace) -> None:
     """Measure the pairwise bias of any detector's results: PwB, M_rf, the worst pairs.
 
@@ -688,7 +708,7 @@ def contents() -> str:
         "the whole": (reproduce, doctor, plan, measure, status),
         "data": (new_scale, make_data, download, check_data, contact_sheet),
         "one run": (pretrain, trunk, train, infer, confusion, score, oracle, export),
-        "pages": (gather, render, site, verdict, publish),
+        "pages": (gather, render, site, verdict, publish, compare),
         "any detector": (bias,),
     }
     lines = []
@@ -761,7 +781,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     def verb(do: FunctionType) -> argparse.ArgumentParser:
-        shared = {bias: [], new_scale: [], reproduce: [of_scale]}.get(do, [of_scale, of_study])
+        shared = {bias: [], compare: [], new_scale: [], reproduce: [of_scale]}.get(
+            do, [of_scale, of_study]
+        )
         command = verbs.add_parser(name_of(do), description=inspect.getdoc(do), parents=shared)
         command.set_defaults(do=do)
         return command
@@ -932,6 +954,23 @@ def parser() -> argparse.ArgumentParser:
     verb(publish).add_argument(
         "destination", metavar="DEST", help="a folder that does not exist yet, or an earlier copy"
     )
+    command = verb(compare)
+    command.add_argument("a", metavar="A", help="a results folder, such as results/mini, or a site")
+    command.add_argument("b", metavar="B", help="another, such as results/published/mini")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        metavar="POINTS",
+        help="values up to this far apart are equal (default: 0.05, half of the last digit)",
+    )
+    command.add_argument(
+        "--common",
+        action="store_true",
+        help="leave out what only one side has; with different seeds the claims too",
+    )
+    command.add_argument("--all", action="store_true", help="list all differences")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = verb(bias)
     command.add_argument("--gt", required=True, metavar="JSON", help="annotations")
     command.add_argument(
