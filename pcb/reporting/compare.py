@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -169,7 +169,7 @@ def compare(
         for key in shared
         if comparable and first.claims[key] != second.claims[key]
     )
-    return Comparison(**{**vars(out), "judged": len(shared) if comparable else 0})
+    return replace(out, judged=len(shared) if comparable else 0)
 
 
 # Reading ---------------------------------------------------------------------------------------
