@@ -91,7 +91,9 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
         rows = {row.id: row for row in table.rows}
         for row in table.rows:
             base = rows.get(row.base or "")
-            for metric in MAIN_METRICS if base else ():
+            if base is None:
+                continue
+            for metric in MAIN_METRICS:
                 check = difference(results, row, base, metric)
                 if check.margin is not None:
                     better = TURNED if metric in LESS_IS_BETTER else {}

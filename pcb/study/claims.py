@@ -56,9 +56,9 @@ NOT_PRINTED, NO_SUCH_CLASS = "not printed", "no such class here"
 NOT_COMPARABLE, NOT_JUDGED = "not comparable", "not judged"
 DIRECTION, SIZE = "direction", "size"
 GROUPS = {
-    "core": "PCB on base methods",
-    "ablation": "Parts, hyper-parameters and steps of PCB",
-    "calibration": "Pairwise bias, and calibration after training",
+    "core": "Core: PCB on base methods",
+    "ablation": "Ablation: parts, hyper-parameters and steps of PCB",
+    "calibration": "Calibration after training, and pairwise bias",
     "own": "Claims of an overlay",
 }
 ROUNDING = 0.05

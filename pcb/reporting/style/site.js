@@ -331,19 +331,18 @@ addEventListener("scroll", place, {passive: true});
 
 /* The head of a table stays in sight where the table fits; where it does not, a hint says that it scrolls. */
 
-const watch = new ResizeObserver(entries => {
-  for (const {target} of entries) {
-    const scroller = target.closest(".pcb-scroll");
-    scroller.classList.remove("fits");
-    const fits = scroller.scrollWidth <= scroller.clientWidth + 1;
-    scroller.classList.toggle("fits", fits);
-    scroller.previousElementSibling?.classList.toggle("needed", !fits);
-  }
-});
-for (const scroller of document.querySelectorAll("main .pcb-scroll:has(> .sortable)")) {
-  scroller.before(h("p", {class: "hint"}, "More columns to the right: scroll sideways →"));
-  watch.observe(scroller);
+const scrollers = [...document.querySelectorAll("main .pcb-scroll")].filter(place => place.querySelector(":scope > .sortable"));
+for (const scroller of scrollers) scroller.before(h("p", {class: "hint"}, "More columns to the right: scroll sideways →"));
+
+function fit() { /* all reads before all writes: the page is laid out once */
+  const fits = scrollers.map(({firstElementChild: table, clientWidth}) => table.offsetWidth <= clientWidth + 1);
+  scrollers.forEach((scroller, k) => {
+    scroller.classList.toggle("fits", fits[k]);
+    scroller.previousElementSibling.classList.toggle("needed", !fits[k]);
+  });
 }
+
+new ResizeObserver(fit).observe(document.querySelector("main"));
 
 /* The section in sight is marked among the links at the top. */
 
@@ -360,9 +359,9 @@ mark();
 /* Pictures arrive after the numbers, and before anyone prints. */
 
 addEventListener("load", () => {
-  for (const picture of document.querySelectorAll('img[loading="lazy"]')) picture.loading = "eager";
-  route();
+  if ([...address().query].length) route();
   mark();
+  (window.requestIdleCallback ?? setTimeout)(() => { for (const picture of document.querySelectorAll('img[loading="lazy"]')) picture.loading = "eager"; });
 });
 
 /* On paper everything that unfolds is unfolded. */
