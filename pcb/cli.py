@@ -78,8 +78,8 @@ def not_installed(error: ImportError, verb: str) -> UserError | None:
         return None
     return UserError(
         f"`pcb {verb}` needs the package {name}, which is not installed for {sys.executable}",
-        "run `make setup` in a clone of the repository and use its .venv/bin/pcb; or install the "
-        "pipeline's packages into this environment: `pip install '.[pipeline]'` in the clone",
+        "run `make setup` in a clone of the repository, which installs all packages, and use the "
+        ".venv/bin/pcb there",
     )
 
 

@@ -106,7 +106,8 @@ def main() -> None:
         (user / "train.py").write_text(TRAIN, encoding="utf-8")
         text = (ROOT / "tests/integration/test_plugin.py").read_text(encoding="utf-8")
         (user / "user.py").write_text(
-            text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")],
+            "import copy\n\n\n"
+            + text[text.index("def shrink(cfg):") : text.index("def regularisers(model):")],
             encoding="utf-8",
         )
         for config in CONFIGS:
