@@ -207,11 +207,11 @@ def palette(count: int) -> list[tuple[int, ...]]:
 
 
 def classes_of(data: LVISIndex) -> list[dict]:
-    """Return what a label means: the class's name, id and training images, by label."""
-    rows = zip(data.categories, data.image_count, strict=True)
+    """Return what a label means: the class's name, id in the file and training images."""
+    names, ids = data.classes, data.original_ids
     return [
-        {"label": label, "id": category["id"], "name": category["name"], "train_images": images}
-        for label, (category, images) in enumerate(rows)
+        {"label": label, "id": ids[label], "name": names[label], "train_images": images}
+        for label, images in enumerate(data.image_count)
     ]
 
 

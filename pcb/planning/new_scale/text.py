@@ -149,7 +149,7 @@ def scale_text(
     cpu = own.device == "cpu"
     iterations = recipe.epochs * recipe.iterations
     inside = detector.path.is_relative_to(ROOT)
-    config = detector.path.relative_to(ROOT) if inside else detector.path.absolute()
+    config = detector.path.relative_to(ROOT) if inside else detector.path
     per_image = 100 if own.format == "coco" else 300
     groups = commented(reasons["groups"], 4)
     if tail.written:
