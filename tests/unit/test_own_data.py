@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pycocotools.mask as coco_mask
 import pytest
+from lvis_oracle import federated_set, perturbed
 from own_data import IDS, NAMES, own_dataset, own_scale
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -282,6 +283,24 @@ def test_coco_data_are_scored_as_by_pycocotools(study, seed, iou_type):
     matches = match(gt, [rows], "plain", iou_type)
     rule = rules(gt, study.scale["test"], False)["lvis"] | {"score_thr": 0.0}
     assert matches.average_precision(**rule) == pytest.approx([*expected.values()], abs=1e-6)
+
+
+def test_federated_data_with_any_category_ids_are_scored_alike(tmp_path):
+    truth = federated_set(0)
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(truth))
+    rows = perturbed(truth, 0)
+    expected = evaluate(GroundTruth(plain), rows)
+    for category in truth["categories"]:
+        category["id"] = 7 * category["id"] + 2**40
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = 7 * annotation["category_id"] + 2**40
+    for image in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [7 * i + 2**40 for i in image[key]]
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps(truth))
+    assert evaluate(GroundTruth(odd), rows) == expected and expected["AP"] > 0
 
 
 def test_a_false_positive_counts_in_every_image_by_cocos_rule_alone(study):

@@ -11,7 +11,7 @@ from own_data import own_dataset, own_scale
 from pcb.planning.jobs import jobs
 from pcb.planning.workload import images_in
 from pcb.reporting import captions, plots, tables, verdict
-from pcb.reporting.gather import collect
+from pcb.reporting.gather import collect, collect_summary
 from pcb.reporting.results import Results
 from pcb.reporting.site.build import build
 from pcb.study import Study, load_study
@@ -97,3 +97,13 @@ def test_rows_of_an_absent_data_set_are_shown_beside_published_numbers(tmp_path)
     assert "v1_" not in " ".join(study.runs()) and len(study.tables["table02"].rows) == 8
     assert "not in this scale" in tables.html(table)
     assert list(plots.draw(table))
+
+
+def test_pages_over_all_tables_need_no_absent_data_set(tmp_path):
+    study = without(study_in(tmp_path), "v1")
+    fabricate(study, "v05_r50_rfs_softmax_plain")
+    results = Results(study)
+    for summary in study.summaries.values():
+        assert collect_summary(results, summary)
+    page = build(study).read_text(encoding="utf-8")
+    assert "not in this scale" in page and "No row that decides it is in this scale" in page

@@ -110,7 +110,9 @@ paths = study.paths
 for asked in sys.argv[1:]:
     if reason := study.absent(asked):
         options = ", ".join(study.targets)
-        exit_with(UserError(reason, f"choose one of: {options}, or edit the scale's YAML"))
+        exit_with(
+            UserError(reason, f"choose one of: {options}, or edit the scale's YAML")
+        )
 study.contents.looks_at_images = True
 stale = Stale(study)
 not_current = {}  # path of a result that exists -> why it is made again
