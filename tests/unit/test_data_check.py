@@ -152,14 +152,16 @@ def test_image_files_are_looked_into(copied, tmp_path):
         images[10]: "has 48x96 pixels, after the rotation that its EXIF orientation 6 asks for, "
         "but 96x48 in the annotation file",
     }
-    assert "9 image files are faulty" in error.what and str(images[0]) in error.what
+    for number in (5, 2, 1, 1):
+        assert f"{number} image files are faulty" in error.what
+    assert str(images[0]) in error.what
     for fix in (
         "download, copy or generate",
         "exiftool -Orientation=",
         "exchange `width`",
         "scale",
     ):
-        assert fix in error.fix
+        assert fix in error.what
 
 
 def test_a_deep_check_decodes_images(copied, tmp_path):

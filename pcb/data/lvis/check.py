@@ -303,17 +303,14 @@ def check_images(
             )
         )
     if files.faults:
-        lines = [f"{path} {fault.what}" for path, fault in files.faults.items()]
+        lines = {path: f"{path} {fault.what}" for path, fault in files.faults.items()}
         listing = report.with_suffix(".faulty.txt")
-        write_text(listing, "".join(f"{line}\n" for line in lines))
-        shown = "; ".join(lines[:MAX_EXAMPLES])
-        faults.append(
-            UserError(
-                f"{len(lines)} image files are faulty: {shown}; all of them are listed in"
-                f" {listing}",
-                "; ".join(dict.fromkeys(fault.fix for fault in files.faults.values())),
-            )
-        )
+        write_text(listing, "".join(f"{line}\n" for line in lines.values()))
+        for fix in dict.fromkeys(fault.fix for fault in files.faults.values()):
+            alike = [lines[path] for path, fault in files.faults.items() if fault.fix == fix]
+            shown = "; ".join(alike[:MAX_EXAMPLES])
+            what = f"{len(alike)} image files are faulty: {shown}; listed in {listing}"
+            faults.append(UserError(what, fix))
     for one, other in combinations(splits.values(), 2):
         faults += check_leak(one, other, files.marks, warnings)
     return faults
