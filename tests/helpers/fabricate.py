@@ -106,13 +106,21 @@ def finish(study):
         write_record(paths.weights_record(backbone), record)
     for seed in study.seeds:
         for trunk in study.trunks:
-            record = {"fingerprint": study.fingerprint(trunk, seed), "sha256": f"trunk of {trunk}"}
+            record = {
+                "fingerprint": study.fingerprint(trunk, seed),
+                "sha256": f"trunk of {trunk}",
+                "seconds": 20.0,
+            }
             write_record(paths.trunk(trunk, seed), record)
         for run in study.experiments:
             fabricate(study, run, seed)
             for split in ("val", gamma_split(study, run)):
-                variants = {"variants": detected_variants(study, run, split)}
-                manifest = evaluated(study, run, seed, split) | variants
+                manifest = {
+                    **evaluated(study, run, seed, split),
+                    "variants": detected_variants(study, run, split),
+                    "images": 24,
+                    "seconds": 2.0,
+                }
                 write_record(paths.detections(run, seed, split), manifest)
             matrix = evaluated(study, run, seed, "train")
             write_record(paths.train_confusion_record(run, seed), matrix)
