@@ -349,7 +349,7 @@ def data(machine: Machine) -> list[Finding]:
         missing = [path for path in paths if not path.exists()]
         if not missing:
             findings.append(Finding("data", "ok", f"{name}: annotations and images exist"))
-        elif scale.get("synthetic"):
+        elif machine.study.contents.is_generated(name):
             text = f"{name}: not generated yet; the first run does it"
             findings.append(Finding("data", "ok", text))
         else:

@@ -155,7 +155,7 @@ def with_data(study: Study, folder: Path) -> Study:
     resolved = json.loads(text)
     resolved["scale"]["results"] = str(folder)
     other = Study(resolved)
-    for dataset in other.scale["datasets"]:
+    for dataset in filter(other.contents.is_generated, other.scale["datasets"]):
         generate(other, dataset)
     for backbone, spec in other.scale["backbones"].items():
         if spec["weights"] != "pretrain":

@@ -26,7 +26,7 @@ def images_in(study: Study, dataset: str, split: str) -> int | None:
     count = _report(study, dataset).get("splits", {}).get(split, {}).get("images")
     if count is not None:
         return count
-    if "synthetic" in study.scale:
+    if study.contents.is_generated(dataset):
         return study.scale["synthetic"][f"{split}_images"]
     release = RELEASES.get(study.scale["datasets"][dataset].get("version", ""))
     return release.sizes.get(split, (None,))[0] if release else None

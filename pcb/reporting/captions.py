@@ -29,7 +29,7 @@ def scale_facts(
         "name": scale["name"],
         "title": scale["title"],
         "data": data_title(scale, shown),
-        "generated": "synthetic" in scale,
+        "generated": "synthetic" in scale and not own,
         "own": own,
         "rule": " and ".join(f"{name.upper()}'s rule" for name in sorted(rules)),
         "detectors": detectors(scale, backbones),

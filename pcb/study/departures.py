@@ -203,10 +203,9 @@ def data_title(scale: dict, datasets: Iterable[str] | None = None) -> str:
         scale: A scale as `Study.scale` holds it.
         datasets: The data sets; None: all of the scale.
     """
-    if "synthetic" in scale:
-        return "emoji-LVIS"
     chosen = scale["datasets"] if datasets is None else dict.fromkeys(datasets)
-    titles = [scale["datasets"][key].get("title", scale["title"]) for key in chosen]
+    other = "emoji-LVIS" if "synthetic" in scale else scale["title"]
+    titles = [scale["datasets"][key].get("title", other) for key in chosen]
     return " and ".join(dict.fromkeys(titles))
 
 

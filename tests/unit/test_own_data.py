@@ -26,6 +26,8 @@ from pcb.evaluation.matches import match
 from pcb.evaluation.protocols import rules
 from pcb.evaluation.score import evaluate
 from pcb.evaluation.shards import Rows
+from pcb.planning.workload import images_in
+from pcb.reporting.captions import scale_facts
 from pcb.study import load_study
 from pcb.study.departures import departures
 from pcb.study.records import read_record
@@ -171,6 +173,14 @@ def test_two_data_sets_take_two_places(tmp_path, dataset):
     path = own_scale(tmp_path / "own.yaml", dataset, datasets={"mine": dataset, "yours": other})
     names = {row.labels["Dataset"] for row in load_study(path).tables["table02"].rows}
     assert names == {"My shapes", "Yours"}
+
+
+def test_own_data_are_not_generated_beside_a_recipe_for_others(tmp_path, dataset):
+    recipe = load_study("smoke").scale["synthetic"]
+    study = load_study(own_scale(tmp_path / "own.yaml", dataset, synthetic=recipe))
+    assert not study.contents.is_generated("mine") and images_in(study, "mine", "train") is None
+    facts = scale_facts(study.scale, ["r50"])
+    assert facts["data"] == "My shapes" and facts["own"] and not facts["generated"]
 
 
 # Identity -----------------------------------------------------------------------------------------

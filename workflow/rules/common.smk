@@ -432,7 +432,7 @@ def data_files(dataset):
     Missing files are omitted: the check lists all of them. Whether annotation files changed is
     decided by their content, not by their time.
     """
-    if SYNTHETIC:
+    if study.contents.is_generated(dataset):
         return paths.data_manifest(dataset)
     spec = study.scale["datasets"][dataset]
     return [
