@@ -251,13 +251,17 @@ def markdown(verdict: dict) -> str:
         for entry in verdict["lines"]
     ]
     if verdict["groups"]:
-        lines.append(
-            "- **All claims of direction.** " + " ".join(map(group_text, verdict["groups"]))
-        )
+        lines.append("- **All claims of direction**")
+        lines += [f"  - {group_text(group)}" for group in verdict["groups"]]
     text = (line.replace("&#39;", "'") for line in lines)
     return "\n".join(
-        fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) for line in text
+        fill(line, 100, subsequent_indent=indent(line), break_on_hyphens=False) for line in text
     )
+
+
+def indent(line: str) -> str:
+    """The indent of the lines that continue an item of a list."""
+    return " " * (line.index("-") + 2)
 
 
 def plain(verdict: dict) -> str:
@@ -267,12 +271,12 @@ def plain(verdict: dict) -> str:
 
 
 def group_text(group: dict) -> str:
-    """A group with its counts, `PCB on base methods: 3 hold; 34 of 61 checks hold.`, for a list."""
+    """A group with its counts, `Core: PCB on base methods – 3 hold; 34 of 61 checks hold.`, for a list."""
     words = {HOLDS: "hold", WITHIN_NOISE: "within noise", FAILS: "fail"}
     claims = ", ".join(f"{n} {words.get(v, v)}" for v, n in tally(group["counts"]))
     judged = sum(group["checks"].get(verdict, 0) for verdict in JUDGED)
     checks = f"; {group['checks'].get(HOLDS, 0)} of {judged} checks hold" if judged else ""
-    return f"{group['title']}: {claims}{checks}."
+    return f"{group['title']} – {claims}{checks}."
 
 
 def write_into(path: Path, verdict: dict) -> None:
