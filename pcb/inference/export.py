@@ -230,13 +230,15 @@ def readme(study: Study, run: str, seed: int, config: Config, about: dict) -> st
     if PLUGIN in imports:
         needs += f", and the package `pcb` (the config imports `{PLUGIN}`)"
     steps = study.registry.paradigms[experiment.paradigm].steps
-    last = f"the last of its {steps} steps" if steps > 1 else "its classifier"
-    others = sorted(set(study.variants(run)) - {"plain"})
+    if steps > 1:
+        scores = f"the last of its {steps} steps (`roi_head.test_cls_step` of the config chooses)"
+    else:
+        scores = "its classifier"
+    variants = [v for v in study.variants(run) if v != "plain" and not v.startswith("step")]
+    tables = f" (the tables show this run with {', '.join(variants)} too)" if variants else ""
     calibrated = (
-        "Calibration after training is not part of it"
-        + (f" (the tables also show this run as {', '.join(others)})" if others else "")
-        + ". To calibrate, take scores before NMS and apply `pcb.calibration`; docs/plugin.md of "
-        "the repository describes both."
+        f"Calibration after training is not part of it{tables}. To calibrate, take scores before "
+        "NMS and apply `pcb.calibration`; docs/plugin.md of the repository describes both."
     )
     test = study.scale["test"]
     metrics = (current_metrics(study, run, seed) or {}).get("variants", {}).get("plain", {})
@@ -259,7 +261,7 @@ def readme(study: Study, run: str, seed: int, config: Config, about: dict) -> st
         'print(model.dataset_meta["classes"])',
         "```",
         "",
-        f"- **What it predicts**: the scores of {last}, as trained: the variant `plain`. "
+        f"- **What it predicts**: the scores of {scores}, as trained: the variant `plain`. "
         + calibrated,
         f"- **Detections**: at most {test['max_per_image']} an image with a score above "
         f"{test['score_thr']:g}, as scored in the tables; "

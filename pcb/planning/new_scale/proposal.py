@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pcb.data.download import downloads
 from pcb.data.lvis.check import check_files
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
@@ -66,7 +67,7 @@ class Proposal:
             f"snakemake --cores all --config scale={own.scale_option} -- table02",
         ]
         if own.device == "cuda" and not weights.exists():
-            commands.insert(0, f"pcb download --scale {own.scale_option} {weights.name}")
+            commands.insert(0, f"pcb download --scale {own.scale_option}")
         return "\n".join(f"  {command}" for command in commands)
 
 
@@ -80,6 +81,11 @@ def propose(own: Own) -> Proposal:
     for option, path in own.files.items():
         if not Path(path).exists():
             raise UserError(f"{path} does not exist", f"correct --{option}")
+    if not Path(own.weights).exists() and Path(own.weights).name not in downloads():
+        raise UserError(
+            f"{own.weights} does not exist",
+            "correct --weights, or leave it out: `pcb download` then fetches torchvision's",
+        )
     with temporary_folder() as folder:
         cache = folder / "index"
         train, val = (LVISIndex(path, own.images, cache) for path in (own.train, own.val))
