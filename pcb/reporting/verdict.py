@@ -271,7 +271,7 @@ def plain(verdict: dict) -> str:
 
 
 def group_text(group: dict) -> str:
-    """A group with its counts, `Core: PCB on base methods – 3 hold; 34 of 61 checks hold.`, for a list."""
+    """A group with its counts: `Core: PCB on base methods – 3 hold; 34 of 61 checks hold.`."""
     words = {HOLDS: "hold", WITHIN_NOISE: "within noise", FAILS: "fail"}
     claims = ", ".join(f"{n} {words.get(v, v)}" for v, n in tally(group["counts"]))
     judged = sum(group["checks"].get(verdict, 0) for verdict in JUDGED)
