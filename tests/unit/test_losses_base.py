@@ -223,6 +223,7 @@ def test_bags_groups_by_instances():
     groups = [loss.group(g)[0].tolist() for g in range(loss.num_groups)]
     assert groups == [[0, 3], [1, 5], [4], [2]]
     assert loss.get_cls_channels(6) == 6 + 4 + 2
+    assert not loss.state_dict()  # groups follow from the data set, not from a checkpoint
     assert BAGSLoss(3, [1, 2, 3]).get_cls_channels(3) == 3 + 1 + 2  # empty groups do not exist
 
 
@@ -411,6 +412,18 @@ def test_scores_are_probabilities_with_background_last(case):
     for compute in (loss.get_activation, loss.foreground):
         by_roi = compute(grid.flatten(0, 1))
         torch.testing.assert_close(compute(grid).flatten(0, 1), by_roi)
+
+
+def test_the_rows_of_the_matrix_are_distributions_over_classes(case):
+    """Eq. 1, but for sigmoids."""
+    loss, _, channels = case
+    z = 3 * torch.randn(7, channels)
+    p = loss.foreground(z)
+    assert p.shape == (7, C) and (p > 0).all() and (p < 1).all()
+    if loss.score_kind != "sigmoid":
+        torch.testing.assert_close(p.sum(1), torch.ones(7))
+    scores = loss.get_activation(z)[:, :C]  # they have the same order, as objectness is common
+    assert torch.equal(p.argsort(1), scores.argsort(1))
 
 
 def test_what_mmdet_and_our_heads_read_of_a_loss(case):
