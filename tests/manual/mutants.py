@@ -62,7 +62,7 @@ AREAS = {
     "pcb/confusion.py": "confusion losses losses_device",
     "pcb/calibration.py": "calibration",
     "pcb/losses/base.py": "losses losses_base losses_device",
-    "pcb/losses/regulariser.py": "losses heads losses_device overflow",
+    "pcb/losses/regulariser.py": "losses heads losses_base losses_device overflow",
     "pcb/losses/softmax.py": "losses losses_naive losses_device",
     "pcb/losses/eqlv2.py": "losses_base losses_device overflow",
     "pcb/losses/seesaw.py": "losses_base losses_device overflow",
@@ -496,14 +496,12 @@ class Session:
 class Trial:
     """Tries mutants in one copy of the repository."""
 
-    def __init__(self, folder: Path):
-        """Copies the repository into `folder`."""
+    def __init__(self, folder: Path, data: Path | None = None):
+        """Copies the repository into `folder`, and links `data` beside it."""
         self.folder, self.scratch = folder / "copy", folder / "tests"
         copy_repository(self.folder)
-        # Some tests use data that lie beside the checkout, of a worktree beside its main one.
-        data = (ROOT / git("rev-parse", "--git-common-dir")).resolve().parents[1] / "shared"
-        if data.is_dir():
-            (folder / data.name).symlink_to(data)
+        if data is not None:
+            (folder / "shared").symlink_to(data.resolve())
         self.kills: Counter = Counter()
 
     def outcomes(self, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str, str | None]]:
@@ -655,6 +653,9 @@ def main() -> None:
         default=Path("mutants-found.json"),
         help="outcomes of all mutants (default: %(default)s)",
     )
+    parser.add_argument(
+        "--shared", type=Path, help="folder of real LVIS data, for the tests that need it (slow)"
+    )
     parser.add_argument("--fresh", action="store_true", help="take nothing from an earlier --out")
     args = parser.parse_args()
     if args.file and args.generate and args.file not in AREAS:
@@ -682,7 +683,7 @@ def main() -> None:
     to_try = [mutant for mutant in mutants if mutant not in found]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
-        outcomes = Trial(Path(temporary)).outcomes(to_try)
+        outcomes = Trial(Path(temporary), args.shared).outcomes(to_try)
         for number, (mutant, status, by) in enumerate(outcomes, 1):
             settle(mutant, status, by=by)
             left = (time.monotonic() - began) / number * (len(to_try) - number) / 60

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 
@@ -19,6 +19,7 @@ from pcb.errors import UserError
 from pcb.files import sha256
 from pcb.inference import forward
 from pcb.inference.calibrations import score_functions
+from pcb.inference.multi_variant_nms import Limits, mmdet_nms, multi_variant_nms
 from pcb.inference.proposal_confusion import (
     ConfusionShards,
     ConfusionSums,
@@ -109,6 +110,40 @@ def mmdet_predicts(model, items):
     for batch in forward.by_shape(items, 8):
         samples += model.test_step(pseudo_collate([copy.deepcopy(item) for item in batch]))
     return [sample.pred_instances for sample in samples]
+
+
+def test_boxes_are_rounded_as_mmdet_rounds_them():
+    """It moves class c by c times the largest coordinate + 1: here by 1048131, just below 2^20.
+
+    There float32 has a step of 1/16 pixel, which decides on overlaps near the threshold.
+    """
+    count, label, g = 200, 786, torch.Generator().manual_seed(0)
+    corner, size = (
+        400 * torch.rand(count, 2, generator=g),
+        8 + 12 * torch.rand(count, 2, generator=g),
+    )
+    moved = torch.stack([corner[:, 0] + size[:, 0] / 3, corner[:, 1]], 1)  # an IoU of 1/2
+    pairs = [torch.cat([xy, xy + size], 1) for xy in (corner, moved)]
+    boxes = torch.cat([*pairs, torch.tensor([[1300, 700, 1332.5, 750]])])[:, None]
+    scores = torch.zeros(len(boxes), label + 15)
+    scores[:-1, label] = torch.rand(2 * count, generator=g)
+    scores[-1, 0] = 1.0
+    nms = {"type": "nms", "iou_threshold": 0.5}
+    cfg = ConfigDict(score_thr=0.0, nms=nms, max_per_img=1000)
+    found, _ = multi_variant_nms(boxes, {"plain": scores}, cfg)
+    assert torch.equal(found, mmdet_nms(boxes, scores, cfg).nonzero().squeeze(1))
+    assert count / 2 < len(found) < 2 * count
+
+
+def test_without_a_limit_an_image_the_looser_limits_still_hold():
+    g = torch.Generator().manual_seed(0)
+    corner = 90 * torch.rand(40, 2, generator=g)
+    boxes, scores = torch.cat([corner, corner + 8], 1)[:, None], torch.rand(40, 4, generator=g)
+    cfg = ConfigDict(score_thr=0.8, nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=-1)
+    everything, _ = multi_variant_nms(boxes, {"plain": scores}, cfg)
+    assert torch.equal(everything, mmdet_nms(boxes, scores, cfg).nonzero().squeeze(1))
+    looser, kept = multi_variant_nms(boxes, {"plain": scores}, cfg, Limits(0.1, 60))
+    assert len(looser) == 60 > len(everything) and 0.1 < kept.min() < 0.8
 
 
 def test_batches_hold_one_shape_and_keep_the_order(items):
