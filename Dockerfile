@@ -15,6 +15,7 @@ COPY pcb pcb
 ARG LOCK=requirements.lock
 ARG FORCE_CUDA=1
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;9.0"
+ENV PIP_NO_CACHE_DIR=1
 RUN make setup ENV=/opt/pcb
 
 COPY . .

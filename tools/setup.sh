@@ -1,6 +1,8 @@
 #!/bin/sh
 # Create .venv with the locked versions. Each finished step leaves a stamp, so an interrupted set-up
-# resumes, and a changed lock repeats only the steps that it affects.
+# resumes, and a changed lock repeats only the steps that it affects; the compilation of mmcv's
+# operators resumes with the files that are missing (tools/build_operators.py). A step shows one line
+# that moves; the output behind it is in .venv/setup.log.
 #   PYTHON      the interpreter (default: python3)
 #   ENV         another environment than .venv, e.g. of conda and environment.yml: ENV=$CONDA_PREFIX
 #   LOCK        the versions: requirements-cuda12.lock for older drivers (default: those of the last
@@ -46,26 +48,39 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 rm -f "$venv/.ready"
 echo "$lock" >"$venv/.lock"
-pip() { "$venv/bin/python" -m pip "$@" --disable-pip-version-check; }
+# Run pip with one line that moves. Arguments: what it does, pip's arguments.
+pip() {
+    about=$1
+    shift
+    "$venv/bin/python" tools/moving_line.py "$about" "$venv/setup.log" \
+        "$venv/bin/python" -m pip "$@" --disable-pip-version-check
+}
+network="the lines above show the cause; what was downloaded is kept, so run the same command again"
 doctor() { PYTHONPATH=. "$venv/bin/python" -m pcb doctor "$@"; }
 
 # A stamp holds what is installed.
 stamp() { cat "$venv/.$1" 2>/dev/null || echo none; }
 
 torch="torch==$(pinned torch)"
+if [ ! -f "$venv/.mmcv" ]; then
+    say "Set-up installs torch, $(grep -c == "$lock") packages and mmcv's operators, which it compiles"
+    echo "   2.5 GB of disk, several more with CUDA. If you stop it, what is finished is kept."
+fi
 if [ "$(stamp torch)" != "$torch" ]; then
-    say "Installing $torch (about 200 MB for the CPU build, some GB with CUDA)"
     needed='^(pip|setuptools|wheel|packaging|ninja|psutil|numpy|cython)=='
-    pip install "$torch" $(grep -iE "$needed" "$lock")
+    pip "Installing $torch (200 MB for the CPU build, some GB with CUDA)" \
+        install "$torch" $(grep -iE "$needed" "$lock") || die "pip could not install $torch" "$network"
     echo "$torch" >"$venv/.torch"
 fi
 
 packages=$(cksum <"$lock")-$(cksum <pyproject.toml)
 if [ "$(stamp packages)" != "$packages" ]; then
-    say "Installing the other packages of $lock (two minutes)"
     grep -vE '^(torch|onedl-mmcv)==' "$lock" >"$venv/.others"
-    pip install -qq --no-deps --no-build-isolation -r "$venv/.others"
-    pip install -qq --no-deps --no-build-isolation --editable .
+    pip "Installing the $(grep -c == "$venv/.others") other packages of $lock" \
+        install --no-deps --no-build-isolation -r "$venv/.others" ||
+        die "pip could not install the packages of $lock" "$network"
+    pip "Installing this project" install --no-deps --no-build-isolation --editable . ||
+        die "pip could not install this project" "$network"
     echo "$packages" >"$venv/.packages"
 fi
 
@@ -131,7 +146,7 @@ find_toolkit() {
     load="load or install CUDA $torch_cuda and set CUDA_HOME to it (module load cuda/$torch_cuda)"
     [ "$toolkit" != none ] ||
         die "torch $torch_version is built for CUDA $torch_cuda, and no nvcc of it was found" "$load"
-    pip install "cuda-toolkit[nvcc,cccl]==$toolkit" ||
+    pip "Installing nvcc $torch_cuda" install "cuda-toolkit[nvcc,cccl]==$toolkit" ||
         die "nvcc $torch_cuda could not be installed" "$load"
     export CUDA_HOME=$("$venv/bin/python" -c '
 import importlib.util, sys
@@ -141,31 +156,29 @@ print(*importlib.util.find_spec("nvidia.cu" + sys.argv[1]).submodule_search_loca
     fits "$CUDA_HOME" || die "$CUDA_HOME is not a complete CUDA $torch_cuda toolkit" "$load"
 }
 
-# Arguments: more options of pip. -g0: without debug symbols the build takes half the time.
+# Optimised, without debug symbols, which cost half of the time. CFLAGS replaces all of Python's own
+# options, the optimisation level too. Arguments: options of build_operators.py.
 build() {
     jobs=$(getconf _NPROCESSORS_ONLN)
-    if [ "$cuda" = 1 ]; then minutes=$((45 / jobs + 2)); else minutes=$((22 / jobs + 1)); fi
-    say "Building mmcv's operators from source: about $minutes minutes on $jobs cores ($want)"
-    MMCV_WITH_OPS=1 FORCE_CUDA=$cuda MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
-        pip install --no-deps --no-build-isolation "$@" "$mmcv"
+    say "Building mmcv's operators from source on $jobs cores ($want)"
+    FORCE_CUDA=$cuda MAX_JOBS=$jobs CFLAGS="-O2 -g0 -DNDEBUG ${CFLAGS:-}" \
+        SETUP_PYTHON="$venv/bin/python" "$venv/bin/python" tools/build_operators.py \
+        "$@" "${mmcv#*==}" "$venv/.mmcv-build" "$want" ||
+        die "mmcv's operators were not built" \
+            "the lines above show the cause; run the same command again, which resumes"
 }
 
-if [ "$cuda" = 1 ]; then
-    # Always from scratch: pip's cache does not know for which CUDA and GPUs a wheel was built.
-    if [ "$(stamp mmcv)" != "$want" ]; then
+if [ "$cuda" = 1 ]; then device=cuda; else device=cpu; fi
+if [ "$(stamp mmcv)" != "$want" ]; then
+    if [ "$cuda" = 1 ]; then
         find_toolkit
-        build --no-cache-dir --force-reinstall
-        echo "$want" >"$venv/.mmcv"
+        build
+    elif [ "$mmcv" != "onedl-mmcv==$mmcv_version" ]; then
+        build
     fi
-    device=cuda
-else
-    device=cpu
-    if [ "$(stamp mmcv)" != "$want" ]; then
-        if [ "$mmcv" != "onedl-mmcv==$mmcv_version" ]; then build; fi
-        # What pip's cache or an earlier set-up had may be of another torch.
-        doctor --device cpu --only operators >/dev/null || build --no-cache-dir --force-reinstall
-        echo "$want" >"$venv/.mmcv"
-    fi
+    # What was kept of an earlier build, or an earlier set-up installed, may not work here.
+    doctor --device $device --only operators >/dev/null || build --fresh
+    echo "$want" >"$venv/.mmcv"
 fi
 doctor --device $device --only operators || {
     rm -f "$venv/.mmcv"

@@ -1,8 +1,8 @@
 """Set-up, run as a script with stand-ins for pip, torch, mmcv, nvidia-smi and nvcc.
 
-The script, its Python and `pcb doctor` are real. The stand-in for pip writes down how it is called
-and "compiles" an mmcv that names the CUDA it was built for; like the real one it takes a wheel from
-its cache unless an option forbids it.
+The scripts, their Python and `pcb doctor` are real. The stand-in for pip writes down how it is
+called, hands out sources of three files, and "compiles" what is not compiled yet, one object file
+for each; the wheel names the CUDA that it was built for.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Values(list):
     tolist = lambda self: list(self)
 tensor = ones = lambda *arguments, device=None: Values()
 """
+SOURCES = ["nms", "pybind", "roi_align", "roi_pool", "cpu/nms", "cpu/roi_align", "cpu/psamask"]
 OPERATORS = """
 import torch
 get_compiling_cuda_version = lambda: {built!r}
@@ -39,10 +40,10 @@ nms = lambda boxes, scores, threshold: (boxes, torch.Values([0, 2]))
 roi_align = lambda features, rois, size: torch.Values([1.0] * 4)
 """
 PIP = """
-import json, os, pathlib, sys
+import io, json, os, pathlib, signal, sys, tarfile
 root = pathlib.Path(os.environ["STAND_INS"])
 arguments = sys.argv[1:]
-keys = ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CFLAGS")
+keys = ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CFLAGS", "MAX_JOBS", "PATH")
 call = {"arguments": arguments, "env": {k: os.environ.get(k) for k in keys}}
 with open(root / "pip.log", "a") as log:
     log.write(json.dumps(call) + "\\n")
@@ -50,20 +51,42 @@ def distribution(name, version):
     folder = root / "site" / f"{name}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "METADATA").write_text(f"Name: {name}\\nVersion: {version}\\n")
+def after(option):
+    return pathlib.Path(arguments[arguments.index(option) + 1])
+print("Collecting", *arguments)
+if (root / "no-network").exists():
+    sys.exit("ERROR: Could not find a version that satisfies the requirement")
+if arguments[0] == "download":
+    with tarfile.open(after("--dest") / "onedl_mmcv-2.3.6.tar.gz", "w:gz") as archive:
+        for name in ("setup.py", *(f"mmcv/ops/csrc/pytorch/{n}.cpp" for n in SOURCES)):
+            member = tarfile.TarInfo(f"onedl_mmcv-2.3.6/{name}")
+            archive.addfile(member, io.BytesIO(b""))
+if arguments[0] == "wheel":
+    source = pathlib.Path(arguments[-1])
+    objects = source / "build/temp.linux"
+    objects.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("mmcv/**/*.cpp")):
+        if path.stem.startswith("group") and (root / "no-groups").exists():
+            sys.exit("error: redefinition of 'add'")
+        if not (objects / f"{path.stem}.o").exists():
+            (objects / f"{path.stem}.o").touch()
+            with open(root / "compiled", "a") as log:
+                print(path.name, file=log)
+            if (root / "interrupt").exists():
+                (root / "interrupt").unlink()
+                os.kill(os.getppid(), signal.SIGINT)
+                sys.exit(130)
+    built = os.environ["TORCH_CUDA"] if os.environ["FORCE_CUDA"] == "1" else "not available"
+    after("--wheel-dir").mkdir(exist_ok=True)
+    (after("--wheel-dir") / "onedl_mmcv-2.3.6-cp311-linux.whl").write_text(built)
+if arguments[0] == "install" and (wheel := [a for a in arguments if a.endswith(".whl")]):
+    folder = root / "site/mmcv"
+    distribution("onedl_mmcv", "2.3.6")
+    folder.mkdir(exist_ok=True)
+    (folder / "__init__.py").touch()
+    built = pathlib.Path(wheel[0]).read_text(encoding="utf-8")
+    (folder / "ops.py").write_text(OPERATORS.format(built=built))
 for name, _, version in (a.partition("==") for a in arguments if "==" in a):
-    if name == "onedl-mmcv":
-        cached, folder = root / "cached", root / "site/mmcv"
-        if (folder / "ops.py").exists() and "--force-reinstall" not in arguments:
-            print("Requirement already satisfied")
-            continue
-        force = os.environ["FORCE_CUDA"] == "1"
-        built = os.environ["TORCH_CUDA"] if force else "not available"
-        if cached.exists() and "--no-cache-dir" not in arguments:
-            built = cached.read_text(encoding="utf-8")
-        distribution("onedl_mmcv", version)
-        folder.mkdir(exist_ok=True)
-        (folder / "__init__.py").touch()
-        (folder / "ops.py").write_text(OPERATORS.format(built=built))
     if name.startswith("cuda-toolkit["):
         home = root / "site/nvidia/cu13"
         for part in ("bin", "include", "lib"):
@@ -87,7 +110,7 @@ class Machine:
             folder.mkdir(parents=True)
         (self.site / "torch/__init__.py").write_text(TORCH)
         (self.site / "mmdet/__init__.py").touch()
-        (root / "pip.py").write_text(f"OPERATORS = {OPERATORS!r}\n{PIP}")
+        (root / "pip.py").write_text(f"OPERATORS = {OPERATORS!r}\nSOURCES = {SOURCES}\n{PIP}")
         self.toolkit("cuda_toolkit-13.0.3")
         for name in ("sh", "dirname", "sed", "grep", "sort", "paste", "cat", "rm", "date", "cksum"):
             self.bin.joinpath(name).symlink_to(shutil.which(name))
@@ -156,6 +179,15 @@ class Machine:
             check=False,
         )
 
+    def forget_mmcv(self) -> None:
+        """Leave another version of mmcv, before the one that the tests themselves may run with."""
+        for path in self.site.glob("*mmcv*"):
+            shutil.rmtree(path)
+        self.env.joinpath(".mmcv").unlink(missing_ok=True)
+        self.site.joinpath("onedl_mmcv-2.0.0.dist-info").mkdir()
+        text = "Name: onedl-mmcv\nVersion: 2.0.0\n"
+        self.site.joinpath("onedl_mmcv-2.0.0.dist-info/METADATA").write_text(text)
+
     def builds(self) -> list[dict]:
         """The builds of mmcv so far."""
         log = self.root / "pip.log"
@@ -164,7 +196,11 @@ class Machine:
             if log.exists()
             else []
         )
-        return [c for c in calls if any(a.startswith("onedl-mmcv==") for a in c["arguments"])]
+        return [c for c in calls if c["arguments"][0] == "wheel"]
+
+    def compiled(self) -> list[str]:
+        """The files that were compiled so far, in order."""
+        return (self.root / "compiled").read_text(encoding="utf-8").split()
 
     def compiled_for(self) -> str:
         """The CUDA of the installed operators."""
@@ -185,7 +221,9 @@ def ok(done: subprocess.CompletedProcess) -> str:
 def test_without_a_gpu_the_operators_are_for_the_cpu_and_stay(machine):
     ok(machine.set_up())
     (build,) = machine.builds()
-    assert build["env"]["FORCE_CUDA"] == "0" and "-g0" in build["env"]["CFLAGS"]
+    assert build["env"]["FORCE_CUDA"] == "0" and {"-g0", "-O2"} <= set(
+        build["env"]["CFLAGS"].split()
+    )
     ok(machine.set_up())
     assert len(machine.builds()) == 1
     assert (machine.env / ".ready").exists()
@@ -205,7 +243,6 @@ def test_a_gpu_that_appears_after_a_cpu_build_leads_to_a_new_build(machine):
     ok(machine.set_up())
     machine.gpu()
     ok(machine.set_up(CUDA_HOME=str(machine.nvcc("13.0"))))
-    assert {"--no-cache-dir", "--force-reinstall"} <= set(machine.builds()[1]["arguments"])
     assert machine.builds()[1]["env"]["TORCH_CUDA_ARCH_LIST"] == "9.0"
     assert machine.compiled_for() == "13.0"
 
@@ -224,10 +261,60 @@ def test_another_cuda_of_torch_leads_to_a_new_build(machine):
     assert machine.compiled_for() == "12.6"
 
 
-def test_pips_cached_cpu_wheel_is_not_taken_for_cuda(machine):
-    (machine.root / "cached").write_text("not available")
-    ok(machine.set_up(FORCE_CUDA="1", CUDA_HOME=str(machine.nvcc("13.0"))))
-    assert machine.compiled_for() == "13.0"
+def test_the_wheel_is_kept_for_another_environment_and_not_for_another_cuda(machine):
+    home = str(machine.nvcc("13.0"))
+    ok(machine.set_up())
+    machine.forget_mmcv()
+    assert "were built before" in ok(machine.set_up()) and len(machine.builds()) == 1
+    ok(machine.set_up(FORCE_CUDA="1", CUDA_HOME=home))
+    assert machine.compiled_for() == "13.0" and len(machine.builds()) == 2
+
+
+def test_no_wheel_is_kept_where_pip_keeps_none(machine):
+    ok(machine.set_up(PIP_NO_CACHE_DIR="1"))
+    assert not (machine.root / ".cache").exists() and machine.compiled_for()
+
+
+def test_an_interrupted_build_resumes_with_the_files_that_are_missing(machine):
+    machine.forget_mmcv()
+    (machine.root / "interrupt").touch()
+    stopped = machine.set_up()
+    assert stopped.returncode == 2 and "stopped; the same command resumes" in stopped.stdout
+    assert len(machine.compiled()) == 1
+    printed = ok(machine.set_up())
+    assert "Resuming: 1 files were compiled before" in printed
+    names = machine.compiled()
+    assert len(names) == len(set(names)) and "pybind.cpp" in names
+    assert not (machine.env / ".mmcv-build").exists()  # its 200 MB are not needed any more
+
+
+def test_other_options_of_the_build_do_not_resume_it(machine):
+    (machine.root / "interrupt").touch()
+    machine.set_up()
+    machine.variables["TORCH"] = "2.14.0+cu130"
+    assert "Resuming" not in ok(machine.set_up())
+
+
+def test_files_are_compiled_alone_where_groups_do_not_compile(machine):
+    (machine.root / "no-groups").touch()
+    printed = ok(machine.set_up())
+    assert "redefinition of 'add'" in printed and "each file by itself" in printed
+    assert {"nms.cpp", "roi_align.cpp", "psamask.cpp"} <= set(machine.compiled())
+
+
+def test_without_a_network_set_up_says_so(machine):
+    (machine.root / "no-network").touch()
+    done = machine.set_up()
+    assert done.returncode == 2 and "Could not find a version" in done.stdout
+    assert "pip could not install torch==" in done.stderr and "fix: " in done.stderr
+
+
+def test_ccache_is_used_where_it_is_installed(machine):
+    machine.script(machine.bin / "ccache", "exit 0")
+    (machine.root / "interrupt").touch()  # so that the folder stays
+    machine.set_up()
+    first = Path(machine.builds()[0]["env"]["PATH"].split(":")[0])
+    assert (first / "g++").resolve() == (machine.bin / "ccache").resolve()
 
 
 def test_an_environment_from_before_these_stamps_is_not_built_again(machine):
@@ -242,15 +329,14 @@ def test_operators_that_do_not_import_are_built_anew(machine):
     (machine.site / "mmcv/ops.py").write_text("raise ImportError('undefined symbol')")
     (machine.env / ".mmcv").unlink()
     ok(machine.set_up())
-    assert "--force-reinstall" in machine.builds()[1]["arguments"]
+    assert len(machine.builds()) == 2
 
 
 def test_set_up_ends_in_an_error_if_the_operators_are_not_for_cuda(machine):
     """The result is checked, not the request: this stand-in's build ignores FORCE_CUDA."""
     pip = machine.root / "pip.py"
-    pip.write_text(
-        pip.read_text(encoding="utf-8").replace('os.environ["FORCE_CUDA"] == "1"', "False")
-    )
+    text = pip.read_text(encoding="utf-8")
+    pip.write_text(text.replace('os.environ["FORCE_CUDA"] == "1"', "False"))
     done = machine.set_up(FORCE_CUDA="1", CUDA_HOME=str(machine.nvcc("13.0")))
     assert done.returncode == 2 and "compiled for the CPU only" in done.stdout
     assert not (machine.env / ".ready").exists() and not (machine.env / ".mmcv").exists()
@@ -303,6 +389,55 @@ def test_make_setup_runs_the_script_again_and_make_test_does_not(machine):
     (machine.env / ".ready").touch()
     assert "tools/setup.sh" in commands("setup")
     assert "tools/setup.sh" not in commands("test")
+
+
+@pytest.mark.parametrize(
+    ("target", "facts"),
+    [("demo", ["43 trainings", "disk", "Ctrl-C"]), ("test", ["smoke run", "Not timed", "/tmp"])],
+)
+def test_a_long_target_says_first_what_it_does_and_needs(machine, target, facts):
+    (machine.env / ".ready").touch()
+    machine.script(machine.env / "bin/python", "echo STARTED")
+    done = subprocess.run(
+        ["make", target, f"ENV={machine.env}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, _, _ = done.stdout.partition("STARTED")
+    assert all(fact in before for fact in facts) and before.startswith(f"{target}: ")
+
+
+def test_the_line_of_a_build_has_files_done_and_time_left(tmp_path, monkeypatch):
+    """The pace is that of files compiled since the start, not of those that were there."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import build_operators
+
+    objects = tmp_path / "build/temp.linux/mmcv"
+    objects.mkdir(parents=True)
+    plan = [f"build {n}.o: compile {n}.cpp" for n in range(8)] + ["build x.o: cuda_compile x.cu"]
+    (objects.parent / "build.ninja").write_text("\n".join(["rule compile", *plan]))
+    for n in range(2):
+        (objects / f"{n}.o").touch()
+    progress = build_operators.Progress(tmp_path, jobs=2)
+    assert progress.begun == 2 and progress.state() == "2 of 9 files, about 70 s left"
+    for n in (2, 3):
+        (objects / f"{n}.o").touch()
+    progress.started -= 120
+    assert progress.state() == "4 of 9 files, 5 min left"
+
+
+def test_files_that_define_the_same_names_are_compiled_apart(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import build_operators
+
+    names = [*build_operators.APART, build_operators.LAST, "nms.cpp", "voxelization.cpp"]
+    (tmp_path / "cpu").mkdir()
+    for name in names:
+        (tmp_path / "cpu" / name).touch()
+    build_operators.group(tmp_path, 2)
+    groups = [path.read_text() for path in sorted(tmp_path.glob("cpu/group*.cpp"))]
+    included = [re.findall(r'"(\w+)\.inl"', text) for text in groups]
+    assert sorted(f"{name}.cpp" for group in included for name in group) == sorted(names)
+    assert all(len(set(g) & {Path(n).stem for n in build_operators.APART}) == 1 for g in included)
+    assert included[-1][-1] == Path(build_operators.LAST).stem
 
 
 def test_the_second_lock_is_installed_where_it_is_named(machine):
