@@ -122,9 +122,9 @@ def test_without_the_whole_truth_nothing_more_is_verified(case):
 
 
 def test_the_limit_per_class_scales_with_the_images_of_generated_data():
-    assert fixed_limit(240, generated=True) == 121
-    assert fixed_limit(19_809, generated=True) == 10_000
-    assert fixed_limit(5_000, generated=False) == 10_000
+    assert fixed_limit(240, whole_truth=True) == 121
+    assert fixed_limit(19_809, whole_truth=True) == 10_000
+    assert fixed_limit(5_000, whole_truth=False) == 10_000
 
 
 def test_classes_with_fewer_detections_than_the_limit_are_counted(case):

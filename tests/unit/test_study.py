@@ -206,14 +206,14 @@ def test_state_follows_records_of_this_configuration_only(tmp_path):
     assert states()[f"trunk {trunk}"] == "done" and states()[trunk] == "partial"
     record(study.paths.train(BEST, 0), "another")
     assert states()[BEST] == "to run"
-    origin = {"trunk": {"run": trunk, "sha256": "of the trunk"}}
+    origin = {"trunk": {"run": trunk, "sha256": "of the trunk"}, "sha256": "of the run"}
     record(study.paths.train(BEST, 0), study.fingerprint(BEST, 0), **origin)
     assert states()[BEST] == "to run"  # it branched from another trunk than there is now
     record(study.paths.trunk(trunk, 0), study.fingerprint(trunk, 0), sha256="of the trunk")
     assert states()[BEST] == "trained"
     variants = {key: {} for key in study.variants(BEST)}
     some = {"plain": variants.pop("plain")}
-    evaluation = {"evaluation": study.evaluation(BEST, 0)}
+    evaluation = {"evaluation": study.evaluation(BEST, 0), "checkpoint": "of the run"}
 
     def metrics(**content):
         path = study.paths.metrics(BEST, 0)
