@@ -68,8 +68,9 @@ class PCBLVISMetric(BaseMetric):
             self.ann_file, "segm" in self.kinds, backend_args
         )
         self.categories = self.all_categories
-        # hotcoco takes ids as floats, which not every id fits into.
-        self.number = {image_id: k for k, image_id in enumerate(self.images)}
+        # hotcoco takes ids as floats, which not every id fits into. Their order decides between
+        # equal scores, in lvis-api too.
+        self.number = {image_id: k for k, image_id in enumerate(sorted(self.images))}
         self.streams: dict[str, Any] = {}
         self.seen: set[int] = set()
 

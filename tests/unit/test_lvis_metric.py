@@ -30,9 +30,10 @@ def scope():
 
 @pytest.fixture(scope="module")
 def federated(tmp_path_factory):
-    """An annotation file, its categories not in the order of their ids, and its content."""
+    """An annotation file, its categories and images not in the order of ids, and its content."""
     path, truth = tmp_path_factory.mktemp("federated") / "val.json", oracle.federated_set(3)
     truth["categories"] = [truth["categories"][k] for k in (4, 0, 8, 2, 1, 7, 3, 6, 5)]
+    truth["images"].reverse()
     truth["annotations"][5]["ignore"] = 1
     truth["annotations"][9]["iscrowd"] = 1
     path.write_text(json.dumps(truth))
