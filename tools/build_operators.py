@@ -6,8 +6,8 @@ tools/setup.sh calls it with the environment's own Python. Environment variables
 - Sources are unpacked into FOLDER and compiled there, so that an interrupted build resumes with the
   files that are missing: pip unpacks them anew into a temporary folder each time.
 - Most of a file's time goes into torch's headers (of `roi_align.cpp` 15 of 16 s), so the files are
-  compiled in groups: 4 min of one core instead of 20. If a group does not compile, as with an unknown compiler, each file is compiled
-  by itself.
+  compiled in groups: 4 min of one core instead of 20. If a group does not compile, as with an
+  unknown compiler, each file is compiled by itself.
 - The wheel is kept under ~/.cache/pcb for other checkouts, by KEY: the versions of mmcv and torch,
   CUDA and its architectures. `--fresh` replaces it. PIP_NO_CACHE_DIR=1 keeps none.
 - ccache is used where it is installed.
