@@ -20,6 +20,7 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.study import Study, canonical, fingerprint
+from pcb.study.checks import DATASET_FILES
 from pcb.study.departures import departures
 from pcb.study.records import read_record, write_record
 from pcb.study.variants import oracle_runs
@@ -121,8 +122,13 @@ def template(target: str) -> Path:
 def settings_of(study: Study, target: str) -> dict:
     """What determines a page besides results: its specification and facts about the scale."""
     resolved = study.resolved
-    keys = ("title", "notes", "datasets", "methods", "backbones", "seeds")
+    keys = ("title", "notes", "methods", "seeds")
     scale = {key: study.scale.get(key) for key in keys}
+    scale["datasets"] = {
+        name: {key: value for key, value in settings.items() if key not in DATASET_FILES}
+        for name, settings in study.scale["datasets"].items()
+    }
+    scale["backbones"] = sorted(study.scale["backbones"])
     out: dict = {"scale": scale, "departures": departures(study.scale)}
     if target in study.pages:
         return out | {"page": resolved["pages"][target]}

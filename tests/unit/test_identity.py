@@ -18,7 +18,8 @@ from pcb.errors import UserError
 from pcb.files import ROOT, sha256
 from pcb.planning.stale import Stale
 from pcb.planning.status import status
-from pcb.study import Study, contents, fingerprint, load_study
+from pcb.reporting.current import SITE, settings_of
+from pcb.study import Study, canonical, contents, fingerprint, load_study
 from pcb.study.contents import config_digest
 from pcb.study.load import merge, read_yaml
 from pcb.study.recipe import UNREAD, recipe_of
@@ -366,3 +367,10 @@ def test_damaged_starting_weights_are_made_again(own):
     assert Stale(study).weights("r50") is None
     alter(path)
     assert Stale(own()).weights("r50") == "damaged"
+
+
+def test_the_identity_of_a_page_has_no_path(tmp_path):
+    here, there = (load_study("smoke", overrides={"results": str(tmp_path / d)}) for d in "ab")
+    for target in (*here.targets, SITE):
+        assert settings_of(here, target) == settings_of(there, target)
+        assert str(tmp_path) not in canonical(settings_of(here, target))
