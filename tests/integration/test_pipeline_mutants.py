@@ -12,14 +12,14 @@ pytestmark = pytest.mark.slow
 
 CHOSEN = [
     "annotations of train: edit",
-    "image of val: cut",
+    "image of val: zero",
     "final checkpoint, read: flip",
     "index of val, read: zero",
     "shard of detections, read: flip",
     "confusion.npz, read: zero",
     "metrics.json: edit",
     "bootstrap.npz, read: cut",
-    "gathered table: flip",
+    "gathered table, read: flip",
     "table as CSV: edit",
     "folder: copied without times",
     "folder: moved",
