@@ -463,10 +463,13 @@ class File:
 
 
 def of_run(name: str, pattern: str, *readers: str, unread: tuple[str, ...] = ()) -> list[File]:
-    """A result, mutated at rest and, where `readers` are given, when it is read."""
+    """A result, mutated at rest and, where a reader is known, when it is read.
+
+    Without `readers` the project's command makes again what is `unread`, and reads it for that.
+    """
     pattern = f"{RESULTS}/{pattern}"
     out = [File(name, pattern)]
-    if readers:
+    if readers or unread:
         deleted = tuple(f"{RESULTS}/{path}" for path in unread)
         out.append(File(f"{name}, read", pattern, WHEN_READ, readers, deleted))
     return out
@@ -474,7 +477,7 @@ def of_run(name: str, pattern: str, *readers: str, unread: tuple[str, ...] = ())
 
 T, B = f"runs/{TRUNK}/seed0", f"runs/{BRANCH}/seed0"
 SCORE, DETECT = f"score {TRUNK}", f"infer {TRUNK}"
-GATHER = f"gather {TABLE}"
+GATHERED = (f"gathered/{TABLE}.json",)
 DETECTIONS = (f"{T}/detections.json", f"{T}/detections")
 INPUTS = [
     File("annotations of train", "inputs/v05/train.json", ("edit", "cut", "old"), is_input=True),
@@ -486,7 +489,7 @@ INPUTS = [
     File("starting weights", "inputs/start.pth", ("edit", "flip", "delete"), is_input=True),
 ]
 INTERMEDIATE = [
-    *of_run("check", "data/v05.check.json", GATHER),
+    *of_run("check", "data/v05.check.json", unread=GATHERED),
     *of_run("list of images", "data/v05.images.json"),
     *of_run("remembered digests", "data/digests/*.json"),
     *of_run("index of val", "data/index/val-*.arrow", SCORE),
@@ -514,8 +517,8 @@ INTERMEDIATE = [
     *of_run("confusion-images.npz", f"{T}/confusion-images.npz", SCORE),
     *of_run("detections-dev.json", f"{T}/detections-dev.json", SCORE),
     *of_run("shard of detections on dev", f"{T}/detections-dev/*.parquet", SCORE),
-    *of_run("metrics.json", f"{T}/metrics.json", GATHER),
-    *of_run("bootstrap.npz", f"{T}/bootstrap.npz", GATHER),
+    *of_run("metrics.json", f"{T}/metrics.json", unread=GATHERED),
+    *of_run("bootstrap.npz", f"{T}/bootstrap.npz", unread=GATHERED),
     *of_run("oracle.json", f"{T}/oracle.json"),
     *of_run("study.json", "study.json", SCORE),
 ]
@@ -803,7 +806,7 @@ def mutations(seed: int = 0, every: bool = False) -> list[Mutation]:
     for number, file in enumerate([*INPUTS, *DRAWN, *INTERMEDIATE, *PUBLISHED]):
         kinds = [kind for kind in file.kinds if fits(file, kind)]
         if not every and file.kinds in (AT_REST, WHEN_READ):
-            first, count = number + seed, 2 if file.readers else 1
+            first, count = number + seed, 2 if file.kinds is WHEN_READ else 1
             kinds = [kinds[(first + further) % len(kinds)] for further in range(count)]
         out += [mutate(file, kind, seed) for kind in kinds]
     return [*out, *SETTINGS, *folder_mutations()]
