@@ -250,7 +250,6 @@ def _damaged(study: Study, path: Path) -> str | None:
         return None
     files = (read_record(path) or {}).get("files") or {}
     for name, digest in files.items():
-        found = study.contents.of_file(study.paths.root / name)
-        if found is not None and found != digest:
-            return f"damaged: {name} was changed after it was written"
+        if digest and study.contents.of_file(study.paths.root / name) != digest:
+            return f"damaged: {name} was changed or deleted after it was written"
     return None

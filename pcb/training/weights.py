@@ -19,6 +19,7 @@ from pcb.data.download import missing_file_fix
 from pcb.errors import UserError
 from pcb.files import located
 from pcb.study import Study
+from pcb.study.records import read_record
 from pcb.study.study import fingerprint
 from pcb.training import checkpoint
 from pcb.training.hooks import print_once
@@ -48,7 +49,11 @@ def initialise(model: TwoStageDetector, study: Study, backbone: str) -> None:
             f"{path}: no starting weights; set `weights: random` to train from scratch",
             f"run `pcb pretrain {backbone}`, as the workflow does",
         )
-    state = checkpoint.load(path, fix=f"delete it and run `pcb pretrain {backbone}`")
+    again = f"delete it and run `pcb pretrain {backbone}`"
+    record = read_record(study.paths.weights_record(backbone), again)
+    if record and record.get("sha256") != checkpoint.sha256(path):
+        raise checkpoint.damaged(path, again)
+    state = checkpoint.load(path, fix=again)
     meta, weights = state.get("meta", {}), state.get("state_dict", {})
     kind = meta.get("kind")
     if kind and meta.get("fingerprint") != fingerprint(study.pretrain_job(backbone)):

@@ -242,6 +242,16 @@ def test_a_training_without_starting_weights_does_not_start(study):
         train(study, PLAIN, 0)
 
 
+def test_exchanged_starting_weights_are_refused(study):
+    """A valid file of this configuration, but not the one that was provided."""
+    shutil.rmtree(work(study))
+    path = study.paths.weights("r50")
+    checkpoint.save(path, {**checkpoint.load(path), "state_dict": {"a": torch.ones(1)}})
+    with pytest.raises(UserError, match="its content is not what was written") as error:
+        train(study, PLAIN, 0)
+    assert "delete it and run `pcb pretrain r50`" in error.value.fix
+
+
 def test_training_from_scratch_is_announced(study, capsys):
     shutil.rmtree(work(study))
     train(study, PLAIN, 0)

@@ -297,8 +297,9 @@ def test_other_metrics_reach_the_pages_whatever_their_time(finished):
 
 
 @pytest.mark.parametrize("name", ["tables/table06.csv", "notebooks/table06.html"])
-def test_an_edited_page_is_rendered_again(finished, name):
-    (finished / "results/mini/site" / name).write_text("edited")
+@pytest.mark.parametrize("change", [lambda path: path.write_text("edited"), Path.unlink])
+def test_an_edited_or_deleted_page_is_rendered_again(finished, name, change):
+    change(finished / "results/mini/site" / name)
     assert dry_run(finished) == ({"notebook": 1, "site": 1}, set())
 
 
