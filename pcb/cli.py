@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pcb.errors import UserError, choose, combined
 from pcb.files import ROOT, registered, unwritable
+from pcb.frequency import THRESHOLDS
 
 if TYPE_CHECKING:
     from pcb.study import Study
@@ -240,7 +241,7 @@ def new_scale(arguments: Namespace) -> None:
         print(f"device     {given['device']}: {why}; --device chooses")
     own = Own(**{key: value for key, value in given.items() if value is not None})
     if not arguments.dry_run:  # not only after minutes of reading
-        refuse_existing([own.scale_file], arguments.force)
+        refuse_existing(own, [own.scale_file], arguments.force)
     proposal = propose(own)
     print(proposal.report())
     if arguments.dry_run:
@@ -562,7 +563,9 @@ def bias(arguments: Namespace) -> None:
     """
     from pcb.evaluation import bias as bias_of
 
-    measured = bias_of.measure(arguments.gt, arguments.dt, arguments.iou, arguments.train)
+    measured = bias_of.measure(
+        arguments.gt, arguments.dt, arguments.iou, arguments.train, arguments.thresholds
+    )
     print(bias_of.report(measured, arguments.pairs, arguments.least))
     if arguments.out:
         bias_of.write(measured, arguments.out, arguments.least)
@@ -659,6 +662,14 @@ def natural(text: str) -> int:
     return value
 
 
+def distance(text: str) -> float:
+    """A number from 0 on, for argparse."""
+    value = float(text)
+    if not value >= 0:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
 def positive(text: str) -> float:
     """A number above 0, for argparse."""
     value = float(text)
@@ -682,10 +693,12 @@ def check_run(study: Study, arguments: Namespace) -> None:
         )
     if arguments.seed not in study.seeds:
         seeds = ",".join(map(str, [*study.seeds, arguments.seed]))
+        options = {"scale": study.scale["name"]} | selected(arguments)
+        config = shlex.join(f"{key}={value}" for key, value in options.items())
         raise UserError(
             f"seed {arguments.seed} is not among the study's seeds {list(study.seeds)}",
             f"add it to `seeds` in the scale's YAML file, or run the workflow with it: "
-            f"snakemake --cores all --config scale={study.scale['name']} seeds={seeds}",
+            f"snakemake --cores all --config {config} seeds={seeds}",
         )
 
 
@@ -959,7 +972,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("b", metavar="B", help="another, such as results/published/mini")
     command.add_argument(
         "--tolerance",
-        type=float,
+        type=distance,
         default=0.05,
         metavar="POINTS",
         help="values up to this far apart are equal (default: 0.05, half of the last digit)",
@@ -988,11 +1001,23 @@ def parser() -> argparse.ArgumentParser:
         help="annotations whose image counts decide r, c and f (default: the categories' own)",
     )
     command.add_argument(
-        "--pairs", type=int, default=20, metavar="N", help="number of printed pairs (default: 20)"
+        "--thresholds",
+        type=natural,
+        nargs=2,
+        default=THRESHOLDS,
+        metavar=("R", "C"),
+        help="most images of a rare and of a common class (default: 10 100), as in a scale",
+    )
+    command.add_argument(
+        "--pairs",
+        type=natural,
+        default=20,
+        metavar="N",
+        help="number of printed pairs (default: 20)",
     )
     command.add_argument(
         "--least",
-        type=int,
+        type=natural,
         default=1,
         metavar="N",
         help="pairs of classes with at least N matched objects (default: 1)",

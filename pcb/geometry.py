@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+# When boxes are taken for corners: more than this share of them end beyond the image by more than
+# this factor of its side.
+CORNERS, BEYOND = 0.1, 1.1
+
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of every box of `a` with every box of `b`.
@@ -20,3 +24,27 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     intersection = (high - low).clip(min=0).prod(axis=2)
     union = a[:, 2:].prod(axis=1)[:, None] + b[:, 2:].prod(axis=1)[None] - intersection
     return intersection / np.maximum(union, 1e-12)
+
+
+def far_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes end far outside their images.
+
+    Args:
+        boxes: (n, 4) x, y, width, height in pixels.
+        sizes: (n, 2) width and height of each box's image.
+
+    Returns:
+        (n,) bool.
+    """
+    return (boxes[:, :2] + boxes[:, 2:] > BEYOND * sizes).any(1)
+
+
+def seem_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether boxes seem to be x0, y0, x1, y1, where x, y, width, height are meant.
+
+    Args:
+        boxes: (n, 4) four numbers each, in pixels.
+        sizes: (n, 2) width and height of each box's image.
+    """
+    corners = (boxes[:, 2:] >= boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes + 1).all(1)
+    return len(boxes) > 0 and bool(far_outside(boxes, sizes).mean() > CORNERS and corners.all())

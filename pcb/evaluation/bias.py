@@ -43,7 +43,7 @@ from pcb.evaluation.bias_inputs import (
 )
 from pcb.evaluation.confusion_metrics import group_means, most_one_sided
 from pcb.files import write_json, write_text
-from pcb.frequency import GROUPS
+from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.geometry import box_iou
 
 IOU_THRESHOLD = 0.5
@@ -157,7 +157,11 @@ class Bias:
 
 
 def measure(
-    gt: str | Path, dt: str | Path, iou: str = "bbox", train: str | Path | None = None
+    gt: str | Path,
+    dt: str | Path,
+    iou: str = "bbox",
+    train: str | Path | None = None,
+    thresholds: Sequence[int] = THRESHOLDS,
 ) -> Bias:
     """Measure the pairwise bias of detections against ground truth.
 
@@ -167,6 +171,7 @@ def measure(
         iou: `bbox`, or `segm` for the IoU of masks.
         train: Annotations whose image counts decide r, c and f. Without it the categories' own
             `frequency` does, else their `image_count`, else the images in `gt`.
+        thresholds: Largest number of images of a rare and of a common class.
 
     Raises:
         UserError: A file is broken, or they do not fit together.
@@ -174,7 +179,7 @@ def measure(
     shape = {"bbox": BOX, "segm": MASK}[iou]
     truth = read_truth(gt, shape)
     detections = read_detections(dt, truth, shape)
-    groups, grouped_by = class_groups(truth, train)
+    groups, grouped_by = class_groups(truth, train, thresholds)
     label, objects, detected = truth.labels, by_image(truth.objects), by_image(detections)
 
     classes = len(truth.categories)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import numpy as np
 from pcb.data.lvis.segmentation import mask_fault
 from pcb.errors import UserError
 from pcb.formatting import examples
-from pcb.frequency import GROUPS, group
+from pcb.frequency import GROUPS, THRESHOLDS, group
+from pcb.geometry import seem_corners
 
 BOX, MASK = "bbox", "segmentation"
 MAX = 1e12  # of a coordinate or score; NaN and infinity are not below it
@@ -150,6 +151,8 @@ def read_detections(path: str | Path, truth: Truth, shape: str) -> list[dict]:
         )
     faults = _shape_faults("detections", detections, truth.images, shape)
     _refuse(path, faults, "write bbox as x, y, width, height; masks as COCO's results have them")
+    if shape == BOX:
+        _refuse_corners(path, detections, truth)
     return detections
 
 
@@ -173,25 +176,33 @@ def refuse_labels(path: str | Path, truth: Truth, best: np.ndarray) -> None:
         )
 
 
-def class_groups(truth: Truth, train: str | Path | None) -> tuple[str, str]:
+def class_groups(
+    truth: Truth, train: str | Path | None, thresholds: Sequence[int] = THRESHOLDS
+) -> tuple[str, str]:
     """`r`, `c` or `f` of each class as one string, and what it follows from.
 
     Args:
         truth: The ground truth.
         train: Annotations whose images decide; None: `frequency` of the ground truth's classes,
             else their `image_count`, else the images of the ground truth.
+        thresholds: Largest number of images of a rare and of a common class.
 
     Raises:
-        UserError: Some classes have no `frequency`, or another value; or the file of training
-            annotations is none.
+        UserError: No class would be common; some classes have no `frequency`, or another value; or
+            the file of training annotations is none.
     """
+    if not thresholds[0] < thresholds[1]:
+        raise UserError(
+            f"no class would be common: {thresholds[0]} is not below {thresholds[1]}",
+            "give the most images of a rare class, then those of a common one",
+        )
     if train is not None:
-        return _by_images(truth, _training_annotations(train)), "training images"
+        return _by_images(truth, _training_annotations(train), thresholds), "training images"
     for key in ("frequency", "image_count"):
         values = {category["id"]: category.get(key) for category in truth.categories}
         if all(value is None for value in values.values()):
             continue
-        of_class = {i: _group_of(key, value) for i, value in values.items()}
+        of_class = {i: _group_of(key, value, thresholds) for i, value in values.items()}
         if wrong := [i for i, found in of_class.items() if found is None]:
             expected = "r, c or f" if key == "frequency" else "a number of images"
             raise UserError(
@@ -201,7 +212,7 @@ def class_groups(truth: Truth, train: str | Path | None) -> tuple[str, str]:
             )
         return "".join(map(str, of_class.values())), f"{key} in the ground truth"
     source = "images of the ground truth itself; --train counts those of training"
-    return _by_images(truth, truth.objects), source
+    return _by_images(truth, truth.objects, thresholds), source
 
 
 def read_json(path: str | Path) -> Any:
@@ -216,11 +227,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}", "write the file again") from error
 
 
-def _group_of(key: str, value: object) -> str | None:
+def _group_of(key: str, value: object, thresholds: Sequence[int]) -> str | None:
     """The group that a category's `frequency` or `image_count` stands for; None for no such one."""
     if key == "frequency":
         return value if isinstance(value, str) and value in list(GROUPS) else None
-    return group(value) if type(value) is int and value >= 0 else None
+    return group(value, thresholds) if type(value) is int and value >= 0 else None
 
 
 def _training_annotations(path: str | Path) -> list[dict]:
@@ -235,10 +246,10 @@ def _training_annotations(path: str | Path) -> list[dict]:
     return [a for a in entries if not (a.get("iscrowd") or a.get("ignore"))]
 
 
-def _by_images(truth: Truth, annotations: Iterable[Mapping]) -> str:
+def _by_images(truth: Truth, annotations: Iterable[Mapping], thresholds: Sequence[int]) -> str:
     shown = {(a["category_id"], a["image_id"]) for a in annotations}
     counts = Counter(category for category, _ in shown)
-    return "".join(group(counts[category["id"]]) for category in truth.categories)
+    return "".join(group(counts[category["id"]], thresholds) for category in truth.categories)
 
 
 def _shape_faults(section: str, entries: list[dict], images: dict, shape: str) -> list[str]:
@@ -254,6 +265,23 @@ def _shape_faults(section: str, entries: list[dict], images: dict, shape: str) -
         if fault:
             found.setdefault(fault, []).append(entry.get("id", k))
     return [f"{section} with {fault}: {examples(which)}" for fault, which in found.items()]
+
+
+def _refuse_corners(path: str | Path, detections: list[dict], truth: Truth) -> None:
+    """Raise `UserError` where the detections' boxes are x0, y0, x1, y1."""
+    sizes = {
+        number: (image["width"], image["height"])
+        for number, image in truth.images.items()
+        if _is_whole(image, "width") and _is_whole(image, "height")
+    }
+    known = [d for d in detections if d["image_id"] in sizes]
+    boxes = np.array([d[BOX] for d in known], float).reshape(-1, 4)
+    if seem_corners(boxes, np.array([sizes[d["image_id"]] for d in known], float).reshape(-1, 2)):
+        raise UserError(
+            f"{path}: bbox seems to be the corners x0, y0, x1, y1: as x, y, width, height, many "
+            "boxes end outside their images",
+            "write bbox as x, y, width, height in pixels",
+        )
 
 
 def _box_fault(box: object) -> str | None:

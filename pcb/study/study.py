@@ -303,7 +303,8 @@ class Study:
         methods = ", ".join(self.scale.get("methods", ["all"]))
         return (
             f"{target} shows nothing of this scale: its data sets are "
-            f"{', '.join(self.scale['datasets'])}, its base methods {methods}"
+            f"{', '.join(self.scale['datasets'])}, its backbones "
+            f"{', '.join(self.scale['backbones'])}, its base methods {methods}"
         )
 
     def runs(self, *targets: str) -> list[str]:

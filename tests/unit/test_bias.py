@@ -166,6 +166,9 @@ def test_groups_come_from_train_or_frequency_or_counts(tmp_path):
     for category in gt["categories"]:
         category["image_count"] = 10 * category["id"]
     assert bias.measure(*files(tmp_path, gt, dt)).groups == "cccf"
+    assert bias.measure(*files(tmp_path, gt, dt), thresholds=(40, 60)).groups == "rcff"
+    with pytest.raises(UserError, match="no class would be common"):
+        bias.measure(*files(tmp_path, gt, dt), thresholds=(60, 60))
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -311,6 +314,14 @@ def test_labels_in_place_of_category_ids_are_noticed(tmp_path):
     shifted = [{**d, "category_id": d["category_id"] - 1} for d in dt if d["category_id"] > 1]
     with pytest.raises(UserError, match="category ids are labels from 0 on"):
         bias.measure(*files(tmp_path, gt, shifted))
+
+
+def test_corners_in_place_of_sizes_are_noticed(tmp_path):
+    gt, dt = scene()
+    corners = [{**d, "bbox": [x, y, x + w, y + h]} for d in dt for x, y, w, h in [d["bbox"]]]
+    bias.measure(*files(tmp_path, gt, dt))
+    with pytest.raises(UserError, match="bbox seems to be the corners"):
+        bias.measure(*files(tmp_path, gt, corners))
 
 
 def test_what_was_not_measured_is_a_dash_and_not_zero(tmp_path):

@@ -369,6 +369,19 @@ def test_annotations_that_all_are_unusable_are_an_error_with_the_reason(copied, 
     assert "boxes are in pixels" in error.fix
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_split_without_an_object_to_score_is_an_error(copied, tmp_path, ignored):
+    files, _ = copied
+
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["ignore"] = 1
+        content["annotations"] = content["annotations"] if ignored else []
+
+    with_change(Path(files["val"]), change)
+    assert "val.json: no object to score" in fault(tmp_path, files).what
+
+
 def test_json_that_is_nested_deeply_is_an_error(copied, tmp_path):
     files, _ = copied
     deep = "[" * 100_000 + "]" * 100_000

@@ -235,10 +235,19 @@ def test_the_command_writes_reports_and_says_what_is_next(files, capsys):
     assert sorted(p.name for p in Path().glob("mine*")) == ["mine.py", "mine.yaml"]
     before = Path("mine.yaml").read_text()
     assert command(files, "--epochs", "3") == 2
-    assert "mine.yaml exists" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "mine.yaml exists" in error and "choose another --out" in error
     assert Path("mine.yaml").read_text() == before
     assert command(files, "--epochs", "3", "--force") == 0
     assert "epochs: 3" in Path("mine.yaml").read_text()
+
+
+def test_the_next_commands_survive_a_shell(files, capsys):
+    Path("my photos").mkdir()
+    assert command(files, "--out", "my photos/a.yaml") == 0
+    out = capsys.readouterr().out
+    assert "pcb check-data --scale 'my photos/a.yaml'" in out
+    assert "--config 'scale=my photos/a.yaml' -- table02" in out
 
 
 def test_force_replaces_no_file_of_somebody_else(files, capsys):

@@ -21,12 +21,9 @@ from pcb.errors import UserError
 from pcb.files import write_text
 from pcb.formatting import MAX_EXAMPLES, examples
 from pcb.frequency import GROUPS, THRESHOLDS
+from pcb.geometry import far_outside, seem_corners
 from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
-
-# When boxes are taken for corners: more than this share of them end beyond the image by more than
-# this factor of its side.
-CORNERS, BEYOND = 0.1, 1.1
 
 
 def check(study: Study, dataset: str, deep: bool = False) -> dict:
@@ -219,6 +216,14 @@ def check_labels(index: LVISIndex, split: str, rule: str, warnings: list[str]) -
             warnings.append(f"{index.faulty_text()}; they are not trained on")
         else:
             faults.append(index.faulty_error())
+    if split != "train" and not index.scored_count:
+        faults.append(
+            UserError(
+                f"{index.path}: no object to score: no annotations, or all are `iscrowd` or "
+                "`ignore`",
+                "use a file that annotates objects: without any, no class has an AP",
+            )
+        )
     having = sum("frequency" in category for category in index.categories)
     if split == "train" and 0 < having < len(index.classes):
         warnings.append(
@@ -239,9 +244,8 @@ def check_boxes(index: LVISIndex, warnings: list[str]) -> list[UserError]:
     beyond = inside & ((ends > sizes + 1).any(1) | (boxes[:, :2] < -1).any(1))
     if not beyond.any():
         return []
-    far = (ends > BEYOND * sizes).any(1)
-    corners = (boxes[:, 2:] >= boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes + 1).all(1)
-    if far.mean() > CORNERS and corners.all():
+    if seem_corners(boxes, sizes):
+        far = far_outside(boxes, sizes)
         return [
             UserError(
                 f"{index.path}: bbox seems to be the corners x0, y0, x1, y1: as x, y, width, "

@@ -32,7 +32,9 @@ from tqdm import tqdm
 
 from pcb.data.lvis.annotations import (
     BATCH_IMAGES,
+    CROWD,
     EXPECTED,
+    IGNORED,
     IMAGE_FIELDS,
     SCHEMA,
     AnnotationFile,
@@ -248,6 +250,12 @@ class LVISIndex:
     def faulty(self) -> int:
         """Number of unusable annotations that scoring cannot use either."""
         return sum(count for reason, (count, *_) in self.unusable.items() if reason not in EXPECTED)
+
+    @property
+    def scored_count(self) -> int:
+        """Number of annotations that scoring does not ignore."""
+        ignored = (self.unusable.get(reason, [0])[0] for reason in (CROWD, IGNORED))
+        return self.annotation_count - sum(ignored)
 
     def faulty_text(self) -> str:
         """Return a sentence on the annotations that neither training nor scoring can use."""

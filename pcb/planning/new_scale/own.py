@@ -83,22 +83,23 @@ def check_name(own: Own) -> None:
         raise UserError(f"{own.out} is not the name of a YAML file", "let it end with .yaml")
 
 
-def refuse_existing(paths: Iterable[Path], force: bool) -> None:
+def refuse_existing(own: Own, paths: Iterable[Path], force: bool) -> None:
     """Check that files may be written.
 
     Args:
+        own: What the user said.
         paths: The files.
         force: Whether files that `pcb new-scale` wrote may be replaced.
 
     Raises:
         UserError: A file exists.
     """
+    option = "--out" if own.out else "--name"
     for path in paths:
         if not path.exists():
             continue
+        other = f"choose another {option}"
         if not force:
-            raise UserError(f"{path} exists", "choose another --name, or add --force to replace it")
+            raise UserError(f"{path} exists", f"{other}, or add --force to replace it")
         if MARK not in path.read_text(encoding="utf-8"):
-            raise UserError(
-                f"{path} exists and was not written by `pcb new-scale`", "choose another --name"
-            )
+            raise UserError(f"{path} exists and was not written by `pcb new-scale`", other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from pcb.data.download import downloads
 from pcb.data.lvis.check import check_files
@@ -46,7 +47,7 @@ class Proposal:
 
     def write(self, force: bool = False) -> None:
         """Write the files. Raises `UserError` as `refuse_existing` does."""
-        refuse_existing(self.files, force)
+        refuse_existing(self.own, self.files, force)
         for path, text in self.files.items():
             write_text(path, text)
 
@@ -61,13 +62,14 @@ class Proposal:
     def next_commands(self) -> str:
         """The commands from here to Table 2."""
         own, weights = self.own, Path(self.own.weights)
+        scale, config = quote(own.scale_option), quote(f"scale={own.scale_option}")
         commands = [
-            f"pcb check-data --scale {own.scale_option}",
-            f"pcb plan --scale {own.scale_option} --measure table02",
-            f"snakemake --cores all --config scale={own.scale_option} -- table02",
+            f"pcb check-data --scale {scale}",
+            f"pcb plan --scale {scale} --measure table02",
+            f"snakemake --cores all --config {config} -- table02",
         ]
         if own.device == "cuda" and not weights.exists():
-            commands.insert(0, f"pcb download --scale {own.scale_option}")
+            commands.insert(0, f"pcb download --scale {scale}")
         return "\n".join(f"  {command}" for command in commands)
 
 
@@ -182,5 +184,6 @@ def cost(own: Own, text: str, base: str, checked: dict) -> str:
         costs = Costs(study, Timings.of(study, assumed), ["table02"])
         trainings, epochs = plan.trainings_in(costs.items), costs.epochs(costs.items)
         time = f"at the speed of `mini` {plan.time(costs)}; " if assumed else ""
-    measure = f"`pcb plan --scale {own.scale_option} --measure table02` measures time and disk"
+    command = f"pcb plan --scale {quote(own.scale_option)} --measure table02"
+    measure = f"`{command}` measures time and disk"
     return f"Table 2 is {trainings} trainings of {epochs:,} epochs in all; {time}{measure}"
