@@ -7,6 +7,7 @@ docs/plugin.md.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 try:
@@ -72,7 +73,8 @@ class PCBEpochHook(Hook):
         iterations: Iterations of an epoch, for `IterBasedTrainLoop`, which has no epochs.
 
     Raises:
-        UserError: The loop has no epochs and `iterations` is missing.
+        UserError: Before the first iteration: the training ends before PCB would start, or the loop
+            has no epochs and `iterations` is missing.
     """
 
     KEY = "pcb_gate_opened_at_iteration"
@@ -80,18 +82,31 @@ class PCBEpochHook(Hook):
     def __init__(self, iterations: int | None = None):
         self.iterations = iterations
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Find the losses of the model and set their epoch."""
-        modules: list[Any] = list(_bare_model(runner).modules())
-        self.regularisers = [m for m in modules if isinstance(m, Regulariser) and m.alpha]
-        self.listeners = [m for m in modules if hasattr(m, "set_epoch")]
-        counts_epochs = not isinstance(getattr(runner, "train_loop", None), IterBasedTrainLoop)
-        if self.regularisers and not self.iterations and not counts_epochs:
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a training in which PCB would never start."""
+        starts = [m.start_epoch for m in _modules(runner) if isinstance(m, Regulariser) and m.alpha]
+        if not starts:
+            return
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and not self.iterations:
             raise UserError(
                 "PCB starts after a number of epochs, which IterBasedTrainLoop does not count",
                 "give the iterations of an epoch: dict(type='PCBEpochHook', iterations=...); "
                 "or train with EpochBasedTrainLoop",
             )
+        iterations = self.iterations
+        epochs = ceil(runner.max_iters / iterations) if iterations else runner.max_epochs
+        if max(starts) > epochs:
+            raise UserError(
+                f"PCB starts in epoch {max(starts)}, the training has {epochs}",
+                f"set start_epoch={1 + 2 * epochs // 3} in its loss; the paper starts PCB after "
+                "two thirds of the epochs, when the learning rate drops",
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Find the losses of the model and set their epoch."""
+        modules = _modules(runner)
+        self.regularisers = [m for m in modules if isinstance(m, Regulariser) and m.alpha]
+        self.listeners = [m for m in modules if hasattr(m, "set_epoch")]
         self.set_epochs(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -164,3 +179,7 @@ class LOCEFillHook(Hook):
 
 def _bare_model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _modules(runner: Runner) -> list[Any]:
+    return list(_bare_model(runner).modules())

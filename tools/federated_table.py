@@ -5,7 +5,7 @@ python tools/federated_table.py results/mini/data/v05/val.json results/mini/data
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from pcb.data.lvis.federated import LVIS_SAMPLE, federated_statistics
@@ -50,4 +50,6 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Generated federated labels beside LVIS's.")
+    parser.add_argument("files", nargs="+", metavar="JSON", help="annotation file of emoji-LVIS")
+    main(parser.parse_args().files)

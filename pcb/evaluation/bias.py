@@ -43,7 +43,7 @@ from pcb.evaluation.bias_inputs import (
 )
 from pcb.evaluation.confusion_metrics import group_means, most_one_sided
 from pcb.files import write_json, write_text
-from pcb.frequency import GROUPS, THRESHOLDS
+from pcb.frequency import GROUP_NAMES, GROUPS, THRESHOLDS
 from pcb.geometry import box_iou
 
 IOU_THRESHOLD = 0.5
@@ -312,6 +312,7 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
         f"PwB {pwb}, {seen} of {len(bias.ids)} classes: {bias.matched.sum()} objects, "
         f"{bias.missed.sum()} more without a detection",
         "   ".join(shares),
+        *unmeasured(bias),
         f"groups from {bias.grouped_by}",
         "",
     ]
@@ -331,6 +332,19 @@ def report(bias: Bias, count: int = 20, least: int = 1) -> str:
             f"{p['M_ij']:>9.3f}{p['M_ji']:>9.3f}{p['difference']:>13.3f}"
         )
     return "\n".join(lines)
+
+
+def unmeasured(bias: Bias) -> list[str]:
+    """Why some of M_rf and the like are –: one line for each group and reason."""
+    lines = []
+    for g in GROUPS:
+        members = np.array([group == g for group in bias.groups])
+        if not members.any():
+            where = "" if "frequency" in bias.grouped_by else ": --thresholds R C moves the groups"
+            lines.append(f"– no class is {GROUP_NAMES[g]}{where}")
+        elif not bias.matched[members].any():
+            lines.append(f"– no object of a {GROUP_NAMES[g]} class has a detection")
+    return lines
 
 
 def short_name(name: str, group: str) -> str:

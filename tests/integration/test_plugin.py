@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 import sys
@@ -26,6 +27,7 @@ from pcb.calibration import ConfusionMatrixCalibration
 from pcb.errors import UserError
 from pcb.files import ROOT
 from pcb.losses import PCBCrossEntropyLoss, PCBSeesawLoss, Regulariser
+from pcb.lvis_metric import PCBLVISMetric
 
 # With the number of confusion matrices of each.
 CONFIGS = {"mask_rcnn_lvis": 1, "cascade_mask_rcnn_coco": 3, "faster_rcnn_coco": 1}
@@ -254,6 +256,22 @@ def test_iterations_can_stand_for_epochs(config):
     assert regularisers(runner.model)[0].epoch == 2
 
 
+@pytest.mark.parametrize("by_iterations", [False, True])
+def test_a_training_that_ends_before_pcb_starts_is_refused(config, by_iterations):
+    changes: dict = {"train_cfg": dict(type="EpochBasedTrainLoop", max_epochs=12)}
+    if by_iterations:  # 23 of 2 iterations an epoch end in the 12th
+        changes = {
+            "train_cfg": dict(type="IterBasedTrainLoop", max_iters=23),
+            "custom_hooks": [dict(type="PCBEpochHook", iterations=2)],
+        }
+    cfg = config("cascade_mask_rcnn_coco", param_scheduler=[], **changes)
+    cfg.model.roi_head.bbox_head[2].loss_cls.start_epoch = 17
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(UserError, match=r"(?s)epoch 17, the training has 12.*start_epoch=9 "):
+        runner.train()
+    assert runner.iter == 0
+
+
 def test_an_absent_class_keeps_pcb_inactive_until_it_is_listed():
     hook, regulariser, lines = pcb.mmdet.PCBEpochHook(), PCBSeesawLoss(3, start_epoch=1).pcb, []
     hook.regularisers = [regulariser]
@@ -274,8 +292,26 @@ def test_numbers_of_classes_that_do_not_agree_are_refused(config):
         MODELS.build(cfg.model)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/plugin.md").read_text(), re.DOTALL)
+def blocks(language: str, page: str = "docs/plugin.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_snippet_of_the_readme_is_a_config(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmengine.config.utils._get_cfg_metainfo", not_in_metafiles)
+    (snippet,) = blocks("python", "README.md")
+    assert snippet == blocks("python")[0]
+    (tmp_path / "config.py").write_text(snippet)
+    cfg = Config.fromfile(tmp_path / "config.py")
+    cfg.model.backbone.pop("init_cfg")  # weights to download
+    init_default_scope("mmdet")
+    roi_head = MODELS.build(cfg.model).roi_head
+    regulariser = roi_head.bbox_head.loss_cls.pcb
+    assert regulariser.alpha and regulariser.start_epoch <= cfg.train_cfg.max_epochs
+    assert roi_head.mask_head.num_classes == roi_head.bbox_head.num_classes == 1203
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.type == "PCBLVISMetric" and evaluator.ann_file.endswith("lvis_v1_val.json")
+        options = {k: v for k, v in evaluator.items() if k not in ("type", "_scope_")}
+        inspect.signature(PCBLVISMetric).bind(**options)
 
 
 def test_the_excerpt_on_the_page_is_that_of_the_config(edited):
@@ -283,6 +319,7 @@ def test_the_excerpt_on_the_page_is_that_of_the_config(edited):
     exec(blocks("python")[0], excerpt)
     config, shrunk = edited["mask_rcnn_lvis"], {"num_classes": 3, "start_epoch": 2}
     ours, roi_head = excerpt["model"]["roi_head"], config.model.roi_head
+    assert ours.pop("mask_head").keys() <= roi_head.mask_head.keys()
     box_head = ours.pop("bbox_head")
     for key, value in box_head["loss_cls"].items():
         assert key == "_delete_" or roi_head.bbox_head.loss_cls[key] == shrunk.get(key, value)

@@ -331,8 +331,27 @@ def test_what_was_not_measured_is_a_dash_and_not_zero(tmp_path):
     lines = bias.report(bias.measure(*files(tmp_path, gt, dt))).splitlines()
     assert "M_rf –   M_fr –" in lines[1] and "M_cf –   M_fc –" in lines[1]
     assert "M_rc 0." in lines[1]
+    assert "– no class is frequent" in lines
     none = bias.measure(*files(tmp_path, gt, []))
+    assert "– no object of a rare class has a detection" in bias.report(none)
     assert none.pwb is None and bias.report(none).startswith("PwB –, 0 of 4 classes")
+
+
+def test_thresholds_give_a_small_data_set_all_three_groups(tmp_path, capsys):
+    gt, dt = scene()
+    gt["categories"] = [{"id": i, "name": f"class {i}"} for i in IDS[:3]]
+    dt = [d for d in dt if d["category_id"] in IDS[:3]]
+    images = {IDS[0]: 3, IDS[1]: 6, IDS[2]: 10}  # of which each class is shown in some
+    gt["annotations"] = [a for a in gt["annotations"] if a["image_id"] < images[a["category_id"]]]
+    shown = {(a["category_id"], a["image_id"]) for a in gt["annotations"] if not a["iscrowd"]}
+    rare, common, _ = (str(sum(category == i for category, _ in shown)) for i in IDS[:3])
+    paths = [f"--{k}={p}" for k, p in zip(("gt", "dt"), files(tmp_path, gt, dt), strict=True)]
+    main(["bias", *paths])
+    printed = capsys.readouterr().out
+    assert "M_rf –" in printed
+    assert "– no class is frequent: --thresholds R C moves the groups" in printed
+    main(["bias", *paths, "--thresholds", rare, common])
+    assert "–" not in capsys.readouterr().out
 
 
 def test_swapped_and_missing_files_are_refused(tmp_path):

@@ -300,6 +300,14 @@ def test_a_data_set_of_boxes_alone_is_an_error(copied, tmp_path):
     assert error.what == f"{files['train']}: none of the {number} annotations has a mask"
     assert "only box AP has a meaning" in error.fix
 
+    def without_keys(content):
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+
+    with_change(Path(files["train"]), without_keys)
+    error = fault(tmp_path, files, rfs_threshold=0.05)
+    assert "`segmentation` is missing" in error.what and "faster_rcnn_coco.py" in error.fix
+
 
 def test_compressed_run_lengths_are_read_as_by_pycocotools():
     rng = np.random.default_rng(0)

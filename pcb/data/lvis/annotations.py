@@ -38,6 +38,10 @@ REQUIRED_KEYS = {
     "categories": ("id", "name"),
 }
 FIX = "download or generate it again, or correct its path under `datasets` in the scale's YAML"
+MASKS_FIX = (
+    "the detectors learn masks, so every annotation needs a `segmentation`; with boxes alone, "
+    "train docs/plugin/faster_rcnn_coco.py in MMDetection"
+)
 # Default of a required key. msgspec would stop at the first missing key, `check_keys` lists all.
 REQUIRED: Any = UNSET
 
@@ -257,6 +261,8 @@ def check_keys(path: Path, content: AnnotationFile) -> None:
         )
     if faults:
         fix = "write these keys, as LVIS's and COCO's formats have them"
+        if any(a.segmentation is UNSET for a in content.annotations):
+            fix += f"; {MASKS_FIX}"
         raise UserError(f"{path}:\n  " + "\n  ".join(faults), fix)
 
 

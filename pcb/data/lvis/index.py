@@ -36,6 +36,7 @@ from pcb.data.lvis.annotations import (
     EXPECTED,
     IGNORED,
     IMAGE_FIELDS,
+    MASKS_FIX,
     SCHEMA,
     AnnotationFile,
     read_annotation_file,
@@ -272,8 +273,8 @@ class LVISIndex:
         if boxes_only and self.faulty == self.annotation_count:
             return UserError(
                 f"{self.path}: none of the {self.faulty} annotations has a mask",
-                "the detectors learn masks: give every annotation a `segmentation`; with its box "
-                "as polygon, [[x, y, x+w, y, x+w, y+h, x, y+h]], only box AP has a meaning",
+                f"{MASKS_FIX}; or give each its box as polygon, [[x, y, x+w, y, x+w, y+h, x, "
+                "y+h]]: then only box AP has a meaning",
             )
         return UserError(
             self.faulty_text(),

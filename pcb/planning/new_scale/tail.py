@@ -68,14 +68,15 @@ def long_tail(train: LVISIndex, val: LVISIndex) -> Tail:
     images = sum(map(bool, train.labels))
     threshold = rfs_threshold(thresholds[1], min(counts), images)
     repeats = repeat_factors(train.labels, threshold).summary()
+    repeated = repeats["classes_repeated"]
     reasons = {
         "classes": class_text(train, val),
         "groups": why + "; {r} rare, {c} common, {f} frequent classes".format(**sizes),
         "RFS": (
             f"the threshold {threshold:g} is the image share of a class with {thresholds[1]} "
-            "training images, where frequent classes begin (as 0.001 is in LVIS v1.0). It repeats "
-            f"{repeats['classes_repeated']} classes: an epoch has {repeats['epoch']:,} images "
-            f"instead of {repeats['images']:,}"
+            f"training image{'s' * (thresholds[1] != 1)}, where frequent classes begin (as 0.001 "
+            f"is in LVIS v1.0). It repeats {repeated} class{'es' * (repeated != 1)}: an epoch has "
+            f"{repeats['epoch']:,} images instead of {repeats['images']:,}"
         ),
     }
     warnings = []
@@ -84,7 +85,7 @@ def long_tail(train: LVISIndex, val: LVISIndex) -> Tail:
             f"a group has no class: the classes have {min(counts)} to {max(counts)} training "
             "images, which is hardly a long tail"
         )
-    if not repeats["classes_repeated"]:
+    if not repeated:
         warnings.append("repeat factor sampling changes nothing: every image shows every class")
     frequency = sqrt(max(1, thresholds[0]) * max(1, thresholds[1]) / np.prod(THRESHOLDS))
     return Tail(

@@ -63,8 +63,9 @@ def schedule(own: Own, tail: Tail) -> Recipe:
     why = "as you said" if own.epochs else f"{ITERATIONS[own.device]:,} iterations are aimed at"
     changed = "" if epochs == 24 else f" times {epochs / 24:.2g}, {why}"
     reason = (
-        f"{epochs} epochs of {iterations:,} iterations of {batch} images (more with RFS), PCB from "
-        f"epoch {milestones[0] + 1}, where the learning rate drops first: {kept}{changed}"
+        f"{epochs} epochs of {iterations:,} iteration{'s' * (iterations != 1)} of {batch} images "
+        f"(more with RFS), PCB from epoch {milestones[0] + 1}, where the learning rate drops "
+        f"first: {kept}{changed}"
     )
     return Recipe(epochs, milestones, milestones[0] + 1, batch, iterations, reason)
 
