@@ -25,6 +25,7 @@ from pcb.study.claims import (
     NOT_JUDGED,
     NOT_PRINTED,
     NOT_RUN,
+    PARTLY,
     SIZE,
     WITHIN_NOISE,
     Check,
@@ -53,6 +54,7 @@ AS_WORDS = {
 # All verdicts, in the order of pages.
 VERDICTS = (
     HOLDS,
+    PARTLY,
     WITHIN_NOISE,
     FAILS,
     NOT_COMPARABLE,

@@ -9,7 +9,6 @@ and images; else, with several seeds, the interval is of the seeds alone.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pcb.errors import UserError
 from pcb.formatting import signed
 from pcb.reporting import style
 from pcb.reporting.claims import verdicts
-from pcb.reporting.results import Results
+from pcb.reporting.results import Results, published_claims
 from pcb.reporting.tables import OURS
 from pcb.study import Paths, load_study
 from pcb.study.claims import interval
@@ -234,7 +233,7 @@ def of_site(name: str, path: Path) -> Side:
         for line in read_csv(path / "data/metrics.csv"):
             of_metric = values.setdefault((line["run"], line["variant"]), {})
             of_metric.setdefault(line["metric"], {})[int(line["seed"])] = float(line["value"])
-        claims = json.loads((path / "data/claims.json").read_text(encoding="utf-8"))
+        claims = published_claims(path / "data/claims.json")
         tables = {
             file.stem: table_of(list(read_csv(file)))
             for file in sorted(path.glob("tables/*.csv"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pcb.reporting.claims import count_verdicts, verdicts
 from pcb.reporting.results import Results
-from pcb.study.claims import FAILS, HOLDS, WITHIN_NOISE, Claim
+from pcb.study.claims import FAILS, HOLDS, PARTLY, WITHIN_NOISE, Claim
 from pcb.study.study import AP_METRICS
 
 COLUMNS = (
@@ -49,13 +49,15 @@ def protocols(results: Results) -> list[str]:
 def deciding(claim: dict) -> int | None:
     """The position of the check that decides a claim; None without a measured one.
 
-    Of the checks with the claim's verdict it is the one with the smallest margin.
+    Of the checks with the claim's verdict it is the one with the smallest margin. Where the claim
+    partly holds, those within noise keep it from holding.
     """
+    verdict = claim["ours"]["verdict"]
     measured = [
         (check["ours"]["margin"], k)
         for k, check in enumerate(claim["checks"])
         if check["ours"]["margin"] is not None
-        and check["ours"]["verdict"] == claim["ours"]["verdict"]
+        and check["ours"]["verdict"] == (WITHIN_NOISE if verdict == PARTLY else verdict)
     ]
     return min(measured)[1] if measured else None
 

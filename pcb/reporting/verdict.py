@@ -21,15 +21,25 @@ from pcb.reporting import captions
 from pcb.reporting.claims import difference, grouped, metric_name, rows_of
 from pcb.reporting.gather import scale_about
 from pcb.reporting.results import PublishedResults, Results
-from pcb.reporting.style import notation, tally
+from pcb.reporting.style import JUDGED, PHRASES, notation, tally
 from pcb.reporting.tables import LESS_IS_BETTER
 from pcb.study import Study
 from pcb.study.claims import DIRECTION, FAILS, HOLDS, WITHIN_NOISE, Verdict
 from pcb.study.study import PAIRED_LABELS
 
-JUDGED = (HOLDS, WITHIN_NOISE, FAILS)
 MAIN_METRICS = ("AP", "APr", "PwB")  # of a verdict on data of one's own
 TURNED = {HOLDS: FAILS, FAILS: HOLDS}  # where less is better
+# What the words of the lines mean, said once below them.
+NOISE = (
+    "A difference is beyond the noise where its 95 % interval, over validation images and seeds, "
+    "excludes 0. PwB is the pairwise bias: less is better."
+)
+CHECKS = (
+    "A check is one comparison of our numbers: it holds if they differ as claimed beyond the "
+    "noise, fails if they differ the other way beyond it, and else is within noise. A claim holds "
+    "if all its checks hold and fails if one fails; it partly holds if some hold and the others "
+    "are within noise."
+)
 BEGIN, END = "<!-- verdict: written by `pcb verdict` -->", "<!-- end of verdict -->"
 
 
@@ -42,8 +52,8 @@ def of_results(results: Results, claims: Sequence[dict]) -> dict:
 
     Returns:
         `lines`, each with `question`, `answer` (a few words), `text` and `target` (the id on the
-        site that has more); `groups` of claims, each with the counts of its claims and checks; and
-        whether all is `provisional`.
+        site that has more); `words`, what the terms in them mean; `groups` of claims, each with
+        the counts of its claims and checks; and whether all is `provisional`.
     """
     study = results.study
     about = scale_about(results, study.runs())
@@ -63,7 +73,9 @@ def of_results(results: Results, claims: Sequence[dict]) -> dict:
         ),
         line("On which data, by which rule?", "departures", *basis(study, about, measured, claims)),
     ]
-    return {"lines": lines, "groups": groups(claims), "provisional": provisional}
+    found = groups(claims)
+    words = f"{NOISE} {CHECKS}" if found else NOISE
+    return {"lines": lines, "words": words, "groups": found, "provisional": provisional}
 
 
 def line(question: str, target: str, answer: str, text: str) -> dict:
@@ -77,7 +89,8 @@ def reproduces(main: Sequence[dict], provisional: bool) -> tuple[str, str]:
     judged = [check for check in checks if check["verdict"] in JUDGED]
     if not judged:
         return "Not measured yet.", ""
-    answer = answer_of([check["verdict"] for check in judged])
+    towards = all(check["margin"] > 0 for check in judged)
+    answer = answer_of([check["verdict"] for check in judged], towards)
     if provisional:
         answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
     return answer, "; ".join(filter(None, map(outcome, main))) + "."
@@ -87,6 +100,7 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
     """The same on data of one's own, where the paper claims nothing: from rows and base rows."""
     tables = [t for t in results.study.tables.values() if t.labels == PAIRED_LABELS]
     found: dict[str, list[str]] = {}
+    towards = True
     for table in tables:
         rows = {row.id: row for row in table.rows}
         for row in table.rows:
@@ -96,11 +110,13 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
             for metric in MAIN_METRICS:
                 check = difference(results, row, base, metric)
                 if check.margin is not None:
-                    better = TURNED if metric in LESS_IS_BETTER else {}
-                    found.setdefault(metric, []).append(better.get(check.status, check.status))
+                    less = metric in LESS_IS_BETTER
+                    status = TURNED.get(check.status, check.status) if less else check.status
+                    found.setdefault(metric, []).append(status)
+                    towards &= (check.margin < 0) if less else (check.margin > 0)
     if not found:
         return "Not measured yet.", ""
-    answer = answer_of([status for metric in found for status in found[metric]])
+    answer = answer_of([status for metric in found for status in found[metric]], towards)
     if provisional:
         answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
     parts = []
@@ -112,8 +128,13 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
     return answer, "With PCB: " + "; ".join(parts) + "."
 
 
-def answer_of(verdicts: Sequence[str]) -> str:
-    """A few words on the checks of the main claims."""
+def answer_of(verdicts: Sequence[str], towards: bool = True) -> str:
+    """A few words on the checks of the main claims.
+
+    Args:
+        verdicts: The verdict on each check.
+        towards: Whether every number, noise aside, is on the claimed side.
+    """
     held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
     if failed:
         return "In part." if held else "No."
@@ -122,12 +143,14 @@ def answer_of(verdicts: Sequence[str]) -> str:
     if not held:
         return "Not decided: every difference is within the noise."
     if 2 * held >= len(verdicts):
+        if not towards:
+            return "Mostly: some differences point the other way, within the noise."
         return "Yes in direction, though not every difference is beyond the noise."
     return "Weakly: most differences are within the noise."
 
 
 def outcome(claim: dict) -> str:
-    """What became of a claim: how many of its comparisons point its way, how many beyond noise."""
+    """What became of a claim: how many of its checks point its way, and how many hold."""
     judged = [c["ours"] for c in claim["checks"] if c["ours"]["verdict"] in JUDGED]
     if not judged:
         return ""
@@ -135,10 +158,10 @@ def outcome(claim: dict) -> str:
     counts = [check["verdict"] for check in judged]
     held, failed = counts.count(HOLDS), counts.count(FAILS)
     plural = "s point" if len(judged) > 1 else " points"
-    beyond = "all beyond the noise" if held == len(judged) else f"{held} beyond the noise"
-    against = f", {failed} against it beyond the noise" if failed else ""
+    beyond = "all hold" if held == len(judged) else f"{held} hold{'s' * (held == 1)}"
+    against = f", {failed} fail{'s' * (failed == 1)}" if failed else ""
     statement = claim["statement"].rstrip(".")
-    return f"{statement}: {towards} of {len(judged)} comparison{plural} that way, {beyond}{against}"
+    return f"{statement}: {towards} of {len(judged)} check{plural} that way, {beyond}{against}"
 
 
 def gain(results: Results) -> tuple[str, str]:
@@ -155,16 +178,24 @@ def gain(results: Results) -> tuple[str, str]:
     if total.margin is None or first.margin is None or second.margin is None:
         return "Not measured yet.", ""
     name = metric_name(metric)
-    if total.images and total.status != HOLDS:
+    known = total.images or total.seeds > 1  # else the limits would be those of rounding
+    noise = {WITHIN_NOISE: " (within the noise)"} if known else {}
+    if known and total.status != HOLDS:
         answer = f"There is no gain in {name} beyond the noise."
     else:
         answer = (
             f"Under {spec['under']}, {signed(first.margin)} of {signed(total.margin)} {name} from "
-            f"the iterative paradigm alone, {signed(second.margin)} from the soft targets on top."
+            f"the iterative paradigm alone{noise.get(first.status, '')}, {signed(second.margin)} "
+            f"from the soft targets on top{noise.get(second.status, '')}."
         )
     text = ""
-    if total.images:
-        text = f"Paradigm {limits(first)}, soft targets {limits(second)}, both {limits(total)}."
+    if known:
+        over = "images and seeds" if total.images and total.seeds > 1 else "images"
+        over = over if total.images else "seeds alone"
+        text = (
+            f"95 % intervals over {over}: paradigm {limits(first)}, soft targets {limits(second)}, "
+            f"both {limits(total)}."
+        )
     before, middle, after = (row.paper.get(metric) for row in (base, paradigm, full))
     if before is not None and middle is not None and after is not None:
         text += (
@@ -187,9 +218,8 @@ def gain_target(study: Study) -> str:
 
 
 def limits(found: Verdict) -> str:
-    """The interval of a difference, and whether it is within noise."""
-    noise = " (within the noise)" if found.status == WITHIN_NOISE else ""
-    return f"[{signed(found.low or 0)}, {signed(found.high or 0)}]{noise}"
+    """The interval of a difference."""
+    return f"[{signed(found.low or 0)}, {signed(found.high or 0)}]"
 
 
 def basis(study: Study, about: dict, measured: int, claims: Sequence[dict]) -> tuple[str, str]:
@@ -253,6 +283,8 @@ def markdown(verdict: dict) -> str:
     if verdict["groups"]:
         lines.append("- **All claims of direction**")
         lines += [f"  - {group_text(group)}" for group in verdict["groups"]]
+    if verdict.get("words"):  # a copy of an earlier version has none
+        lines.append(f"- {notation(verdict['words'])}")
     text = (line.replace("&#39;", "'") for line in lines)
     return "\n".join(
         fill(line, 100, subsequent_indent=indent(line), break_on_hyphens=False) for line in text
@@ -267,16 +299,19 @@ def indent(line: str) -> str:
 def plain(verdict: dict) -> str:
     """The same for a terminal."""
     lines = [f"{e['question']} {e['answer']} {e['text']}".rstrip() for e in verdict["lines"]]
-    return "\n".join(lines + [group_text(group) for group in verdict["groups"]])
+    lines += [group_text(group) for group in verdict["groups"]]
+    return "\n".join([*lines, *filter(None, [verdict.get("words")])])
 
 
 def group_text(group: dict) -> str:
-    """A group with its counts: `Core: PCB on base methods – 3 hold; 34 of 61 checks hold.`."""
-    words = {HOLDS: "hold", WITHIN_NOISE: "within noise", FAILS: "fail"}
-    claims = ", ".join(f"{n} {words.get(v, v)}" for v, n in tally(group["counts"]))
+    """A group with its counts: `Core: PCB on base methods – 3 hold; 34 of 61 checks hold; ...`."""
+    claims, paper = (
+        ", ".join(f"{n} {PHRASES[verdict]}" for verdict, n in tally(group[source]))
+        for source in ("counts", "paper")
+    )
     judged = sum(group["checks"].get(verdict, 0) for verdict in JUDGED)
     checks = f"; {group['checks'].get(HOLDS, 0)} of {judged} checks hold" if judged else ""
-    return f"{group['title']} – {claims}{checks}."
+    return f"{group['title']} – {claims}{checks}; on the paper's own numbers {paper}."
 
 
 def write_into(path: Path, verdict: dict) -> None:

@@ -32,8 +32,9 @@ training. Published numbers have no interval; they are judged by what rounding a
 of the last digit printed a check holds or fails. So are measured ones of a single seed for which
 there is no bootstrap.
 
-A claim fails if one of its checks fails; it is within noise if one is and none fails; it holds if
-all that could be judged do; else it is not run. `counts` says how many checks do what.
+A claim holds if all of its checks that could be judged hold, and fails if one fails. Where none
+fails and some are within noise, it partly holds if another check holds, else it is within noise.
+Without a judged check it is not run. `counts` says how many checks do what.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pcb.study.study import Table
 
 HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "fails", "within noise", "not run"
+PARTLY = "partly holds"  # of a claim alone: some checks hold, the others are within noise
 # What a page shows instead of NOT_RUN where that is the reason.
 NOT_PRINTED, NO_SUCH_CLASS = "not printed", "no such class here"
 # Sizes on other data than the paper's, and claims for which no run exists.
@@ -394,9 +396,14 @@ def evaluate(
         verdicts = [
             v if v.status == NOT_RUN else replace(v, status=NOT_COMPARABLE) for v in verdicts
         ]
-    statuses = {verdict.status for verdict in verdicts}
+    return overall({verdict.status for verdict in verdicts}), verdicts
+
+
+def overall(statuses: Container[str]) -> str:
+    """The verdict on a claim from those on its checks."""
     decisive = (s for s in (FAILS, WITHIN_NOISE, HOLDS, NOT_COMPARABLE) if s in statuses)
-    return next(decisive, NOT_RUN), verdicts
+    found = next(decisive, NOT_RUN)
+    return PARTLY if found == WITHIN_NOISE and HOLDS in statuses else found
 
 
 def evaluate_published(claim: Claim, values: Values) -> tuple[str, list[Verdict]]:

@@ -73,12 +73,16 @@ class Departure:
         label: That of the rule, or the setting's path.
         sentence: The difference in words, with both values; empty where it has no effect.
         keys: The settings that it accounts for; those of a detector begin with its backbone.
+        values: Ours and LVIS's in words, as in the sentence.
+        backbones: Those that it concerns, where others do not depart so.
     """
 
     group: str
     label: str
     sentence: str
     keys: tuple[str, ...]
+    values: tuple[str, str] = ("", "")
+    backbones: str = ""
 
 
 def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]:
@@ -95,6 +99,21 @@ def departures(scale: dict, backbones: Iterable[str] | None = None) -> list[str]
     listed = [d for d in compare(scale, backbones) if d.sentence]
     groups = {g: [d.sentence for d in listed if d.group == g] for g in GROUPS}
     return [f"{group}: {'; '.join(lines)}" for group, lines in groups.items() if lines]
+
+
+def table(scale: dict, backbones: Iterable[str] | None = None) -> list[dict]:
+    """The same as a table.
+
+    Returns:
+        Of each group its `name` and `lines`, each with `what`, and the values `here` and at `lvis`.
+    """
+    out: dict[str, list[dict]] = {}
+    for d in compare(scale, backbones):
+        if d.sentence:
+            what = f"{d.backbones}: {d.label}" if d.backbones else d.label
+            line = {"what": what.rstrip(":"), "here": d.values[0], "lvis": d.values[1]}
+            out.setdefault(d.group, []).append(line)
+    return [{"name": name, "lines": lines} for name, lines in out.items()]
 
 
 def unstated() -> str:
@@ -115,16 +134,17 @@ def compare(scale: dict, backbones: Iterable[str] | None = None) -> list[Departu
     if "schedule" in scale:
         reference["schedule"] = read_yaml(PAPER)["schedule"]
     listed = explain(flatten(scale), flatten(reference), SCALE_RULES)
-    of_backbones: dict[tuple[str, str, str], dict[str, tuple[str, ...]]] = {}
+    of_backbones: dict[tuple[str, str, str, tuple[str, str]], dict[str, tuple[str, ...]]] = {}
     for name in compared:
         ours, lvis = (read_settings(s["backbones"][name]["config"]) for s in (scale, reference))
         for d in explain(ours, lvis, DETECTOR_RULES):
-            same = of_backbones.setdefault((d.group, d.label, d.sentence), {})
+            same = of_backbones.setdefault((d.group, d.label, d.sentence, d.values), {})
             same[name] = tuple(f"{name}.{key}" for key in d.keys)
-    for (group, label, sentence), keys in of_backbones.items():
-        if sentence and len(keys) < len(compared):
-            sentence = f"{' and '.join(keys)}: {sentence}"
-        listed.append(Departure(group, label, sentence, sum(keys.values(), ())))
+    for (group, label, sentence, values), keys in of_backbones.items():
+        some = " and ".join(keys) if len(keys) < len(compared) else ""
+        if sentence and some:
+            sentence = f"{some}: {sentence}"
+        listed.append(Departure(group, label, sentence, sum(keys.values(), ()), values, some))
     order = {rule.label: index for index, rule in enumerate((*SCALE_RULES, *DETECTOR_RULES))}
     return sorted(listed, key=lambda d: (GROUPS.index(d.group), order.get(d.label, len(order))))
 
@@ -158,12 +178,12 @@ def explain(ours: Settings, lvis: Settings, rules: tuple[Rule, ...]) -> list[Dep
             sentence = ""
         else:
             continue
-        explained.append(Departure(rule.group, rule.label, sentence, covered))
+        explained.append(Departure(rule.group, rule.label, sentence, covered, values))
         remaining = [key for key in remaining if key not in covered]
     for key in remaining:
-        values = (show(settings.get(key, UNSET)) for settings in (ours, lvis))
+        values = show(ours.get(key, UNSET)), show(lvis.get(key, UNSET))
         sentence = "{}: {} (LVIS: {})".format(key, *values)
-        explained.append(Departure("Other", key, sentence, (key,)))
+        explained.append(Departure("Other", key, sentence, (key,), values))
     return explained
 
 

@@ -42,6 +42,10 @@ def test_the_answer_follows_from_the_checks_of_the_main_claims(checks, answer):
     assert verdict.answer_of(checks).startswith(answer)
 
 
+def test_a_number_on_the_other_side_is_no_yes_though_within_the_noise():
+    assert verdict.answer_of([HOLDS, WITHIN_NOISE], towards=False).startswith("Mostly")
+
+
 def test_own_data_are_answered_from_rows_and_their_base_rows(tmp_path):
     study = load_study(own_scale(tmp_path / "own.yaml", own_dataset(tmp_path)))
     assert verdict_on(study)["lines"][0] == {
@@ -76,7 +80,7 @@ def test_one_seed_is_provisional_and_several_are_not(tmp_path):
         answer = found["lines"][0]["answer"]
         assert found["provisional"] == (len(seeds) == 1)
         assert answer == ("Provisional, one seed: yes." if len(seeds) == 1 else "Yes.")
-        assert "8 of 8 comparisons point that way, all beyond" in found["lines"][0]["text"]
+        assert "8 of 8 checks point that way, all hold" in found["lines"][0]["text"]
 
 
 def test_a_main_claim_that_fails_is_named(tmp_path):
@@ -86,7 +90,7 @@ def test_a_main_claim_that_fails_is_named(tmp_path):
         fabricate(study, full, AP=22.0 if k else 18.0, APr=12.0, PwB=2.0)
     line = verdict_on(study)["lines"][0]
     assert line["answer"].endswith("in part.")
-    assert "7 of 8 comparisons point that way, 7 beyond the noise, 1 against it" in line["text"]
+    assert "7 of 8 checks point that way, 7 hold, 1 fails" in line["text"]
 
 
 def test_the_gain_is_split_into_paradigm_and_soft_targets(tmp_path):
@@ -96,6 +100,24 @@ def test_the_gain_is_split_into_paradigm_and_soft_targets(tmp_path):
     line = verdict_on(study)["lines"][1]
     assert "+1.5 of +2.0 AP from the iterative paradigm alone, +0.5 from" in line["answer"]
     assert line["text"] == "In the paper: +0.9 of +2.1, and +1.2."
+
+
+def test_parts_of_the_gain_have_intervals_from_two_seeds_on(tmp_path):
+    study = study_in(tmp_path, seeds=(0, 1, 2))
+    for seed in study.seeds:
+        for run, value in ((BASE, 20.0), (PARADIGM, 21.0 + seed % 2), (FULL, 22.0 + seed / 10)):
+            fabricate(study, run, seed, AP=value)
+    line = verdict_on(study)["lines"][1]
+    assert (
+        "+1.3 of +2.1 AP from the iterative paradigm alone (within the noise), " in line["answer"]
+    )
+    assert line["text"].startswith("95 % intervals over seeds alone: paradigm [−0.1, +2.8], soft")
+
+
+def test_what_a_check_is_and_what_became_of_the_papers_numbers_is_said_once(tmp_path):
+    text = verdict.markdown(verdict_on(study_in(tmp_path)))
+    assert text.count("A check is") == text.count("less is") == 1
+    assert " ".join(text.split()).count("on the paper's own numbers") == 3
 
 
 def test_a_copy_without_a_verdict_is_judged_by_its_numbers(tmp_path):

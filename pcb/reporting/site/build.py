@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,7 @@ from pcb.reporting.site import data, docs, run_pages
 from pcb.reporting.tables import ResultTable
 from pcb.study import Page, Study, Summary
 from pcb.study.claims import GROUPS
+from pcb.study.departures import table as departure_table
 
 
 def build(study: Study) -> Path:
@@ -65,6 +67,9 @@ def build(study: Study) -> Path:
             changes=findings.changes,
             protocol_names=style.PROTOCOLS,
             departures=[line.partition(":")[0] for line in about["scale"]["departures"]],
+            departure_table=departure_table(
+                study.scale, [study.experiments[run].backbone for run in study.runs()]
+            ),
             tally_of_claims=tally(claims),
             group_titles=GROUPS,
             summary=count_verdicts(claims),
@@ -218,8 +223,16 @@ def progress(runs: list[dict]) -> dict:
         "all": len(runs),
         "dates": list(dict.fromkeys([*dates[:1], *dates[-1:]])),
         "time": formatting.duration(sum(r.get("seconds") or 0 for r in records)),
-        "code": sorted({formatting.commit(r["git"]) for r in records if r.get("git")}),
+        "code": code(records),
     }
+
+
+def code(records: list[dict]) -> list[str]:
+    """The commits that trained the runs; of several, the number of trainings of each."""
+    found = Counter(formatting.commit(r["git"]) for r in records if r.get("git"))
+    if len(found) < 2:
+        return list(found)
+    return [f"{name} ({count} trainings)" for name, count in found.most_common()]
 
 
 def unmeasured(results: Results) -> list[str]:

@@ -231,7 +231,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         return out
     git = record.get("git")
     changed = ", with changes not committed" if git and git.get("changed") else ""
-    out.append(("git", git["commit"] + changed if git else "not known"))
+    out.append(("trained by commit", git["commit"] + changed if git else "not known"))
     if finished := record.get("finished"):
         out.append(("finished", str(finished).replace("T", " ").replace("+00:00", " UTC")))
     if record.get("seconds") is not None:
@@ -246,7 +246,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         out.append(("software", text))
     if scored := entry["evaluation"]:
-        text = f"{scored['images']} images, evaluation {scored['evaluation']}"
+        text = f"{scored['images']} images; evaluation {scored['evaluation']}"
         out.append(("scored on", text))
     if weights := weights_of(record):
         out.append(("weights", f"sha256 {weights}"))

@@ -52,6 +52,7 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#33
 # Verdicts on claims; the words stand beside them.
 SIGNS = {
     "holds": "✓",
+    "partly holds": "◐",
     "within noise": "≈",
     "fails": "✗",
     "not comparable": "↔",
@@ -68,10 +69,11 @@ PROTOCOLS = {
     "fixed": "AP-Fixed",
     "loose": "a looser limit of detections an image",
 }
-JUDGED = ("holds", "within noise", "fails")
+JUDGED = ("holds", "partly holds", "within noise", "fails")
 # The same after a number of claims or checks: "7 hold".
 PHRASES = {
     "holds": "hold",
+    "partly holds": "partly hold",
     "within noise": "within noise",
     "fails": "fail",
     "not comparable": "not comparable",
@@ -158,6 +160,7 @@ def templates() -> Environment:
         "tally": tally,
         "signs": SIGNS,
         "phrases": PHRASES,
+        "judged": JUDGED,
     }
     environment.globals.update(functions)
     return environment
