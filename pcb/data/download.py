@@ -94,7 +94,7 @@ def download(study: Study, names: list[str] | None = None) -> None:
     if not expected:
         raise UserError(
             f"scale {study.scale['name']!r} needs no download",
-            "continue without it: the data is generated, the weights are in the repository",
+            "continue without it: weights are in the repository, data is generated or your own",
         )
     if unknown := sorted(set(names or ()) - set(expected)):
         raise UserError(

@@ -68,6 +68,9 @@ def followed(folder):
 
 
 def follow(command: str) -> None:
+    command, _, comment = command.partition(" # ")
+    if "only with --device cuda" in comment:
+        return
     for old, new in CHANGES.items():
         command = re.sub(rf"{old}\b(?!\.)", new, command)
     program, verb, *arguments = shlex.split(command)
