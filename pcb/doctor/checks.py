@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pcb.errors import UserError
-from pcb.files import locked
+from pcb.files import located, locked
 from pcb.formatting import size
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def weights(machine: Machine) -> list[Finding]:
     findings = []
     for name, backbone in machine.study.scale["backbones"].items():
         source = backbone["weights"]
-        if source in ("pretrain", "random") or Path(source).exists():
+        if source in ("pretrain", "random") or located(source).exists():
             findings.append(Finding("weights", "ok", f"{name}: {source}"))
         else:
             fix = missing_file_fix(Path(source))

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pcb.errors import UserError
@@ -530,9 +531,15 @@ def text_frame(table: ResultTable) -> pd.DataFrame:
     return pd.DataFrame([list(map(str, row)) for row in cells], columns=columns)
 
 
+def outside_noise(table: ResultTable) -> np.ndarray:
+    """Which cells are bold: differences whose interval excludes 0, (rows, columns) bool."""
+    return np.array([[cell.clear for cell in row] for row in grid(table)])
+
+
 def markdown(table: ResultTable) -> str:
     """A GitHub-flavoured table; every numeric column names its block."""
     frame = text_frame(table).map(lambda text: text.replace("|", "\\|"))
+    frame = frame.mask(outside_noise(table), "**" + frame + "**")
     align = ["left" if block == "" else "right" for block, _ in frame.columns]
     names = [
         name if block == "" else f"{style.name(name)} ({block})" for block, name in frame.columns
@@ -579,6 +586,7 @@ TEX = str.maketrans(
 def latex(table: ResultTable) -> str:
     """A booktabs table with its caption; needs the packages booktabs and amssymb."""
     frame = text_frame(table).map(lambda text: text.translate(TEX))
+    frame = frame.mask(outside_noise(table), r"\textbf{" + frame + "}")
     labels = sum(block == "" for block, _ in frame.columns)
     numeric = len(frame.columns) - labels
     frame.columns = pd.MultiIndex.from_tuples(

@@ -154,6 +154,10 @@ def test_a_difference_beyond_the_noise_is_marked_and_one_seed_is_provisional(tmp
         resample(study, run, 0, {("lvis", "plain"): {"AP": value + noise}})
     marked = {c.column for c in tables.grid(gathered(study, "table06"))[2] if c.clear}
     assert marked == {"AP"}
+    clear = sum(c.clear for row in tables.grid(gathered(study, "table06")) for c in row)
+    written = gathered(study, "table06")
+    cells = re.findall(r"\| +\*\*[^|]+\*\* \|", tables.markdown(written))
+    assert len(cells) == tables.latex(written).count(r"\textbf{") == clear > 0
 
 
 def write_check(study, release):
