@@ -165,7 +165,9 @@ def test_a_config_trains_and_detects(config, name):
 
 def test_a_resumed_training_keeps_its_matrix(config, tmp_path):
     name = "mask_rcnn_lvis"
-    Runner.from_cfg(config(name, train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=1))).train()
+    first = config(name, train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=1))
+    first.model.roi_head.bbox_head.loss_cls.start_epoch = 1
+    Runner.from_cfg(first).train()
     checkpoint = torch.load(tmp_path / "run/epoch_1.pth", weights_only=False)
     saved = checkpoint["state_dict"]["roi_head.bbox_head.loss_cls.pcb.confusion.bank"]
     runner = Runner.from_cfg(config(name, resume=True))
