@@ -30,8 +30,8 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +65,7 @@ from pcb import cli  # noqa: E402
 from pcb.cluster import provenance  # noqa: E402
 from pcb.errors import UserError  # noqa: E402
 from pcb.files import write_text  # noqa: E402
-from pcb.study import Study, load_study  # noqa: E402
+from pcb.study import load_study  # noqa: E402
 from pcb.study.load import SCALES, read_yaml  # noqa: E402
 from pcb.study.records import read_record  # noqa: E402
 from pcb.synthetic.generate import Recipe, write_dataset  # noqa: E402
@@ -101,56 +101,52 @@ if sys.argv[1:3] != ["-m", "pcb"]:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-socket.send_fds(link, [json.dumps([os.getcwd(), sys.argv[3:]]).encode()], [0, 1, 2])
+command = ["pcb", *sys.argv[3:]]
+socket.send_fds(link, [json.dumps([os.getcwd(), command]).encode()], [0, 1, 2])
 sys.exit(int(link.recv(8) or b"1"))
 """
 
 
 class Forks:
-    """Runs `pcb` and `snakemake` in forks of this process.
+    """Runs `pcb` and `snakemake` in forks of a server that has imported the libraries.
 
-    Jobs of the workflow are `PYTHON -m pcb …`. In the forks, PYTHON is a small client that asks a
-    server, forked from this process, for a fork that runs the command.
+    The server is a process of its own: in a fork of one that has computed before, such as the
+    tests, hotcoco would wait for threads that a fork does not have. Jobs of the workflow are
+    `PYTHON -m pcb …`; in the forks, PYTHON is a small client that asks the same server.
     """
 
     def __init__(self, folder: Path):
-        self.client, address = folder / "python", str(folder / "socket")
-        text = CLIENT.format(python=sys.executable, address=address)
-        self.client.write_text(text, encoding="utf-8")
-        self.client.chmod(0o755)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(address)
-        listener.listen(64)
-        self.server = os.fork()
-        if not self.server:
-            serve(listener)
-        listener.close()
+        client, self.address = folder / "python", str(folder / "socket")
+        text = CLIENT.format(python=sys.executable, address=self.address)
+        client.write_text(text, encoding="utf-8")
+        client.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen(64)
+            command = [sys.executable, __file__, "--serve", str(listener.fileno()), str(client)]
+            self.server = subprocess.Popen(
+                command, pass_fds=(listener.fileno(),), start_new_session=True
+            )
 
     def stop(self) -> None:
         """End the server."""
-        os.kill(self.server, signal.SIGKILL)
-        os.waitpid(self.server, 0)
+        self.server.kill()
+        self.server.wait()
 
     def run(self, folder: Path, command: list[str]) -> tuple[int, str]:
-        """Run `pcb …` or `snakemake …` in a folder; return its exit status and output."""
-        with tempfile.TemporaryFile() as output:
-            if not (process := os.fork()):
-                os.chdir(folder)
-                for descriptor in (1, 2):
-                    os.dup2(output.fileno(), descriptor)
-                if command[0] == "snakemake":
-                    sys.executable = str(self.client)
-                    pcb.reporting.site.build.build = lambda study: study.paths.index
-                finish_as(command)
-            _, status = os.waitpid(process, 0)
+        """Run `pcb …`, `snakemake …` or `settle` in a folder; return its status and output."""
+        with tempfile.TemporaryFile() as output, socket.socket(socket.AF_UNIX) as link:
+            link.connect(self.address)
+            message = json.dumps([str(folder), command]).encode()
+            descriptors = [0, output.fileno(), output.fileno()]
+            socket.send_fds(link, [message], descriptors)
+            code = int(link.recv(8) or b"1")
             output.seek(0)
-            text = output.read().decode(errors="replace")
-        return os.waitstatus_to_exitcode(status), text
+            return code, output.read().decode(errors="replace")
 
 
-def serve(listener: socket.socket) -> None:
-    """Fork for every command that a client sends, for ever."""
-    os.setsid()
+def serve(listener: socket.socket, client: str) -> None:
+    """Fork for every command that is sent, for ever."""
     while True:
         link, _ = listener.accept()
         with suppress(ChildProcessError):
@@ -159,24 +155,24 @@ def serve(listener: socket.socket) -> None:
         if not os.fork():
             listener.close()
             message, descriptors, _, _ = socket.recv_fds(link, 1 << 16, 3)
-            folder, arguments = json.loads(message)
+            folder, command = json.loads(message)
             os.chdir(folder)
             for standard, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, standard)
-            finish_as(["pcb", *arguments], link)
+            if command[0] == "snakemake":
+                sys.executable = client
+                pcb.reporting.site.build.build = lambda study: study.paths.index
+            finish_as(command, link)
         link.close()
 
 
-def finish_as(command: list[str], link: socket.socket | None = None) -> None:
-    """Run a command in this process and end it with the command's exit status.
-
-    The status goes to `link` too, if that is given.
-    """
+def finish_as(command: list[str], link: socket.socket) -> None:
+    """Run a command in this process, send its exit status and end."""
+    mains = {"pcb": cli.main, "snakemake": snakemake.cli.main, "settle": settle}
     code = 1
     try:
         sys.argv = command
-        main = cli.main if command[0] == "pcb" else snakemake.cli.main
-        code = int(main(command[1:]) or 0)
+        code = int(mains[command[0]](command[1:]) or 0)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -185,7 +181,7 @@ def finish_as(command: list[str], link: socket.socket | None = None) -> None:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        if link:
+        with suppress(OSError):
             link.send(str(code).encode())
         os._exit(code)
 
@@ -245,13 +241,9 @@ class Project:
         A copy has other inodes: without this, no mutation in it would be compared with a digest
         that was remembered.
         """
-        if (process := os.fork()) == 0:
-            os.chdir(self.folder)
-            study = load_study("inputs/scale.yaml", "inputs/study.yaml")
-            settle(study)
-            os._exit(0)
-        if os.waitpid(process, 0)[1]:
-            sys.exit(f"{self.folder}: digests could not be remembered")
+        code, output = self.forks.run(self.folder, ["settle"])
+        if code:
+            sys.exit(f"{self.folder}: digests could not be remembered\n{output}")
 
     def numbers(self) -> dict[str, str]:
         """Every published number that its command makes, as text by the file that it is in."""
@@ -270,10 +262,11 @@ class Project:
         return out
 
 
-def settle(study: Study) -> None:
+def settle(_: Sequence[str] = ()) -> None:
     """List the images and save the digests of all files that identities depend on."""
     from pcb.data.lvis.check import check
 
+    study = load_study("inputs/scale.yaml", "inputs/study.yaml")
     if not study.contents.is_generated("v05"):
         check(study, "v05")
     study.contents.damaged_files("v05")
@@ -1032,7 +1025,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="work here and keep it; resumes")
     parser.add_argument("--list", action="store_true", help="show the mutations, run nothing")
     parser.add_argument("--write", action="store_true", help="write to results/benchmarks/")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        descriptor, client = arguments.serve
+        serve(socket.socket(fileno=int(descriptor)), client)
     every = mutations(arguments.seed, arguments.all)
     chosen = [m for m in every if re.search(arguments.only, m.name)]
     if arguments.list:
