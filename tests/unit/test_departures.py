@@ -21,6 +21,7 @@ from pcb.study.departures import (
     departures,
     matches,
     show,
+    table,
 )
 from pcb.study.detector_config import detector_title, flatten, read_detector_config
 
@@ -243,3 +244,14 @@ def test_the_sentences_on_validation_match_the_generator_and_the_sample():
     assert f"{LVIS_SAMPLE['negative']:.1f} of {LVIS_SAMPLE['classes']:,}" in absent
     shares = LVIS_SAMPLE["negative_share"]
     assert shares["f"] / shares["r"] == pytest.approx(3, abs=0.1), "a third as often"
+
+
+def test_the_table_has_what_the_lines_say():
+    scale = load_study("mini").scale
+    groups = {group["name"]: group["lines"] for group in table(scale)}
+    for text in departures(scale):
+        name, _, said = text.partition(": ")
+        assert groups[name] and all(
+            f"{line['here']} (LVIS: {line['lvis']})" in said for line in groups[name]
+        )
+        assert said.count("(LVIS: ") == len(groups[name])
