@@ -36,7 +36,7 @@ def far_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     Returns:
         (n,) bool.
     """
-    return (boxes[:, :2] + boxes[:, 2:] > BEYOND * sizes).any(1)
+    return np.any(boxes[:, :2] + boxes[:, 2:] > BEYOND * sizes, axis=1)
 
 
 def seem_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
