@@ -504,20 +504,36 @@ def test_ids_may_restart_in_each_split(copied, tmp_path):
     assert check_files(files, tmp_path / "r.json")["warnings"] == []
 
 
-def test_one_picture_in_two_splits_is_a_leak(copied, tmp_path):
+def test_a_copy_of_a_picture_in_another_split_is_a_warning(copied, tmp_path):
     files, images = copied
     other = LVISIndex(files["val"], files["images"]).image_paths
     victim = next(iter(other.values()))
-    shutil.copy(images[3], victim)  # a copy under another name
-    error = fault(tmp_path, files)
-    assert "show the same pictures" in error.what and "(1 in all)" in error.what
-    assert f"{images[3]} = {victim}" in error.what and files["val"] in error.what
+    shutil.copy(images[3], victim)
+    (warning,) = check_files(files, tmp_path / "r.json")["warnings"]
+    assert f"have copies of the same pictures: {images[3]} = {victim} (1 in all)" in warning
+    assert files["val"] in warning
     # Files of the same size, beginning and end, but another middle are other pictures.
     whole = bytearray(victim.read_bytes() + bytes(10_000) + b"\xff\xd9")
     images[3].write_bytes(whole)
     whole[len(whole) // 3] ^= 1
     victim.write_bytes(whole)
-    check_files(files, tmp_path / "r.json")
+    assert check_files(files, tmp_path / "r.json")["warnings"] == []
+
+
+def test_a_file_of_two_splits_is_a_leak_whatever_its_id(copied, tmp_path):
+    files, _ = copied
+    train, val = (load(Path(files[split])) for split in ("train", "val"))
+    shared, replaced = train["images"][0], val["images"][0]
+
+    def show(content):
+        content["images"][0]["file_name"] = shared["file_name"]
+        content["images"][0].pop("coco_url", None)
+
+    with_change(Path(files["val"]), show)
+    assert replaced["id"] != shared["id"]
+    error = fault(tmp_path, files)
+    assert "show the same pictures" in error.what and "(1 in all)" in error.what
+    assert files["val"] in error.what and "remove them from one of the two" in error.fix
 
 
 def test_boxes_as_corners_are_an_error_and_beyond_the_image_a_warning(copied, tmp_path):

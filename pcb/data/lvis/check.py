@@ -339,12 +339,16 @@ def check_entries(index: LVISIndex) -> list[UserError]:
 def check_leak(
     one: LVISIndex, other: LVISIndex, marks: Mapping[Path, bytes], warnings: list[str]
 ) -> list[UserError]:
-    """Check that two splits share no picture; only warn of the splits of an LVIS release."""
+    """Check that two splits share no file; warn of copies, and within an LVIS release."""
     pairs = same_pictures(marks, one.image_paths.values(), other.image_paths.values())
-    if not pairs:
+    files = [str(a) for a, b in pairs if a == b]
+    copies = [f"{a} = {b}" for a, b in pairs if a != b]
+    both = f"{one.path} and {other.path}"
+    if copies:
+        warnings.append(f"{both} have copies of the same pictures: {examples(copies)}")
+    if not files:
         return []
-    shown = [str(a) if a == b else f"{a} = {b}" for a, b in pairs]
-    what = f"{one.path} and {other.path} show the same pictures: {examples(shown)}"
+    what = f"{both} show the same pictures: {examples(files)}"
     if one.is_released and other.is_released:
         warnings.append(what)
         return []
