@@ -272,7 +272,7 @@ def of_dataset(categories: list[dict], dataset_meta: dict | None, path: str) -> 
     """
     classes = (dataset_meta or {}).get("classes")
     if not classes or len(classes) == len(categories):
-        return categories  # MMDetection's labels are places in the file, whatever the names
+        return categories  # MMDetection's labels are places in the file, under any names
     chosen = [c for c in categories if c["name"] in set(classes)]
     if len(chosen) != len(classes):
         raise UserError(

@@ -142,8 +142,8 @@ def portable_config(study: Study, run: str, classes: tuple[str, ...]) -> Config:
 def simplify(head: ConfigDict, study: Study, experiment: Experiment) -> None:
     """Name MMDetection's own classes in a RoI head's config where they predict the same.
 
-    A training without PCB and without steps leaves an ordinary detector, whatever its loss was,
-    unless the loss defines scores that MMDetection lacks.
+    A training without PCB and without steps leaves an ordinary detector, with any loss, unless
+    the loss defines scores that MMDetection lacks.
 
     Raises:
         UserError: Such a loss is a file of a study, which no installed package holds.

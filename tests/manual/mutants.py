@@ -540,7 +540,7 @@ class Trial:
                 self.pytest([test], Session(self.folder, mutants, self.kills, tell))
             os._exit(0)
         os.close(write)
-        told = set()
+        answered = set()
         try:
             with os.fdopen(read) as pipe:
                 for line in pipe:
@@ -548,7 +548,7 @@ class Trial:
                     if index is None:
                         preload(about)
                         continue
-                    told.add(index)
+                    answered.add(index)
                     if status == KILLED:
                         self.kills[about] += 1
                     yield mutants[index], status, about
@@ -556,7 +556,7 @@ class Trial:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             os.waitpid(pid, 0)
-        for index in set(range(len(mutants))) - told:
+        for index in set(range(len(mutants))) - answered:
             yield mutants[index], BROKEN, None
 
     def alone(self, test: str, mutant: Mutant) -> tuple[str, str | None]:

@@ -8,9 +8,8 @@ memory: all ranks and workers of a machine share the same pages. A record beside
 and that of the annotations; a file that does not match is made again. Without `cache`, the same
 arrays are in the memory of this process.
 
-Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package, whatever ids the file
-has (`original_ids`). A *row* is an image's
-position in the file. Needs neither `lvis` nor torch.
+Label `k` (0..C-1) is the category with id `k + 1` everywhere in this package; the file's ids are
+`original_ids`. A *row* is an image's position in the file. Needs neither `lvis` nor torch.
 """
 
 from __future__ import annotations

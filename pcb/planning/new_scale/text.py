@@ -205,7 +205,7 @@ def hardware(own: Own, detector: Detector) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as YAML reads it back, whatever characters it has."""
+    """A text as YAML reads it back, with any characters."""
     return json.dumps(text, ensure_ascii=False)
 
 
