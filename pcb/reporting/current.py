@@ -27,6 +27,12 @@ from pcb.study.variants import oracle_runs
 
 REPORTING = ROOT / "pcb/reporting"
 SITE = "site"  # name of the site's own record
+# Documents below docs/ that the site has as pages, and their titles.
+DOCUMENTS = {
+    "methods": "Methods: every formula, and where paper and code differ",
+    "glossary": "Glossary",
+    "experiments": "Experiments on why claims fail",
+}
 # Modules whose results are in gathered files, so that none is read by code of another structure.
 GATHERING = ("captions", "claims", "findings", "gather", "oracle", "results", "tables")
 MADE_FROM = "made_from"  # its key in a record
@@ -142,7 +148,7 @@ def settings_of(study: Study, target: str) -> dict:
 
 @cache
 def code(kind: str) -> str:
-    """Digest of the code, style sheets and templates behind `gathered` files, `page`s or `site`."""
+    """Digest of the code, templates and documents behind `gathered` files, `page`s or `site`."""
     files = sorted(
         path
         for path in REPORTING.rglob("*")
@@ -157,9 +163,10 @@ def code(kind: str) -> str:
         "page": lambda path: "site" not in path.relative_to(REPORTING).parts,
         "site": lambda path: True,
     }[kind]
+    shown = [ROOT / f"docs/{name}.md" for name in DOCUMENTS] if kind == SITE else []
     digest = hashlib.sha256()
-    for path in filter(chosen, files):
-        digest.update(f"{path.relative_to(REPORTING)}\n".encode() + path.read_bytes())
+    for path in [*filter(chosen, files), *shown]:
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

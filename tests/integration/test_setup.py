@@ -401,9 +401,8 @@ def test_make_setup_runs_the_script_again_and_make_test_does_not(machine):
 def test_a_long_target_says_first_what_it_does_and_needs(machine, target, facts):
     (machine.env / ".ready").touch()
     machine.script(machine.env / "bin/python", "echo STARTED")
-    done = subprocess.run(
-        ["make", target, f"ENV={machine.env}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    make = ["make", "--no-print-directory", target, f"ENV={machine.env}"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
     before, _, _ = done.stdout.partition("STARTED")
     assert all(fact in before for fact in facts) and before.startswith(f"{target}: ")
 

@@ -17,6 +17,7 @@ from pcb.planning.jobs import discard, epochs_to_train
 from pcb.planning.stale import Stale
 from pcb.planning.status import overview
 from pcb.reporting.current import (
+    DOCUMENTS,
     SITE,
     gathered_is_stale,
     oracle_results,

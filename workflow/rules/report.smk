@@ -173,6 +173,7 @@ rule site:
             )
         ],
         [paths.run_page(run) for run in study.runs()],
+        [paths.document(name) for name in DOCUMENTS],
     log:
         paths.log("site"),
     conda:

@@ -19,7 +19,7 @@ from pcb import formatting
 from pcb.files import ROOT, write_text
 from pcb.reporting import captions, findings, style, tables, verdict
 from pcb.reporting.claims import VERDICTS, count_verdicts
-from pcb.reporting.current import SITE, record_page
+from pcb.reporting.current import DOCUMENTS, SITE, record_page
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import data, docs, run_pages
@@ -96,6 +96,7 @@ def build(study: Study) -> Path:
     run_pages.write(results, runs)
     written = [study.paths.index, *(file["path"] for file in files_of_data)]
     written += [study.paths.run_page(run) for run in study.runs()]
+    written += [study.paths.document(name) for name in DOCUMENTS]
     record_page(study, SITE, written)
     return study.paths.index
 

@@ -13,13 +13,9 @@ from pathlib import Path
 
 from pcb.files import ROOT, write_text
 from pcb.reporting import style
+from pcb.reporting.current import DOCUMENTS
 from pcb.study import Study
 
-TITLES = {
-    "methods": "Methods: every formula, and where paper and code differ",
-    "glossary": "Glossary",
-    "experiments": "Experiments on why claims fail",
-}
 SUBSCRIPT = re.compile(r"<sub>(.+?)</sub>")
 
 
@@ -29,13 +25,13 @@ def write(study: Study) -> list[dict]:
     Returns:
         `name`, `title` and `href` of each, as seen from the index.
     """
-    for name, title in TITLES.items():
+    for name, title in DOCUMENTS.items():
         text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
         page = style.templates().get_template("document.html.j2")
         write_text(study.paths.document(name), page.render(title=title, body=html(text)))
     return [
         {"name": name, "title": title, "href": f"docs/{name}.html"}
-        for name, title in TITLES.items()
+        for name, title in DOCUMENTS.items()
     ]
 
 
@@ -66,7 +62,7 @@ def link(match: re.Match[str]) -> str:
     if "://" in target or not page:
         return match[0]
     name = Path(page).stem
-    if page == f"{name}.md" and name in TITLES:
+    if page == f"{name}.md" and name in DOCUMENTS:
         return f'<a href="{name}.html{"#" + anchor if anchor else ""}">{content}</a>'
     return content
 
