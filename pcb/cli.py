@@ -186,11 +186,16 @@ def measure(arguments: Namespace) -> None:
 def status(arguments: Namespace) -> None:
     """Print the progress of each table, what runs now and when it will be done.
 
-    Reads the results folder only, so it can be used while a run is under way.
+    Reads the results folder only, so it can be used while a run is under way. With --watch it
+    prints anew until everything is done, or until Ctrl-C.
     """
     from pcb.planning.status import status as text
+    from pcb.planning.status import watch
 
-    print(text(load(arguments)))
+    if arguments.watch is None:
+        print(text(load(arguments)))
+    else:
+        watch(lambda: load(arguments), arguments.watch)
 
 
 def doctor(arguments: Namespace) -> None:
@@ -481,13 +486,17 @@ def render(arguments: Namespace) -> None:
     """Render a table, figure or page.
 
     Reads the gathered file and runs the page's notebook; writes the notebook, HTML and, for a table
-    or figure, CSV, Markdown, LaTeX and PNG.
+    or figure, CSV, Markdown, LaTeX and PNG. Then the index page is written again, at most once a
+    minute.
     """
     from pcb.reporting.notebook.render import render as run
+    from pcb.reporting.site.build import refresh
 
     study = load(arguments)
     check_targets(study, [arguments.target])
     run(study, arguments.target)
+    if line := refresh(study):
+        print(line)
 
 
 def site(arguments: Namespace) -> None:
@@ -853,7 +862,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of timed iterations of each kind of training (default: 10)",
     )
-    verb(status)
+    command = verb(status)
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=positive,
+        const=5.0,
+        metavar="SECONDS",
+        help="print anew every SECONDS (default: 5) until everything is done",
+    )
     command = verb(doctor)
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument(

@@ -3,6 +3,7 @@
     14:02:11  start         Train v05_r50_rfs_softmax_plain (tables 2 6)
     14:02:54  done 12/96    Train v05_r50_rfs_softmax_plain (tables 2 6), 43 s; 12 min left
     14:02:54  kept 13/96    Train v05_r50_rfs_ls_plain (table 4): it was made before
+    14:03:01  open results/mini/site/index.html (3 of 16 pages)
     14:02:54  so far        5 of 43 trainings, 3 evaluated; next table01: 1 training; done at 14:15
 
     14:03:20  FAILED        Score v05_r50_rfs_softmax_plain (tables 2 6); log: results/mini/logs/…
@@ -157,7 +158,8 @@ class ProgressHandler(logging.StreamHandler):
         rule, message, start = self.running.pop(job)
         seconds = self.clock() - start
         self.remaining[rule] = self.remaining.get(rule, 1) - 1
-        kept = was_kept(self.logs.pop(job, []))
+        logs = self.logs.pop(job, [])
+        kept = bool(lines_with("kept: ", logs))  # the job found its result, and did not make it
         if kept:
             self.kept += 1
         else:
@@ -172,6 +174,9 @@ class ProgressHandler(logging.StreamHandler):
             line = f"done {count:<9}{message}, {duration(seconds)}{time_left}"
         now = self.clock()
         due = now - self.last_overview >= OVERVIEW_INTERVAL and rule in OVERVIEW_AFTER
+        if opened := lines_with("open ", logs):  # the site was written again
+            moment = time.strftime("%H:%M:%S", time.localtime(now))
+            line = f"{line}\n{moment}  {opened[-1]}"
         if not self.overview or not due or left < 1:
             return line
         self.last_overview = now
@@ -211,14 +216,14 @@ class ProgressHandler(logging.StreamHandler):
         return work / fmean(self.concurrency)
 
 
-def was_kept(logs: list[str]) -> bool:
-    """Whether a job wrote that it kept an existing result, rather than making it."""
+def lines_with(start: str, logs: list[str]) -> list[str]:
+    """The lines in a job's logs that start with a word."""
     texts = (
         Path(log).read_text(encoding="utf-8", errors="replace")
         for log in logs
         if Path(log).exists()
     )
-    return any(line.startswith("kept: ") for text in texts for line in text.splitlines())
+    return [line for text in texts for line in text.splitlines() if line.startswith(start)]
 
 
 def end_of_log(lines: list[str]) -> list[str]:

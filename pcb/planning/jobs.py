@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pcb.study.current import current_metrics, current_training, current_trunk, lacking
 from pcb.study.study import Study
 
+MAIN_TABLE = "table02"  # made first
 DONE, TRAINED, PARTIAL, TO_RUN = "done", "trained", "partial", "to run"
 
 
@@ -56,6 +57,21 @@ def jobs(study: Study, *targets: str) -> list[Job]:
                 out.append(Job(trunk, seed, state, study.trunk_epochs, True, (), branches))
             epochs, tables = epochs_to_train(study, run), tables_of(study, run)
             out.append(Job(run, seed, run_state(study, run, seed), epochs, False, tables))
+    return out
+
+
+def targets_in_order(study: Study) -> list[str]:
+    """Targets in the order in which a run makes them: Table 2, then what needs few further runs.
+
+    Table 2 is the paper's main result. A target has its place by the number of its runs that those
+    before it do not need.
+    """
+    out: list[str] = []
+    while remaining := [target for target in study.targets if target not in out]:
+        known = set(study.runs(*out)) if out else set()
+        further = {target: len({*study.runs(target)} - known) for target in remaining}
+        first = MAIN_TABLE in remaining
+        out.append(MAIN_TABLE if first else min(remaining, key=further.__getitem__))
     return out
 
 

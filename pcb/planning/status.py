@@ -1,22 +1,25 @@
-"""`pcb status`: the progress of a study, what runs now and when it will be done.
+"""`pcb status [--watch]`: the progress of a study, what runs now and when it will be done.
 
 It reads the results folder only, so it can be used while a run is under way.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pcb.formatting import duration
 from pcb.planning.costs import Costs
-from pcb.planning.jobs import DONE, PARTIAL, TO_RUN, TRAINED, Job
+from pcb.planning.jobs import DONE, PARTIAL, TO_RUN, TRAINED, Job, jobs
 from pcb.planning.timings import Timings
+from pcb.study.current import pages_made, site_line
 from pcb.study.study import Study
 from pcb.study.variants import GAMMA_SPLITS
 
 FAILED = ("error: ", "Traceback (most recent call last)")  # in the log of a job that ended
+CLEAR = "\033[H\033[2J"  # moves to the top of the terminal and clears it
 RECENT = 120.0  # seconds without a new line in its log after which a job counts as ended
 
 
@@ -38,6 +41,28 @@ def status(study: Study) -> str:
     return "\n".join([*lines, "", *outlook(costs)])
 
 
+def watch(load: Callable[[], Study], seconds: float) -> None:
+    """Print the state of a study every few seconds, in place on a terminal, until all is done.
+
+    Args:
+        load: Reads the study anew.
+        seconds: Seconds between two readings.
+    """
+    while True:
+        study = load()
+        start = CLEAR if sys.stdout.isatty() else ""
+        print(f"{start}{time.strftime('%H:%M:%S')}\n{status(study)}\n", flush=True)
+        if is_done(study):
+            return
+        time.sleep(seconds)
+
+
+def is_done(study: Study) -> bool:
+    """Whether every training is evaluated and every page made."""
+    evaluated = all(job.state == DONE for job in jobs(study))
+    return evaluated and pages_made(study) == len(study.targets)
+
+
 def outlook(costs: Costs) -> list[str]:
     """Lines on the progress, the time left and each running job."""
     running = running_jobs(costs.study, costs.jobs)
@@ -48,7 +73,8 @@ def outlook(costs: Costs) -> list[str]:
         left = max(sum(known) / len(running), max(known))
         jobs = f"{len(running)} jobs run" if len(running) > 1 else "one job runs"
         lines.append(f"about {duration(left)} left while {jobs}: {done_at(time.time() + left)}")
-    return lines + running
+    lines += running
+    return [*lines, site_line(costs.study)] if costs.study.paths.index.exists() else lines
 
 
 def overview(study: Study) -> str:

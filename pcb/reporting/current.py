@@ -209,9 +209,8 @@ def site_from(study: Study) -> dict:
 # Records ------------------------------------------------------------------------------------------
 
 
-def record_page(study: Study, target: str, files: list[Path]) -> None:
-    """Record what a page was made from, and the digests of its files."""
-    made_from = site_from(study) if target == SITE else page_from(study, target)
+def record_page(study: Study, target: str, files: list[Path], made_from: dict) -> None:
+    """Record what a page or the site was made from, and the digests of its files."""
     record = {MADE_FROM: made_from, "files": digests(study, files)}
     write_record(study.paths.page_record(target), record)
 

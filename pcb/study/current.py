@@ -119,3 +119,18 @@ def require_detections(study: Study, run: str, seed: int, split: str = "val") ->
     if split == "val" and (missing := lacking(study, manifest, run)):
         raise UserError(f"{path} lacks the variants {', '.join(missing)}", f"run `{command}` again")
     return manifest
+
+
+def pages_made(study: Study) -> int:
+    """How many tables, figures and pages exist."""
+    return sum(study.paths.page_record(target).exists() for target in study.targets)
+
+
+def site_line(study: Study, absolute: bool = False) -> str:
+    """Where the site is, and how many of its pages exist where not all do.
+
+    `open results/mini/site/index.html (3 of 16 pages)`.
+    """
+    made, index = pages_made(study), study.paths.index
+    of_all = "" if made == len(study.targets) else f" ({made} of {len(study.targets)} pages)"
+    return f"open {index.resolve() if absolute else index}{of_all}"

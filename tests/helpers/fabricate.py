@@ -6,7 +6,7 @@ import numpy as np
 
 from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.files import sha256
-from pcb.reporting.current import MADE_FROM, SITE, gathered_from, record_page
+from pcb.reporting.current import MADE_FROM, SITE, gathered_from, page_from, record_page, site_from
 from pcb.study import METRICS, fingerprint, load_study
 from pcb.study.records import read_record, write_record
 from pcb.study.variants import ORACLE_PARTS, detected_variants, gamma_split
@@ -118,6 +118,7 @@ def finish(study):
                 manifest = {
                     **evaluated(study, run, seed, split),
                     "variants": detected_variants(study, run, split),
+                    "folder": "detections",
                     "images": 24,
                     "seconds": 2.0,
                 }
@@ -136,8 +137,10 @@ def finish_pages(study):
         write_record(paths.gathered(target), {MADE_FROM: gathered_from(study, target)})
         files = [paths.notebook(target), paths.html(target), paths.figure(target)]
         files += [paths.table(target, suffix) for suffix in ("csv", "md", "tex")]
-        record_page(study, target, [path for path in files if path.exists()])
-    record_page(study, SITE, [paths.index, paths.download("metrics.csv")])
+        there = [path for path in files if path.exists()]
+        record_page(study, target, there, page_from(study, target))
+    files = [paths.index, paths.download("metrics.csv")]
+    record_page(study, SITE, files, site_from(study))
 
 
 if __name__ == "__main__":

@@ -6,19 +6,23 @@ usual, but without a kernel.
 
 import csv
 import json
+import os
+import time
 from html.parser import HTMLParser
 
 import browser
 import nbformat
 import pytest
-from fabricate import RFS_PCB, SOFTMAX, fabricate, study_in
+from fabricate import RFS_PCB, SOFTMAX, fabricate, finish_pages, study_in
 from own_data import own_dataset, own_scale
 
-from pcb.files import write_text
+from pcb.files import locked, write_text
+from pcb.reporting.current import site_is_stale
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import render as rendering
 from pcb.reporting.results import Results
-from pcb.reporting.site.build import build
+from pcb.reporting.site import build as build_module
+from pcb.reporting.site.build import build, refresh
 from pcb.study import load_study
 
 
@@ -102,6 +106,34 @@ def test_the_first_lines_are_the_verdict(study):
     for entry in found["lines"]:
         assert text.index(entry["question"]) > start
     assert [group["id"] for group in found["groups"]] == ["core", "ablation", "calibration"]
+
+
+def test_during_a_run_the_site_is_written_at_most_once_a_minute(tmp_path):
+    study = study_in(tmp_path)
+    finish_pages(study)
+    study.paths.page_record("table05").unlink()
+    assert refresh(study) == f"open {study.paths.index} (15 of 16 pages)"
+    written = study.paths.index.stat().st_mtime_ns
+    assert refresh(study) is None and study.paths.index.stat().st_mtime_ns == written
+    an_hour_ago = time.time() - 3600
+    os.utime(study.paths.index, (an_hour_ago, an_hour_ago))
+    with locked(study.paths.log("site").with_suffix(".lock"), "the site"):
+        assert refresh(study) is None
+    assert refresh(study)
+
+
+def test_a_result_that_comes_while_the_site_is_written_makes_it_stale(tmp_path, monkeypatch):
+    study = study_in(tmp_path)
+    fabricate(study, SOFTMAX, 0)
+
+    def write(*arguments):
+        fabricate(study, RFS_PCB, 0)
+        run_pages_write(*arguments)
+
+    run_pages_write = build_module.run_pages.write
+    monkeypatch.setattr(build_module.run_pages, "write", write)
+    build(study)
+    assert RFS_PCB in site_is_stale(study_in(tmp_path))
 
 
 def test_without_any_run_no_number_is_ours(tmp_path):

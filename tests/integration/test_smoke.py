@@ -109,6 +109,13 @@ def test_progress_is_logged_in_single_lines(folder):
     assert last == f"open {(folder / 'results/smoke/site/index.html').resolve()}"
 
 
+def test_table_2_and_the_site_come_first(folder, study):
+    log = (folder / "log.txt").read_text()
+    before, _, after = log.partition(f"(1 of {len(study.targets)} pages)")
+    assert re.findall(r"Render (\w+)", before) == ["table02"]
+    assert len(set(re.findall(r"done \S+ +Train (\w+)", after))) > len(study.runs()) / 2
+
+
 def test_every_result_is_a_declared_output(folder, study):
     lines = snakemake(folder, "--summary", "--forceall").stdout.splitlines()
     declared = {line.split("\t")[0] for line in lines if line.startswith("results/")}

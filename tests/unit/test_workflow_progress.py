@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fabricate import evaluated
+from fabricate import evaluated, finish, finish_pages, study_in
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from pcb.planning.status import status
+from pcb.planning.jobs import targets_in_order
+from pcb.planning.status import status, watch
 from pcb.study import load_study
 from pcb.study.records import write_record
 from workflow.progress import COSTS, ProgressHandler, describe, keeps_snakemake_line
@@ -231,3 +232,42 @@ def test_a_job_that_kept_its_result_is_not_called_done(tmp_path):
     run.end(2)
     kept = next(line for line in run.lines if "Train b" in line and "start" not in line)
     assert kept == "kept 2/3      Train b: it was made before; 40 s left"  # not 21 s
+
+
+def test_a_site_that_was_written_again_is_told_with_its_pages(tmp_path):
+    run, log = Run(notebook=3), tmp_path / "table02.log"
+    log.write_text("open results/mini/site/index.html (1 of 16 pages)\n")
+    event = {"rule_name": "notebook", "rule_msg": "Render table02", "log": [str(log)]}
+    run.event(LogEvent.JOB_INFO, jobid=1, **event)
+    run.now = 4
+    run.end(1)
+    assert run.lines == [
+        "done 1/3      Render table02, 4 s; 8 s left",
+        "open results/mini/site/index.html (1 of 16 pages)",
+    ]
+
+
+def test_table_2_is_made_first_and_then_what_needs_few_further_runs(tmp_path):
+    study = load_study()
+    order = targets_in_order(study)
+    assert sorted(order) == sorted(study.targets)
+    known, further = set(study.runs("table02")), []
+    for target in order[1:]:
+        further.append(len({*study.runs(target)} - known))
+        known |= {*study.runs(target)}
+    of_table_2 = further.index(next(filter(None, further)))
+    assert order[0] == "table02" and of_table_2 == 6  # tables 1, 7, 8, figure 1, gallery, pairs
+    assert known == set(study.runs()) and {"findings", "protocols"} == set(order[-2:])
+
+
+def test_watch_prints_anew_until_all_is_done(tmp_path, capsys, monkeypatch):
+    study = study_in(tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: finish_all(study))
+    watch(lambda: study_in(tmp_path), 5)
+    before, after = re.findall(r"\d+ of 43 trainings.*", capsys.readouterr().out)
+    assert before.startswith("0 of") and after.startswith("43 of 43 trainings, 43 evaluated")
+
+
+def finish_all(study):
+    finish(study)
+    finish_pages(study)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.files import locked, sweep, working
 from pcb.formatting import number
-from pcb.planning.jobs import discard, epochs_to_train
+from pcb.planning.jobs import discard, epochs_to_train, targets_in_order
 from pcb.planning.stale import Stale
 from pcb.planning.status import overview
 from pcb.reporting.current import (
@@ -27,6 +27,7 @@ from pcb.reporting.current import (
     table_results,
 )
 from pcb.study import load_study
+from pcb.study.current import site_line
 from pcb.study.departures import departures
 from pcb.study.load import notice_of_old_results, save_study_json
 from pcb.study.variants import (
@@ -191,19 +192,63 @@ def begin():
 
 
 def finish():
-    """Build the index of what exists after a run, even a failed one.
+    """Build the site of what exists after a run, even a failed one, unless a job has done so.
 
     Its path is the last line of the run, below what Snakemake writes after this.
     """
-    # Imported here: a dry run needs no templates.
-    from pcb.reporting.site.build import build
-
     try:
-        last_line = f"open {build(study).resolve()}"
+        if not paths.index.exists() or site_is_stale(study):
+            # Imported here: a dry run needs no templates.
+            from pcb.reporting.site.build import build
+
+            build(study)
+        last_line = site_line(study, absolute=True)
         atexit.register(print, last_line, file=sys.stderr, flush=True)
         study.contents.save()
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
+
+
+# Order ------------------------------------------------------------------------------------------
+
+ORDER = targets_in_order(study)
+# Within a target: of a training, its epochs. A trained run is evaluated before another training
+# starts, and a page is made before that.
+TRUNK, EVALUATE, REPORT, PREPARE = 80, 60, 70, 100 * (len(ORDER) + 1)
+
+
+def priority(within, *targets):
+    """The priority of a job that some targets need: the earlier the first of them, the higher."""
+    first = min((ORDER.index(target) for target in targets), default=len(ORDER))
+    return 100 * (len(ORDER) - first) + within
+
+
+def priority_of_run(run, within):
+    """The priority of a job of a run."""
+    return priority(within, *(t for t in ORDER if run in study.targets[t].runs))
+
+
+def priority_of_evaluation(wildcards):
+    """The priority of a detection or of what is computed from it."""
+    return priority_of_run(wildcards.run, EVALUATE)
+
+
+def priority_of_training(wildcards):
+    """The priority of a training: of those for one target, the longest comes first."""
+    return priority_of_run(
+        wildcards.run, min(epochs_to_train(study, wildcards.run), 50)
+    )
+
+
+def priority_of_trunk(wildcards):
+    """The priority of a trunk: that of the first target with one of its branches."""
+    branches = study.trunks[wildcards.run]
+    return max(priority_of_run(run, TRUNK) for run in branches)
+
+
+def priority_of_page(wildcards):
+    """The priority of a table, figure or page."""
+    return priority(REPORT, name_of(wildcards))
 
 
 # What runs again --------------------------------------------------------------------------------

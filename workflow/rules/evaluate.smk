@@ -14,7 +14,7 @@ rule infer:
         paths.log("infer/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("infer/{run}/seed{seed}")
-    priority: 60  # a trained run is evaluated before another training starts
+    priority: priority_of_evaluation
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -41,7 +41,7 @@ rule infer_split:
         paths.benchmark("infer-{split}/{run}/seed{seed}")
     wildcard_constraints:
         split="|".join(GAMMA_SPLITS),
-    priority: 60
+    priority: priority_of_evaluation
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -66,7 +66,7 @@ rule train_confusion:
         paths.log("train_confusion/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("train_confusion/{run}/seed{seed}")
-    priority: 60
+    priority: priority_of_evaluation
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -91,7 +91,7 @@ rule oracle:
         paths.log("oracle/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("oracle/{run}/seed{seed}")
-    priority: 60
+    priority: priority_of_evaluation
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -116,7 +116,7 @@ rule score:
         paths.log("score/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("score/{run}/seed{seed}")
-    priority: 60
+    priority: priority_of_evaluation
     conda:
         ENVIRONMENT
     threads: 1

@@ -13,7 +13,7 @@ rule gather:
         paths.gathered("{target}"),
     log:
         paths.log("gather/{target}"),
-    priority: 70
+    priority: priority_of_page
     conda:
         ENVIRONMENT
     threads: 1
@@ -32,7 +32,7 @@ rule gather_page:
         paths.gathered("{page}"),
     log:
         paths.log("gather/{page}"),
-    priority: 70
+    priority: priority_of_page
     conda:
         ENVIRONMENT
     threads: 1
@@ -71,7 +71,7 @@ rule notebook:
         ),
     log:
         paths.log("notebook/{target}"),
-    priority: 70
+    priority: priority_of_page
     conda:
         ENVIRONMENT
     threads: 1
@@ -98,7 +98,7 @@ rule page:
         ),
     log:
         paths.log("notebook/{page}"),
-    priority: 70
+    priority: priority_of_page
     conda:
         ENVIRONMENT
     threads: 1

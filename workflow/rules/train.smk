@@ -13,7 +13,7 @@ rule trunk:
         paths.log("trunk/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("trunk/{run}/seed{seed}")
-    priority: 80  # the longest chains: most of the other trainings wait for them
+    priority: priority_of_trunk
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]
@@ -37,7 +37,7 @@ rule train:
         paths.log("train/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("train/{run}/seed{seed}")
-    priority: lambda w: epochs_to_train(study, w.run)
+    priority: priority_of_training
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]

@@ -26,7 +26,7 @@ from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
 from pcb.reporting import findings, protocols, style, tables
-from pcb.reporting.current import record_page, template
+from pcb.reporting.current import page_from, record_page, template
 from pcb.reporting.notebook import FOR_PAGE
 from pcb.study import Study
 
@@ -44,6 +44,7 @@ def render(study: Study, target: str) -> Path:
         UserError: The gathered file is missing or of another format, or the notebook failed.
     """
     paths, gathered = study.paths, study.paths.gathered(target)
+    made_from = page_from(study, target)
     value = tables.load_json(gathered)  # an error names the file before a kernel starts
     failed = paths.log(f"notebook/{target}").with_suffix(".failed.ipynb")
     notebook = execute(ROOT / template(target), gathered, paths.notebook(target).parent, failed)
@@ -68,7 +69,8 @@ def render(study: Study, target: str) -> Path:
         nbformat.write(notebook, temporary)
     write_text(paths.html(target), page)
     written = [paths.notebook(target), paths.html(target), paths.figure(target)]
-    record_page(study, target, [*written, *(path for _, path in tables_of(study, target))])
+    written += [path for _, path in tables_of(study, target)]
+    record_page(study, target, written, made_from)
     failed.unlink(missing_ok=True)
     return paths.html(target)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,16 +17,18 @@ import yaml
 from PIL import Image
 
 from pcb import formatting
-from pcb.files import ROOT, write_text
+from pcb.errors import UserError
+from pcb.files import ROOT, locked, write_text
 from pcb.reporting import captions, findings, style, tables, verdict
 from pcb.reporting.claims import VERDICTS, count_verdicts
-from pcb.reporting.current import DOCUMENTS, SITE, record_page
+from pcb.reporting.current import DOCUMENTS, SITE, record_page, site_from
 from pcb.reporting.gather import collect, outdated, scale_about
 from pcb.reporting.results import Results
 from pcb.reporting.site import data, docs, run_pages
 from pcb.reporting.tables import ResultTable
 from pcb.study import Page, Study, Summary
 from pcb.study.claims import GROUPS
+from pcb.study.current import site_line
 from pcb.study.departures import table as departure_table
 
 
@@ -38,6 +41,7 @@ def build(study: Study) -> Path:
     Raises:
         UserError: A result cannot be read.
     """
+    made_from = site_from(study)  # before it is read: what comes later is not shown
     results = Results(study)
     claims = findings.collect(results)["claims"]
     found = verdict.of_results(results, claims)
@@ -97,8 +101,28 @@ def build(study: Study) -> Path:
     written = [study.paths.index, *(file["path"] for file in files_of_data)]
     written += [study.paths.run_page(run) for run in study.runs()]
     written += [study.paths.document(name) for name in DOCUMENTS]
-    record_page(study, SITE, written)
+    record_page(study, SITE, written, made_from)
     return study.paths.index
+
+
+def refresh(study: Study, least: float = 60.0) -> str | None:
+    """Write the site again during a run, after a page was made.
+
+    It is not written where the last one is younger than `least` seconds, or where another process
+    writes it now: the next page or the end of the run has it.
+
+    Returns:
+        `open INDEX (3 of 16 pages)`; None where it was not written.
+    """
+    index = study.paths.index
+    if index.exists() and time.time() - index.stat().st_mtime < least:
+        return None
+    try:
+        with locked(study.paths.log("site").with_suffix(".lock"), "the site"):
+            build(study)
+    except UserError:  # also a broken result of another page, which must not fail this one
+        return None
+    return site_line(study)
 
 
 def cited() -> dict:
