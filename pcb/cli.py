@@ -247,7 +247,7 @@ def new_scale(arguments: Namespace) -> None:
     own = Own(**{key: value for key, value in given.items() if value is not None})
     if not arguments.dry_run:  # not only after minutes of reading
         refuse_existing(own, [own.scale_file], arguments.force)
-    proposal = propose(own)
+    proposal = propose(own, lists=not arguments.dry_run)
     print(proposal.report())
     if arguments.dry_run:
         for path, text in proposal.files.items():
@@ -587,7 +587,7 @@ def load(arguments: Namespace) -> Study:
     """Load the study that `--scale`, `--paper` and `--results`, or `--study`, select."""
     require_checkout()
     from pcb.study import load_study
-    from pcb.study.load import notice_of_old_results
+    from pcb.study.load import notice_of_old_results, notice_of_unused_gpus
 
     if notice := notice_of_other_checkout(Path.cwd()):
         print(f"note: {notice}", file=sys.stderr)
@@ -602,7 +602,7 @@ def load(arguments: Namespace) -> Study:
         study = load_study(options["study"])
     else:
         study = load_study(options["scale"], options.get("paper"), overrides)
-        if notice := notice_of_old_results(study):
+        for notice in filter(None, (notice_of_old_results(study), notice_of_unused_gpus(study))):
             print(f"note: {notice}", file=sys.stderr)
     if arguments.verb not in READERS:
         names = (vars(arguments).get(key) for key in ("run", "target", "dataset", "backbone"))

@@ -14,6 +14,17 @@ def examples(values: Collection) -> str:
     return f"{first}{', …' if len(values) > MAX_EXAMPLES else ''} ({len(values)} in all)"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things: `1 image`, `1,200 images`.
+
+    Args:
+        number: How many there are.
+        one: What one of them is called, such as `image` or `image is missing`.
+        many: What several are called; "": `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """A length of time: `43 s`, `12 min`, `3 h 20 min`, `4 days 6 h`."""
     if seconds < 90:

@@ -22,6 +22,7 @@ from mmengine.logging import MMLogger
 
 from pcb.average_precision import MAX_DETECTIONS, scored, summarize
 from pcb.errors import UserError, require_choice
+from pcb.formatting import counted
 from pcb.frequency import GROUPS, group
 
 MMDET_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -43,8 +44,8 @@ class PCBLVISMetric(BaseMetric):
         backend_args: Of MMEngine's file backend, from which `ann_file` is read.
 
     Raises:
-        UserError: hotcoco is missing, the file is missing or not in LVIS's format, or its classes
-            are not those of the data set.
+        UserError: `metric` names none or another one, hotcoco is missing, the file is missing or
+            not in LVIS's format, or its classes are not those of the data set.
     """
 
     default_prefix = "lvis"
@@ -62,6 +63,10 @@ class PCBLVISMetric(BaseMetric):
         self.kinds = [metric] if isinstance(metric, str) else list(metric)
         for kind in self.kinds:
             require_choice("metric", kind, ("bbox", "segm"))
+        if not self.kinds:
+            raise UserError(
+                f"metric={metric!r} asks for no metric", "choose 'bbox', 'segm' or both in a list"
+            )
         self.ann_file, self.classwise = str(ann_file), classwise
         self.streaming_eval = _streaming_eval()
         self.all_categories, self.images, self.annotations = read_lvis(
@@ -189,7 +194,8 @@ class PCBLVISMetric(BaseMetric):
         """Describe the metrics of boxes or masks in a line, with the classes of each group."""
         with_truth = [c["frequency"] for c in self.categories if per_class[c["id"]] is not None]
         groups = (
-            f"AP{g} {fraction(metrics[f'AP{g}']):.3f} ({with_truth.count(g)} classes)"
+            f"AP{g} {fraction(metrics[f'AP{g}']):.3f} "
+            f"({counted(with_truth.count(g), 'class', 'classes')})"
             for g in GROUPS
         )
         return f"{kind} AP {fraction(metrics['AP']):.3f}, {', '.join(groups)}"
@@ -276,7 +282,8 @@ def of_dataset(categories: list[dict], dataset_meta: dict | None, path: str) -> 
     chosen = [c for c in categories if c["name"] in set(classes)]
     if len(chosen) != len(classes):
         raise UserError(
-            f"the data set has {len(classes)} classes, of which {path} has {len(chosen)}",
+            f"the data set has {counted(len(classes), 'class', 'classes')}, of which {path} has "
+            f"{len(chosen)}",
             "give metainfo=dict(classes=...) of the dataloader's data set names of the file",
         )
     return chosen

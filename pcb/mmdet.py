@@ -23,6 +23,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from pcb.errors import UserError
+from pcb.formatting import counted
 from pcb.heads.loce import prefill
 from pcb.heads.roi_extractor import Float32RoIExtractor
 from pcb.losses import Regulariser
@@ -149,8 +150,9 @@ class PCBEpochHook(Hook):
             if regulariser.epoch < regulariser.start_epoch or regulariser.is_active:
                 continue
             if unseen := regulariser.unseen_classes():
+                number = counted(len(unseen), "class has", "classes have")
                 runner.logger.warning(
-                    f"PCB is still inactive: {len(unseen)} classes have had no positive yet: "
+                    f"PCB is still inactive: {number} had no positive yet: "
                     f"{unseen[:20]}; name those without any training sample in the loss's `absent`"
                 )
 

@@ -16,6 +16,7 @@ from pcb.data.lvis.groups import class_groups
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.evaluation.shards import Rows, rank_in_image
+from pcb.formatting import counted
 from pcb.study import Study
 
 
@@ -145,7 +146,7 @@ class GroundTruth:
             yield rows
         if missing:
             raise UserError(
-                f"the detections do not cover {len(missing)} images of {self.path}, "
+                f"the detections do not cover {counted(len(missing), 'image')} of {self.path}, "
                 f"{min(missing)} among them",
                 "run the inference again",
             )

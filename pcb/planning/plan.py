@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from pcb.errors import UserError
-from pcb.formatting import device_hours, duration, short, size
+from pcb.formatting import counted, device_hours, duration, short, size
 from pcb.planning.costs import Costs, Key, total
 from pcb.planning.jobs import Job
 
@@ -197,7 +197,7 @@ def time(costs: Costs, gpus: int | None = None) -> str:
     return (
         f"{device_hours(hours)} {costs.device} hours ({device_hours(training)} to train, "
         f"{device_hours(hours - training)} {evaluating}): "
-        f"about {elapsed} on {devices} {costs.device}{'s' * (devices > 1)}"
+        f"about {elapsed} on {counted(devices, costs.device)}"
     )
 
 

@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 
 from pcb.errors import UserError
+from pcb.formatting import counted
 from pcb.study.current import (
     current_detections,
     current_metrics,
@@ -54,7 +55,8 @@ class Stale:
         if reason := self._recorded(path, fingerprint(study.data_job(dataset))):
             return reason
         if path.exists() and (damaged := study.contents.damaged_files(dataset)):
-            return f"{len(damaged)} files differ from those that were drawn, {damaged[0]} first"
+            differ = counted(len(damaged), "file differs", "files differ")
+            return f"{differ} from what was drawn, {damaged[0]} first"
         return None
 
     @_reason

@@ -15,6 +15,7 @@ from collections import defaultdict
 from statistics import fmean
 
 from pcb.errors import UserError
+from pcb.formatting import counted
 from pcb.planning.jobs import epochs_to_train
 from pcb.planning.workload import detection_splits
 from pcb.study.current import checkpoint_of, current_detections, current_training, current_trunk
@@ -73,7 +74,7 @@ class Timings:
         if by_hand := _by_hand(assumed or {}):
             sources.append(f"assumed, not measured: {', '.join(by_hand)}")
         if runs:
-            sources.append(f"{runs} finished training{'s' * (runs > 1)} of this folder")
+            sources.append(f"{counted(runs, 'finished training')} of this folder")
         if stored:
             only = "" if stored["timed"] else " (sizes only)"
             sources.append(f"measured {stored['date'][:10]} on {stored['machine']}{only}")

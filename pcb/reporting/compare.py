@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pcb.errors import UserError
-from pcb.formatting import signed
+from pcb.formatting import counted, signed
 from pcb.reporting import style
 from pcb.reporting.claims import verdicts
 from pcb.reporting.results import Results, published_claims
@@ -411,13 +411,15 @@ def conclusion(found: Comparison) -> str:
     cells = sum(bool(c.seeds) for c in found.cells)
     within = f"within {found.tolerance:g}"
     if found.equal:
-        claims = f", {found.judged} claims have the same verdict" if found.judged else ""
+        judged = counted(found.judged, "claim has", "claims have")
+        claims = f", {judged} the same verdict" if found.judged else ""
         return f"equal: {cells} cells {within}{claims}"
     parts = []
     if measured := sum(bool(c.seeds) for c in found.different):
         parts.append(f"{measured} of {cells} cells are not {within}")
     if missing := sum(not c.seeds for c in found.different):
-        parts.append(f"{missing} cells are on one side alone (--common leaves them out)")
+        alone = counted(missing, "cell is", "cells are")
+        parts.append(f"{alone} on one side alone (--common leaves those out)")
     if found.claims:
         parts.append(f"{len(found.claims)} of {found.judged} claims have another verdict")
     return f"different: {'; '.join(parts)}"

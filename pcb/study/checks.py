@@ -9,7 +9,7 @@ from pcb.registry import Registry
 from pcb.study.claims import Claim
 from pcb.study.experiment import Experiment
 from pcb.study.own_data import PAPER_DATASETS, replaced
-from pcb.study.study import PAIRED_LABELS, Table
+from pcb.study.study import METHODS, PAIRED_LABELS, Study, Table
 
 DATASET_FILES = ("train", "val", "dev", "images")  # the paths of an entry of `datasets`
 COCO_LIMIT = 100  # detections of an image and class that COCO's rule counts
@@ -21,6 +21,7 @@ def check_paper(resolved: dict, registry: Registry, source: str) -> None:
     for experiment in experiments.values():
         check_factors(experiment, registry, source)
         check_trunk(experiment, experiments, registry, source)
+    check_schedule(resolved["schedule"], source)
     check_tables(resolved, registry, source)
     check_claims(resolved, source)
     check_verdict(resolved, source)
@@ -240,17 +241,31 @@ def check_scale(scale: dict, source: str) -> None:
             "recipe to generate it",
             "add `synthetic`, or give the path of files that exist",
         )
-    schedule = scale.get("schedule")
-    if schedule and schedule["pcb_start_epoch"] > schedule["epochs"]:
-        raise UserError(
-            f"{source}: schedule.pcb_start_epoch is after the last epoch, {schedule['epochs']}",
-            "start PCB within the epochs: the paper does so after two thirds of them",
-        )
+    if "schedule" in scale:
+        check_schedule(scale["schedule"], source)
     pretrains = any(entry["weights"] == "pretrain" for entry in scale["backbones"].values())
     if pretrains and "pretrain" not in scale:
         raise UserError(
             f"{source}: backbones: weights are `pretrain`, but there is no `pretrain` recipe",
             "add `pretrain`, or give the path of a weights file",
+        )
+
+
+def check_schedule(schedule: dict, source: str) -> None:
+    """Check that PCB starts, and that the learning rate drops, before a schedule ends."""
+    epochs = schedule["epochs"]
+    if schedule["pcb_start_epoch"] > epochs:
+        raise UserError(
+            f"{source}: schedule.pcb_start_epoch is after the last epoch, {epochs}",
+            "start PCB within the epochs: the paper does so after two thirds of them",
+        )
+    if late := [epoch for epoch in schedule["milestones"] if epoch >= epochs]:
+        shares = [max(1, min(round(epochs * share / 24), epochs - 1)) for share in (16, 22)]
+        raise UserError(
+            f"{source}: schedule.milestones: the learning rate would drop after epoch {late[0]}, "
+            f"but training ends with epoch {epochs}",
+            f"name epochs before the last; in the paper's proportions: "
+            f"{sorted(set(shares)) if epochs > 1 else []}",
         )
 
 
@@ -303,6 +318,7 @@ def check_is_used(resolved: dict, source: str) -> None:
                 "add `in_place_of: v05`, which lays the paper's experiments out for it, or name "
                 "it in the experiments of an overlay (`paper=`)",
             )
+    check_backbones(resolved, source)
     known = {*PAPER_DATASETS, *resolved["scale"]["datasets"]}
     for key, spec in resolved["experiments"].items():
         if spec["dataset"] not in known:
@@ -310,6 +326,39 @@ def check_is_used(resolved: dict, source: str) -> None:
                 f"experiment {key!r} is on the data set {spec['dataset']!r}, which {source} lacks",
                 f"add it to `datasets`, or choose one of: {', '.join(sorted(known))}",
             )
+
+
+def check_backbones(resolved: dict, source: str) -> None:
+    """Check that every own data set has an experiment whose backbone the scale has.
+
+    Of the paper's data sets one must have an experiment; others may be left unused.
+    """
+    backbones = resolved["scale"]["backbones"]
+    needed: dict[str, list[str]] = {name: [] for name in resolved["scale"]["datasets"]}
+    for spec in resolved["experiments"].values():
+        if spec["dataset"] in needed:
+            needed[spec["dataset"]].append(spec["backbone"])
+    lacking = {name: known for name, known in needed.items() if not backbones.keys() & set(known)}
+    own = [name for name in lacking if name not in PAPER_DATASETS]
+    for name in own or (list(lacking) if lacking.keys() == needed.keys() else []):
+        raise UserError(
+            f"{source}: backbones has {', '.join(backbones)}, but the experiments on "
+            f"datasets.{name} are with {' or '.join(dict.fromkeys(lacking[name]))}",
+            f"add {lacking[name][0]} to `backbones`, with its `config` and `weights`",
+        )
+
+
+def check_shows(study: Study, source: str) -> None:
+    """Check that a table, figure or page has something to show. Raises `UserError`."""
+    if study.targets or not study.resolved["tables"]:
+        return
+    methods = [study.base_method(e) for e in study.experiments.values()]
+    known = [method for method in METHODS if method in methods]
+    raise UserError(
+        f"{source}: no table or figure shows anything: none has a row of the base methods "
+        f"{', '.join(study.scale.get('methods', METHODS))} on this scale's data sets and backbones",
+        f"choose `methods` among: {', '.join(known)}; or leave `methods` out",
+    )
 
 
 def check_batch(scale: dict, source: str) -> None:

@@ -13,12 +13,14 @@ from yaml.constructor import ConstructorError
 
 from pcb.errors import UserError, choose
 from pcb.files import ROOT, write_json
+from pcb.formatting import counted
 from pcb.study.checks import (
     DATASET_FILES,
     check_datasets,
     check_is_used,
     check_paper,
     check_scale,
+    check_shows,
 )
 from pcb.study.overlay import check_names, extend, registry_of
 from pcb.study.own_data import lay_out
@@ -86,7 +88,9 @@ def load_study(
     check_scale(resolved["scale"], scale_source)
     check_is_used(resolved, scale_source)
     resolve_paths(resolved["scale"])
-    return Study(resolved)
+    study = Study(resolved)
+    check_shows(study, scale_source)
+    return study
 
 
 def study_json(study: Study) -> dict:
@@ -147,6 +151,19 @@ def notice_of_old_results(study: Study) -> str | None:
     return (
         f"{study.paths.root} holds results of another version of the pipeline "
         f"(format {version}, not {FORMAT}): they count as not run"
+    )
+
+
+def notice_of_unused_gpus(study: Study) -> str | None:
+    """A warning if jobs would hold GPUs and compute on the CPU."""
+    hardware = study.scale["hardware"]
+    gpus = hardware["gpus_per_job"]
+    if hardware["device"] != "cpu" or not gpus:
+        return None
+    return (
+        f"hardware.device is cpu, but hardware.gpus_per_job is {gpus}: a job holds "
+        f"{counted(gpus, 'GPU')} and does not use {'it' if gpus == 1 else 'them'}; set "
+        "`gpus_per_job: 0`, or `device: cuda`"
     )
 
 

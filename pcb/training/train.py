@@ -22,6 +22,7 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 from pcb.cluster import provenance
 from pcb.errors import UserError
 from pcb.files import locked, write_text
+from pcb.formatting import counted
 from pcb.mmdet import PCBEpochHook
 from pcb.study import Study
 from pcb.study.current import checkpoint_of, weights_of
@@ -272,5 +273,5 @@ def warn_if_never_active(runner: Runner) -> None:
         names = ", ".join(classes[i] for i in unseen[:5]) + ", …" * (len(unseen) > 5)
         print_once(
             f"{runner.cfg.meta.run}: PCB was never active, "
-            f"because {len(unseen)} classes had no positive RoI: {names}"
+            f"because {counted(len(unseen), 'class', 'classes')} had no positive RoI: {names}"
         )

@@ -21,7 +21,7 @@ from pcb.study import load_study
 from pcb.training.pretrain import pretrain
 from pcb.training.train import train
 
-SCHEDULE = {"epochs": 2, "milestones": [2], "pcb_start_epoch": 2}
+SCHEDULE = {"epochs": 2, "milestones": [1], "pcb_start_epoch": 2}
 
 
 def one_class(path: str) -> None:

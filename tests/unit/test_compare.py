@@ -93,7 +93,7 @@ def test_cells_and_seeds_of_one_side_alone_count_unless_common_is_asked_for(
     assert {c.seeds for c in found.cells if c.seeds} == {(0,)}
     assert {c.state for c in found.different} == {"only in B"} and not found.equal
     assert run(study.paths.root, one_seed.paths.root) == 1
-    assert "--common leaves them out" in capsys.readouterr().out
+    assert "--common leaves those out" in capsys.readouterr().out
     assert run(study.paths.root, one_seed.paths.root, "--common") == 0
 
 

@@ -153,7 +153,7 @@ def test_image_files_are_looked_into(copied, tmp_path):
         "but 96x48 in the annotation file",
     }
     for number in (5, 2, 1, 1):
-        assert f"{number} image files are faulty" in error.what
+        assert f"{number} image file{'s are' if number > 1 else ' is'} faulty" in error.what
     assert str(images[0]) in error.what
     for fix in (
         "download, copy or generate",
@@ -485,7 +485,7 @@ def test_two_entries_for_one_file_are_an_error(copied, tmp_path):
 
     with_change(Path(files["train"]), change)
     error = fault(tmp_path, files)
-    assert f"1 files that several entries of `images` name: {images[0]}" in error.what
+    assert f"1 file that several entries of `images` name: {images[0]}" in error.what
     assert "100001, 100002 (2 in all)" in error.what and name in error.what
 
 

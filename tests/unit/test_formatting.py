@@ -2,7 +2,7 @@
 
 import pytest
 
-from pcb.formatting import commit, device_hours, duration, number, short, signed, size
+from pcb.formatting import commit, counted, device_hours, duration, number, short, signed, size
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ from pcb.formatting import commit, device_hours, duration, number, short, signed
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    missing = ("file is missing", "files are missing")
+    assert [counted(n, *missing) for n in (1, 2)] == ["1 file is missing", "2 files are missing"]
 
 
 @pytest.mark.parametrize(

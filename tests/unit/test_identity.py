@@ -262,7 +262,7 @@ def test_a_generated_data_set_that_was_edited_is_drawn_again(tmp_path, name):
     stale = Stale(load_study("smoke", overrides={"results": str(tmp_path)}))
     assert stale.data("v05") is None and stale.check("v05") is None
     alter(study.paths.data("v05") / name)
-    assert "1 files differ from those that were drawn" in stale.data("v05")
+    assert "1 file differs from what was drawn" in stale.data("v05")
     if name.startswith("images"):
         with pytest.raises(UserError, match="are not the ones that") as error:
             check(study, "v05")

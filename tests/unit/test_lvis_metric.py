@@ -73,6 +73,11 @@ def build(path, **kwargs):
     return METRICS.build(dict(type="PCBLVISMetric", ann_file=str(path), **kwargs))
 
 
+def test_at_least_one_metric_is_asked_for(tmp_path):
+    with pytest.raises(UserError, match=r"metric=\[\] asks for no metric"):
+        build(tmp_path / "any.json", metric=[])
+
+
 def measured(path, truth, detections, masks="rle", **kwargs):
     metric = build(path, metric=["bbox", "segm"], classwise=True, **kwargs)
     for sample in samples(detections, truth, masks):

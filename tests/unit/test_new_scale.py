@@ -159,16 +159,52 @@ def test_faults_of_the_data_are_found_before_anything_is_written(files, tmp_path
     assert not Path("mine.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "case", ["empty", "not JSON", "folder", "no image", "dev not federated", "images a file"]
+)
+def test_no_fix_is_in_the_scale_that_is_not_written_yet(files, case):
+    options, val = {}, Path(files["val"])
+    if case == "dev not federated":
+        options["dev"] = str(val.with_name("dev.json"))
+        Path(options["dev"]).write_text(val.read_text().replace("val-", "dev-"))
+        for photo in val.parent.glob("photos/val-*"):
+            photo.with_name(photo.name.replace("val-", "dev-")).write_bytes(photo.read_bytes())
+        edit(files["val"], federated)
+    elif case == "folder":
+        files["val"] = files["images"]
+    elif case == "images a file":
+        files["images"] = files["train"]
+    elif case == "no image":
+        (val.parent / "photos/val-0.jpg").unlink()
+    else:
+        val.write_text("{}" if case == "empty" else "[1, 2")
+    with pytest.raises(UserError) as error:
+        propose(own(files, **options))
+    assert "YAML" not in str(error.value)
+    option = {"dev not federated": "--format coco", "images a file": "--images"}
+    option |= {"no image": "--images"}
+    assert option.get(case, "--val") in error.value.fix
+
+
 def test_one_class_is_no_long_tail(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="shows 1 of 1 classes"):
+    with pytest.raises(UserError, match=r"shows 1 of 1 class\b"):
         propose(own(write_own(tmp_path / "data", counts=[3])))
 
 
-@pytest.mark.parametrize("name", ["v05", "pretrain", "My birds", "2020", "../x"])
+@pytest.mark.parametrize(
+    "name", ["v05", "pretrain", "My birds", "2020", "../x", "mini", "lvis", "mini_r18"]
+)
 def test_names_that_cannot_be_one(files, name):
     with pytest.raises(UserError, match="cannot be the name of a scale"):
         propose(own(files, name=name))
+
+
+def test_the_name_of_a_shipped_scale_needs_another_not_force(files, capsys):
+    options = [word for key, value in files.items() for word in (f"--{key}", value)]
+    for more in ([], ["--force"], ["--dry-run"]):
+        assert cli.main(["new-scale", *options, "--device", "cpu", "--name", "mini", *more]) == 2
+        assert capsys.readouterr().err.endswith("\nfix: choose another --name\n")
 
 
 # The detector and the schedule ------------------------------------------------------------------
@@ -198,6 +234,12 @@ def test_the_small_detectors_image_fits_objects_and_memory(files, monkeypatch):
     assert side()[0] == "128"
     monkeypatch.setattr("pcb.planning.new_scale.detector.CACHE_BUDGET", 0)
     assert "RandomChoiceResize" in side()[1], "which turns the cache off"
+
+
+def test_gpus_without_cuda_are_refused(files):
+    with pytest.raises(UserError, match="--gpus 2, but the device is cpu") as error:
+        propose(own(files, gpus=2))
+    assert "--device cuda" in error.value.fix
 
 
 def test_a_batch_that_gpus_cannot_share(files):
@@ -261,6 +303,19 @@ def test_a_dry_run_prints_the_files_and_writes_none(files, capsys):
     out = capsys.readouterr().out
     assert "in_place_of: v05" in out and '_base_ = "' in out
     assert not list(Path().glob("mine*"))
+
+
+def test_a_dry_run_writes_nothing_about_faulty_data_either(files, capsys):
+    (Path(files["images"]) / "train-3.jpg").unlink()
+    before = sorted(Path().rglob("*"))
+    assert command(files, "--dry-run") == 2
+    error = capsys.readouterr().err
+    assert "1 image file is missing" in error and "listed in" not in error
+    assert sorted(Path().rglob("*")) == before
+    assert command(files) == 2
+    listing = Path("results/mine/data/mine.check.missing.txt")
+    assert str(listing) in capsys.readouterr().err
+    assert listing.read_text() == f"{files['images']}/train-3.jpg\n"
 
 
 def test_without_out_the_files_are_where_scales_are(files):

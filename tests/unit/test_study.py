@@ -18,7 +18,7 @@ from pcb.planning.jobs import jobs
 from pcb.planning.status import status
 from pcb.study import METRICS, Study, canonical, load_study
 from pcb.study.current import lacking
-from pcb.study.load import notice_of_old_results, save_study_json, study_json
+from pcb.study.load import notice_of_old_results, notice_of_unused_gpus, save_study_json, study_json
 from pcb.study.records import write_record
 from pcb.study.study import FORMAT
 
@@ -449,3 +449,14 @@ def test_the_study_loads_without_torch_and_pandas():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 9
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "noted"), [("cpu", 0, False), ("cpu", 2, True), ("cuda", 2, False)]
+)
+def test_gpus_that_a_job_would_hold_unused_are_noted(device, gpus, noted):
+    study = load_study("mini", overrides={"hardware": {"device": device, "gpus_per_job": gpus}})
+    notice = notice_of_unused_gpus(study)
+    assert bool(notice) == noted
+    if notice:
+        assert "holds 2 GPUs" in notice and "set `gpus_per_job: 0`, or `device: cuda`" in notice

@@ -59,6 +59,26 @@ def edited(tmp_path, source, pattern, replacement):
             r"weights: pretrain\1",
             "weights are `pretrain`, but there is no `pretrain` recipe",
         ),
+        (
+            r"^seeds: .*",
+            "seeds: [0]\nschedule: {epochs: 12, milestones: [8, 12], pcb_start_epoch: 9}",
+            "the learning rate would drop after epoch 12, but training ends with epoch 12",
+        ),
+        (
+            r"^seeds: .*",
+            "seeds: [0]\nschedule: {epochs: 12, milestones: [16, 22], pcb_start_epoch: 9}",
+            "epochs before the last; in the paper's proportions: [8, 11]",
+        ),
+        (
+            r"^seeds: .*",
+            "seeds: [0]\nschedule: {epochs: 12, milestones: [8, 11], pcb_start_epoch: 13}",
+            "schedule.pcb_start_epoch is after the last epoch, 12",
+        ),
+        (
+            r"^  r50: .*\n([^\0]*)",
+            r"\1methods: [softmax]\n",
+            "no table or figure shows anything: none has a row of the base methods softmax",
+        ),
     ],
 )
 def test_a_scale_s_mistakes(tmp_path, pattern, replacement, message):

@@ -141,6 +141,14 @@ def test_a_wrong_entry_is_an_error_with_a_fix(tmp_path, dataset, words):
     assert words in caught.value.what and str(path) in caught.value.what and caught.value.fix
 
 
+def test_a_backbone_that_no_row_has_is_an_error(tmp_path, dataset):
+    own = load_study(own_scale(tmp_path / "own.yaml", dataset)).scale["backbones"]
+    path = own_scale(tmp_path / "own.yaml", dataset, backbones={"r101": own["r50"]})
+    with pytest.raises(UserError, match=r"backbones has r101, .*\.mine are with r50") as caught:
+        load_study(path)
+    assert caught.value.fix.startswith("add r50 to `backbones`")
+
+
 def test_coco_counts_at_most_100_detections(tmp_path, dataset):
     path = own_scale(tmp_path / "own.yaml", dataset)
     test = load_study(path).scale["test"] | {"max_per_image": 101}

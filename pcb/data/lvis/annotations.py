@@ -37,7 +37,8 @@ REQUIRED_KEYS = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "segmentation"),
     "categories": ("id", "name"),
 }
-FIX = "download or generate it again, or correct its path under `datasets` in the scale's YAML"
+CORRECT_PATH = "correct its path under `datasets` in the scale's YAML"
+FIX = f"download or generate it again, or {CORRECT_PATH}"
 MASKS_FIX = (
     "the detectors learn masks, so every annotation needs a `segmentation`; with boxes alone, "
     "train docs/plugin/faster_rcnn_coco.py in MMDetection"

@@ -7,7 +7,7 @@ and different images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -19,11 +19,15 @@ from pcb.data.lvis.releases import RELEASES, matching_release, version_by_classe
 from pcb.data.lvis.sampling import RepeatFactors, repeat_factors
 from pcb.errors import UserError
 from pcb.files import write_text
-from pcb.formatting import MAX_EXAMPLES, examples
+from pcb.formatting import MAX_EXAMPLES, counted, examples
 from pcb.frequency import GROUPS, THRESHOLDS
 from pcb.geometry import far_outside, seem_corners
 from pcb.study import Study, fingerprint
 from pcb.study.records import write_record
+
+# Where a fix is made, in the scale's YAML; `pcb new-scale`, before there is one, names its options.
+SET_COCO = "set `format: coco` of the data set in the scale's YAML"
+CORRECT_IMAGES = "correct `images` under `datasets` in the scale's YAML"
 
 
 def check(study: Study, dataset: str, deep: bool = False) -> dict:
@@ -39,8 +43,8 @@ def check(study: Study, dataset: str, deep: bool = False) -> dict:
         those of the release, else None: only then results are comparable with the paper.
 
     Raises:
-        UserError: The data has faults; all of them are listed. If image files are missing, their
-            full list is written beside the report.
+        UserError: The data has faults; all of them are listed. Full lists of image files that are
+            missing or faulty are written beside the report.
     """
     experiments = [study.experiments[run] for run in study.runs()]
     rfs = any(e.dataset == dataset and e.sampler == "rfs" for e in experiments)
@@ -84,8 +88,8 @@ def image_digests(study: Study, dataset: str, again: bool) -> dict[str, str]:
     if contents.is_generated(dataset) and (damaged := contents.damaged_files(dataset)):
         manifest = study.paths.data_manifest(dataset)
         raise UserError(
-            f"{len(damaged)} files of the generated data set are not the ones that {manifest} "
-            f"lists: {examples(damaged)}",
+            "files of the generated data set that are not the ones that "
+            f"{manifest} lists: {examples(damaged)}",
             f"draw it again: `pcb make-data {dataset}`",
         )
     return digests
@@ -93,7 +97,7 @@ def image_digests(study: Study, dataset: str, again: bool) -> dict[str, str]:
 
 def check_files(
     entry: dict,
-    report: Path,
+    report: Path | None,
     rfs_threshold: float | None = None,
     allow_absent: bool = False,
     cache: Path | None = None,
@@ -103,7 +107,8 @@ def check_files(
 
     Args:
         entry: The scale's entry under `datasets`.
-        report: Path of the report; a list of missing images is written beside it.
+        report: Path of the report; lists of missing and faulty images are written beside it.
+            None: there are no such lists.
         rfs_threshold: Threshold of repeat factor sampling; None: no run uses it.
         allow_absent: Warn of classes that train does not show instead of raising.
         cache: Folder for the indices, which trainings then use.
@@ -207,8 +212,7 @@ def check_labels(index: LVISIndex, split: str, rule: str, warnings: list[str]) -
             UserError(
                 f"{index.path}: images without {' and '.join(missing)}, which LVIS's rule of "
                 "scoring needs",
-                "use LVIS's annotation file, or set `format: coco` of the data set in the scale's "
-                "YAML",
+                f"use LVIS's annotation file, or {SET_COCO}",
             )
         )
     if index.faulty:
@@ -263,7 +267,7 @@ def check_boxes(index: LVISIndex, warnings: list[str]) -> list[UserError]:
 def check_images(
     splits: dict[str, LVISIndex],
     folder: Path,
-    report: Path,
+    report: Path | None,
     warnings: list[str],
     of_lvis: bool = True,
     deep: bool = False,
@@ -277,8 +281,7 @@ def check_images(
         return []
     download = "run `pcb download train2017 val2017`"
     if not folder.is_dir():
-        fix = "correct `images` under `datasets` in the scale's YAML"
-        fix = f"{download}, or {fix}" if of_lvis else fix
+        fix = f"{download}, or {CORRECT_IMAGES}" if of_lvis else CORRECT_IMAGES
         return [UserError(f"{folder}: no such image folder", fix)]
     faults = [index.ambiguity() for index in splits.values() if index.ambiguous_images]
     splits = {split: index for split, index in splits.items() if not index.ambiguous_images}
@@ -294,30 +297,37 @@ def check_images(
         sizes.pop(path, None)
     files = look_at(sizes, deep)
     if missing:
-        listing = report.with_suffix(".missing.txt")
-        write_text(listing, "".join(f"{path}\n" for path in missing))
+        number = counted(len(missing), "image file is missing", "image files are missing")
+        listing = written_list(report, ".missing.txt", map(str, missing))
         faults.append(
             UserError(
-                f"{len(missing)} image files are missing: {examples(missing)};"
-                f" all of them are listed in {listing}",
+                f"{number}: {examples(missing)}{listing}",
                 f"{download} (LVIS's val images are in both), or generate the data set again"
                 if of_lvis
-                else "copy them there, or correct `file_name` in the annotation file or `images` "
-                "in the scale's YAML",
+                else f"copy them there, correct `file_name` in the annotation file, or "
+                f"{CORRECT_IMAGES}",
             )
         )
     if files.faults:
         lines = {path: f"{path} {fault.what}" for path, fault in files.faults.items()}
-        listing = report.with_suffix(".faulty.txt")
-        write_text(listing, "".join(f"{line}\n" for line in lines.values()))
+        listing = written_list(report, ".faulty.txt", lines.values())
         for fix in dict.fromkeys(fault.fix for fault in files.faults.values()):
             alike = [lines[path] for path, fault in files.faults.items() if fault.fix == fix]
             shown = "; ".join(alike[:MAX_EXAMPLES])
-            what = f"{len(alike)} image files are faulty: {shown}; listed in {listing}"
-            faults.append(UserError(what, fix))
+            number = counted(len(alike), "image file is faulty", "image files are faulty")
+            faults.append(UserError(f"{number}: {shown}{listing}", fix))
     for one, other in combinations(splits.values(), 2):
         faults += check_leak(one, other, files.marks, warnings)
     return faults
+
+
+def written_list(report: Path | None, suffix: str, lines: Iterable[str]) -> str:
+    """Write lines beside a report, if there is one; returns the end of a sentence that names it."""
+    if report is None:
+        return ""
+    path = report.with_suffix(suffix)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return f"; all of them are listed in {path}"
 
 
 def check_entries(index: LVISIndex) -> list[UserError]:
@@ -330,8 +340,8 @@ def check_entries(index: LVISIndex) -> list[UserError]:
         return []
     path, numbers = next(iter(twice.items()))
     what = (
-        f"{index.path}: {len(twice)} files that several entries of `images` name: {path} is that "
-        f"of the ids {examples(numbers)}"
+        f"{index.path}: {counted(len(twice), 'file')} that several entries of `images` name: "
+        f"{path} is that of the ids {examples(numbers)}"
     )
     return [UserError(what, "join these entries to one, with the annotations of all")]
 
@@ -364,10 +374,10 @@ def check_agreement(splits: dict[str, LVISIndex]) -> list[UserError]:
         if one.classes != other.classes:
             pairs = zip(one.classes, other.classes, strict=False)
             differing = [f"{a} / {b}" for a, b in pairs if a != b]
-            counts = f"{len(one.classes)} and {len(other.classes)} classes"
+            counts = f"{len(one.classes)} and {counted(len(other.classes), 'class', 'classes')}"
             what = f"{both} differ in their classes: "
             what += examples(differing) if differing else counts
-            faults.append(UserError(what, "take both files from the same release"))
+            faults.append(UserError(what, "use files with the same categories, of one release"))
     return faults
 
 

@@ -73,12 +73,23 @@ class Own:
 
 
 def check_name(own: Own) -> None:
-    """Raise `UserError` where the scale or its data set cannot have the name."""
+    """Raise `UserError` where the scale or its data set cannot have the name.
+
+    Nor may it be the name of a shipped scale or detector, also where --out names another folder:
+    results are in a folder of the scale's name.
+    """
     if not re.fullmatch("[a-z][a-z0-9_-]*", own.name) or own.dataset in ("pretrain", "v05", "v1"):
         raise UserError(
             f"{own.name!r} cannot be the name of a scale",
             "use small letters, digits, - and _, beginning with a letter (not v05, v1, pretrain)",
         )
+    for path in (SCALES / f"{own.name}.yaml", DETECTORS / f"{own.name}.py"):
+        if path.exists() and not is_written_here(path):
+            raise UserError(
+                f"{own.name!r} cannot be the name of a scale: {path} exists and was not written by "
+                "`pcb new-scale`",
+                "choose another --name",
+            )
     if own.out and not own.out.endswith((".yaml", ".yml")):
         raise UserError(f"{own.out} is not the name of a YAML file", "let it end with .yaml")
 
@@ -99,7 +110,12 @@ def refuse_existing(own: Own, paths: Iterable[Path], force: bool) -> None:
         if not path.exists():
             continue
         other = f"choose another {option}"
+        if not is_written_here(path):
+            raise UserError(f"{path} exists and was not written by `pcb new-scale`", other)
         if not force:
             raise UserError(f"{path} exists", f"{other}, or add --force to replace it")
-        if MARK not in path.read_text(encoding="utf-8"):
-            raise UserError(f"{path} exists and was not written by `pcb new-scale`", other)
+
+
+def is_written_here(path: Path) -> bool:
+    """Whether a file that exists was written by `pcb new-scale`."""
+    return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")

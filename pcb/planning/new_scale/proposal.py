@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
 from pcb.data.download import downloads
-from pcb.data.lvis.check import check_files
+from pcb.data.lvis.annotations import CORRECT_PATH
+from pcb.data.lvis.check import CORRECT_IMAGES, SET_COCO, check_files
 from pcb.data.lvis.index import LVISIndex
 from pcb.errors import UserError
 from pcb.files import temporary_folder, write_text
@@ -26,6 +29,12 @@ from pcb.study.records import write_record
 # Of an iteration and of an image's detection at `mini` on an idle core, measured in its published
 # runs and in results/benchmarks/infer.json. Features are cached, so the image's size hardly counts.
 MINI_SECONDS = {"iteration": 0.05, "image": 0.025}
+# Fixes in a scale's YAML, which is not written yet -> the same by options of the command.
+BY_OPTION = {
+    CORRECT_PATH: "name another file with its option (--train, --val or --dev)",
+    CORRECT_IMAGES: "correct --images",
+    SET_COCO: "add --format coco",
+}
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -73,13 +82,22 @@ class Proposal:
         return "\n".join(f"  {command}" for command in commands)
 
 
-def propose(own: Own) -> Proposal:
-    """Read the data and decide on a scale for it; writes nothing but a list of faulty images.
+def propose(own: Own, lists: bool = True) -> Proposal:
+    """Read the data and decide on a scale for it.
+
+    Args:
+        own: What the user said.
+        lists: Write lists of missing and faulty images where `pcb check-data` would write them too;
+            nothing else is written.
 
     Raises:
         UserError: The name cannot be one, the data has faults, or its format is not clear.
     """
     check_name(own)
+    if own.device == "cpu" and own.gpus > 1:
+        raise UserError(
+            f"--gpus {own.gpus}, but the device is cpu", "leave out --gpus, or add --device cuda"
+        )
     for option, path in own.files.items():
         if not Path(path).exists():
             raise UserError(f"{path} does not exist", f"correct --{option}")
@@ -88,13 +106,12 @@ def propose(own: Own) -> Proposal:
             f"{own.weights} does not exist",
             "correct --weights, or leave it out: `pcb download` then fetches torchvision's",
         )
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, fixed_by_options():
         cache = folder / "index"
         train, val = (LVISIndex(path, own.images, cache) for path in (own.train, own.val))
         form, reason = data_format(own, train, val)
         own = replace(own, format=form)
-        # Faulty images are listed where `pcb check-data` would list them too.
-        report = Paths(Path("results") / own.name).data_check(own.dataset)
+        report = Paths(Path("results") / own.name).data_check(own.dataset) if lists else None
         checked = check_files(own.entry, report, allow_absent=True, cache=cache)
         tail = long_tail(train, val)
         cpu = own.device == "cpu"
@@ -108,6 +125,18 @@ def propose(own: Own) -> Proposal:
     # Absent classes are among the reasons.
     warnings = [w for w in checked["warnings"] if "no usable annotation of" not in w]
     return Proposal(own, files | {own.scale_file: text}, reasons, [*warnings, *tail.warnings])
+
+
+@contextmanager
+def fixed_by_options() -> Generator[None]:
+    """Let the errors inside name options of `pcb new-scale` where they name the scale's YAML."""
+    try:
+        yield
+    except UserError as error:
+        what, fix = error.what, error.fix
+        for in_yaml, option in BY_OPTION.items():
+            what, fix = what.replace(in_yaml, option), fix.replace(in_yaml, option)
+        raise UserError(what, fix) from error
 
 
 def data_format(own: Own, train: LVISIndex, val: LVISIndex) -> tuple[str, str]:

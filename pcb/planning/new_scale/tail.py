@@ -12,6 +12,7 @@ from pcb.data.lvis.annotations import examples
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.sampling import repeat_factors
 from pcb.errors import UserError
+from pcb.formatting import counted
 from pcb.frequency import GROUPS, THRESHOLDS, group
 
 BALANCED = 0.1  # LVIS's thresholds are kept where each group has this share of the classes
@@ -51,7 +52,8 @@ def long_tail(train: LVISIndex, val: LVISIndex) -> Tail:
     counts = [count for count in train.image_count if count]
     if len(counts) < 2:
         raise UserError(
-            f"{train.path} shows {len(counts)} of {len(train.classes)} classes",
+            f"{train.path} shows {len(counts)} of "
+            f"{counted(len(train.classes), 'class', 'classes')}",
             "use data with two classes or more: there is nothing to balance here",
         )
     given = [category.get("frequency") or "" for category in train.categories]
@@ -73,10 +75,10 @@ def long_tail(train: LVISIndex, val: LVISIndex) -> Tail:
         "classes": class_text(train, val),
         "groups": why + "; {r} rare, {c} common, {f} frequent classes".format(**sizes),
         "RFS": (
-            f"the threshold {threshold:g} is the image share of a class with {thresholds[1]} "
-            f"training image{'s' * (thresholds[1] != 1)}, where frequent classes begin (as 0.001 "
-            f"is in LVIS v1.0). It repeats {repeated} class{'es' * (repeated != 1)}: an epoch has "
-            f"{repeats['epoch']:,} images instead of {repeats['images']:,}"
+            f"the threshold {threshold:g} is the image share of a class with "
+            f"{counted(thresholds[1], 'training image')}, where frequent classes begin (as 0.001 "
+            f"is in LVIS v1.0). It repeats {counted(repeated, 'class', 'classes')}: an epoch has "
+            f"{counted(repeats['epoch'], 'image')} instead of {repeats['images']:,}"
         ),
     }
     warnings = []

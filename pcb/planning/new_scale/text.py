@@ -10,6 +10,7 @@ from string import Template
 
 from pcb.errors import UserError
 from pcb.files import ROOT
+from pcb.formatting import counted
 from pcb.planning.new_scale.detector import Detector
 from pcb.planning.new_scale.own import MARK, Own
 from pcb.planning.new_scale.tail import Tail, rounded
@@ -63,9 +64,9 @@ def schedule(own: Own, tail: Tail) -> Recipe:
     why = "as you said" if own.epochs else f"{ITERATIONS[own.device]:,} iterations are aimed at"
     changed = "" if epochs == 24 else f" times {epochs / 24:.2g}, {why}"
     reason = (
-        f"{epochs} epochs of {iterations:,} iteration{'s' * (iterations != 1)} of {batch} images "
-        f"(more with RFS), PCB from epoch {milestones[0] + 1}, where the learning rate drops "
-        f"first: {kept}{changed}"
+        f"{epochs} epochs of {counted(iterations, 'iteration')} of "
+        f"{counted(batch, 'image')} (more with RFS), PCB from epoch {milestones[0] + 1}, "
+        f"where the learning rate drops first: {kept}{changed}"
     )
     return Recipe(epochs, milestones, milestones[0] + 1, batch, iterations, reason)
 
