@@ -13,11 +13,13 @@ import inspect
 import io
 import os
 import re
+import select
 import shlex
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, NoReturn
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 STUDY_OPTIONS = ("scale", "paper", "results", "study")
 # Verbs that write nothing into the results folder. A run of the workflow waits for the others.
 READERS = ("reproduce", "plan", "status", "doctor", "download", "contact-sheet", "export")
+# Verbs that only print. Others have not done their work where the output is cut off.
+PRINTERS = ("plan", "status", "doctor", "verdict", "compare", "bias")
 OTHER_TARGETS = ("all", "train_all", "site", "download")  # rules of the Snakefile, beside the pages
 
 
@@ -44,18 +48,29 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a locale without "…" or "Δ" must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        return run(argv)
+    finally:
+        unread()  # else Python would try again when it exits, with a traceback
+
+
+def run(argv: list[str] | None) -> int:
+    """Run one verb; a mistake of the user is printed. Returns the exit status."""
     arguments = parser().parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv
     arguments.until_end = ExitStack()
     try:
         with arguments.until_end:
             arguments.do(arguments)
+        sys.stdout.flush()
     except UserError as error:
         return report(error, options_of(arguments))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `pcb plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not unread():  # another pipe, such as that of a worker
+            raise
+        return 0 if arguments.verb in PRINTERS else 128 + signal.SIGPIPE
     except OSError as error:
         if for_user := unwritable(error):
             return report(for_user)
@@ -65,6 +80,22 @@ def main(argv: list[str] | None = None) -> int:
             return report(for_user)
         raise
     return 0
+
+
+def unread() -> bool:
+    """Whether nobody reads the output any more, as in `pcb plan | head`; the rest is discarded."""
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # replaced by a stream in memory
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not poll.poll(0):  # no POLLERR, no POLLHUP
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def not_installed(error: ImportError, verb: str) -> UserError | None:
@@ -248,12 +279,13 @@ def new_scale(arguments: Namespace) -> None:
     if not arguments.dry_run:  # not only after minutes of reading
         refuse_existing(own, [own.scale_file], arguments.force)
     proposal = propose(own, lists=not arguments.dry_run)
+    if not arguments.dry_run:
+        proposal.write(arguments.force)
     print(proposal.report())
     if arguments.dry_run:
         for path, text in proposal.files.items():
             print(f"\n--- {path}, not written\n{text}", end="")
         return
-    proposal.write(arguments.force)
     print(f"\nwritten: {', '.join(map(str, proposal.files))}\nnext:\n{proposal.next_commands()}")
 
 
@@ -575,9 +607,9 @@ def bias(arguments: Namespace) -> None:
     measured = bias_of.measure(
         arguments.gt, arguments.dt, arguments.iou, arguments.train, arguments.thresholds
     )
-    print(bias_of.report(measured, arguments.pairs, arguments.least))
     if arguments.out:
         bias_of.write(measured, arguments.out, arguments.least)
+    print(bias_of.report(measured, arguments.pairs, arguments.least))
 
 
 # Shared by the verbs --------------------------------------------------------------------------

@@ -232,7 +232,8 @@ def read_lvis(
     """
     fix = "give ann_file LVIS's annotation file of the split that is validated on"
     try:
-        content = json.loads(get_text(path, backend_args=backend_args))
+        text = get_text(path, backend_args=backend_args)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}", fix) from error
     keys = ("images", "annotations", "categories")
@@ -256,6 +257,11 @@ def read_lvis(
         annotations[annotation["image_id"]].append(scored(kept))
     categories = [{**c, "frequency": frequency(c, path)} for c in content["categories"]]
     return categories, {image["id"]: image for image in content["images"]}, annotations
+
+
+def _refuse_constant(word: str) -> None:
+    """Refuse NaN and Infinity, with which AP would be computed, of nothing that overlaps."""
+    raise ValueError(f"not valid JSON: it holds {word}")
 
 
 def frequency(category: dict, path: str) -> str:

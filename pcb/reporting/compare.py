@@ -27,6 +27,7 @@ from pcb.study.claims import interval
 if TYPE_CHECKING:
     import numpy as np
 
+STUDY, SITE = "study.json", "data/metrics.csv"  # in a results folder, in a site
 TOLERANCE = 0.05  # points: half of the last digit that tables print
 SHOWN = 20  # differences that the text lists
 Evaluation = tuple[str, str]  # run, variant
@@ -178,16 +179,29 @@ def read(folder: str | Path) -> Side:
     """Read a folder. Raises `UserError` where it holds no results."""
     path = Path(folder).expanduser()
     fix = "name a results folder such as results/mini, a copy by `pcb publish`, or a site"
-    if not path.is_dir():
-        raise UserError(f"{folder} is not a folder", fix)
-    if (path / "study.json").is_file():
+    if (path / STUDY).is_file():
         return of_results(str(folder), path)
-    if (path / "data/metrics.csv").is_file():
+    if (path / SITE).is_file():
         return of_site(str(folder), path)
-    inside = [p.parent.name for p in (*path.glob("*/study.json"), *path.glob("*/published.json"))]
-    if inside:
-        fix = f"name one of its folders: {', '.join(str(path / n) for n in sorted(inside))}"
-    raise UserError(f"{folder} has neither study.json nor data/metrics.csv", fix)
+    what = f"{folder} has neither {STUDY} nor {SITE}"
+    if not path.is_dir():
+        what = f"{folder} {'is not a folder' if path.exists() else 'does not exist'}"
+    if found := near(path):
+        fix = f"name {'one of these folders' if len(found) > 1 else 'the folder'} instead: "
+        fix += ", ".join(map(str, found))
+    raise UserError(what, fix)
+
+
+def near(path: Path) -> list[Path]:
+    """The folders with results below a path, else those above it."""
+    below = [p if holds_results(p) else p / "site" for p in sorted(path.glob("*"))]
+    found = [p for p in below if holds_results(p)]
+    return found or [p for p in (path.parent, path.parent.parent) if holds_results(p)]
+
+
+def holds_results(path: Path) -> bool:
+    """Whether a path is a results folder, a site, or a published copy of one."""
+    return (path / STUDY).is_file() or (path / SITE).is_file()
 
 
 def of_results(name: str, path: Path) -> Side:

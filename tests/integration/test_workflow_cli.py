@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 
 import pytest
 
@@ -39,6 +40,53 @@ def test_every_verb_has_a_help(verb, capsys):
         cli.main([verb, "--help"])
     text = capsys.readouterr().out
     assert done.value.code == 0 and len(text.split("\n\n")[1]) > 40
+
+
+@contextmanager
+def unread_output():
+    """Standard output is a pipe that nobody reads, as after the end of `head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Closing the stream would raise where something is left to write.
+    with open(writer, "w") as stream, redirect_stdout(stream):
+        yield
+
+
+LENGTHS = pytest.mark.parametrize("length", [10, 100_000])  # less than the buffer, and more
+
+
+@LENGTHS
+def test_output_that_nobody_reads_is_no_mistake(monkeypatch, length):
+    monkeypatch.setattr("pcb.planning.status.status", lambda study: "x" * length)
+    with unread_output():
+        assert cli.main(["status"]) == 0
+
+
+@LENGTHS
+def test_a_job_whose_output_is_cut_off_does_not_count_as_done(monkeypatch, length):
+    monkeypatch.setattr("pcb.data.download.download", lambda *_: print("x" * length))
+    with unread_output():
+        assert cli.main(["download"]) == 141
+
+
+def test_the_status_of_a_command_outlives_its_output(monkeypatch):
+    def fail(*_):
+        print("x")
+        raise SystemExit(3)
+
+    monkeypatch.setattr("pcb.data.download.download", fail)
+    with unread_output(), pytest.raises(SystemExit) as done:
+        cli.main(["download"])
+    assert done.value.code == 3
+
+
+def test_another_broken_pipe_is_a_bug(monkeypatch):
+    def fail(study):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("pcb.planning.status.status", fail)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["status"])
 
 
 def test_each_line_of_the_help_fits_100_columns():

@@ -108,16 +108,25 @@ def test_a_claim_with_another_verdict_is_a_difference(study, tmp_path, capsys):
     assert not data["equal"] and not any(c["state"] == "differs" for c in data["cells"])
 
 
+def site_in(path):
+    (path / "data").mkdir(parents=True)
+    (path / "data/metrics.csv").touch()
+
+
 @pytest.mark.parametrize(
     ("make", "what", "fix"),
     [
-        (lambda path: None, "is not a folder", "name a results folder"),
+        (lambda path: None, "does not exist", "name a results folder"),
+        (lambda path: path.touch(), "is not a folder", "name a results folder"),
         (lambda path: path.mkdir(), "neither study.json nor data/metrics.csv", "pcb publish"),
         (
             lambda path: (path / "mini").mkdir(parents=True) or (path / "mini/study.json").touch(),
             "neither study.json",
             "mini",
         ),
+        (lambda path: site_in(path / "site"), "neither study.json", "the folder instead: {}/site"),
+        (lambda path: site_in(path / "mini/site"), "neither study.json", "{}/mini/site"),
+        (lambda path: site_in(path.parent) or path.touch(), "is not a folder", "instead: {}/.."),
         (
             lambda path: (
                 (path / "data").mkdir(parents=True)
@@ -132,6 +141,7 @@ def test_a_folder_without_results_is_an_error_with_a_fix(study, tmp_path, capsys
     make(tmp_path / "other")
     assert run(study.paths.root, tmp_path / "other") == 2
     error, hint = capsys.readouterr().err.splitlines()
+    fix = fix.format(tmp_path / "other").replace("/other/..", "")
     assert what in error and fix in hint
 
 

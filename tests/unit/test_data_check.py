@@ -205,8 +205,9 @@ SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
         ({"size": [96, 96], "counts": [5, 7]}, "does not cover the image exactly"),
         ({"size": [96, 96], "counts": "garbage"}, "does not cover the image exactly"),
         ({"size": [48, 192], "counts": [96 * 96]}, "size is not the image's"),
-        ({"counts": [96 * 96]}, "size is not the image's"),
-        ({"size": [96, 96]}, "does not cover the image exactly"),
+        ({"counts": [96 * 96]}, "without `size`"),
+        ({"size": [96, 96]}, "without `counts`"),
+        ({"size": [96, 96], "counts": None}, "without `counts`"),
     ],
 )
 def test_an_object_without_a_mask_is_an_error_in_val_and_not_trained_on(

@@ -144,6 +144,17 @@ def test_truncated_file_names_the_byte(tmp_path):
         LVISIndex(tmp_path / "binary.json")
 
 
+@pytest.mark.parametrize(("word", "shown"), [("NaN", "NaN"), ("-Infinity", "Infinity")])
+def test_a_value_that_json_lacks_is_named(tmp_path, word, shown):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"images": [], "annotations": [{{"id": 1, "area": {word}}}]')
+    with pytest.raises(UserError, match=f"{shown} at byte {path.read_text().index(shown)}, which"):
+        LVISIndex(path)
+    path.write_text('{"images": "NaN, Infinity')  # text of any content
+    with pytest.raises(UserError, match="an incomplete download"):
+        LVISIndex(path)
+
+
 def faults(tmp_path, change) -> str:
     """Return what is wrong with the hand-made file as `change` modifies it."""
     with pytest.raises(UserError) as caught:

@@ -1,5 +1,6 @@
 """Protocols of scoring: AP-Fixed against a brute force, other negatives, limits, densities."""
 
+import copy
 import json
 
 import lvis_oracle as oracle
@@ -119,6 +120,17 @@ def test_the_scored_protocol_and_the_looser_one_differ_in_limits_alone(case):
 def test_without_the_whole_truth_nothing_more_is_verified(case):
     _, gt, _ = case
     assert list(rules(gt, TEST, whole_truth=False)) == ["lvis", "fixed", "loose"]
+
+
+def test_the_limit_per_class_follows_the_images_wherever_every_absent_class_counts(case):
+    _, gt, _ = case
+    everywhere = fixed_limit(len(gt.image_ids), whole_truth=True)
+    assert not gt.exhaustive and everywhere < 10_000
+    assert rules(gt, TEST, whole_truth=True)["fixed"] == {"per_class": everywhere}
+    assert rules(gt, TEST, whole_truth=False)["fixed"] == {"per_class": 10_000}
+    of_coco = copy.copy(gt)  # by COCO's rule every absent class counts, whole truth or not
+    of_coco.exhaustive = True
+    assert rules(of_coco, TEST, whole_truth=False)["fixed"] == {"per_class": everywhere}
 
 
 def test_the_limit_per_class_scales_with_the_images_of_generated_data():

@@ -12,7 +12,7 @@ import pytest
 from pcb.average_precision import points
 from pcb.errors import UserError
 from pcb.evaluation.ground_truth import GroundTruth
-from pcb.evaluation.score import evaluate
+from pcb.evaluation.score import SplitDetections, evaluate
 from pcb.evaluation.shards import Rows
 
 
@@ -158,3 +158,24 @@ def test_bad_ground_truth_is_named(tmp_path, content, message):
 def test_scoring_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; import pcb.evaluation.score"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("ap", "variant", "best"),
+    [
+        ({"plain": 10.0, "norcal-0.5": 12.0, "norcal-1": 11.0}, "norcal", 0.5),
+        ({"plain": 12.0, "norcal-0.5": 10.0, "norcal-1": 11.0}, "norcal", 0.0),
+        ({"plain": 12.0, "norcal-0.5": 10.0, "norcal-1": 11.0}, "norcal-positive", 1.0),
+        ({"plain": 10.0, "norcal-0.5": 12.0, "norcal-1": 12.0}, "norcal", 0.5),  # of equals
+        ({"plain": None, "norcal-0.5": None, "norcal-1": 1.0}, "norcal", 1.0),
+        ({"plain": None, "norcal-0.5": None, "norcal-1": None}, "norcal", 0.0),  # no ground truth
+    ],
+)
+def test_norcal_s_gamma_is_that_of_the_highest_ap(ap, variant, best):
+    detections = SplitDetections.__new__(SplitDetections)  # without files
+    detections.manifest = {"variants": ["plain", "norcal"], "columns": [*ap, "cm-val"]}
+    detections.evaluate = lambda column, iou_type: {"AP": ap[column]}
+    chosen = detections.choose_gamma(variant)
+    assert chosen["gamma"] == best
+    assert chosen["column"] == (f"norcal-{best:g}" if best else "plain")
+    assert chosen["AP"] == [[0.0, ap["plain"]], [0.5, ap["norcal-0.5"]], [1.0, ap["norcal-1"]]]

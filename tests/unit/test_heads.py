@@ -17,6 +17,7 @@ import pcb.mmdet
 from pcb.errors import UserError
 from pcb.heads import IterativeRoIHead, LOCERoIHead
 from pcb.heads.loce import FeatureMemory, jitter_boxes, mean_scores
+from pcb.iterative import IterativePrediction
 from pcb.training.build import load_weights
 from pcb.training.memory_format import make_outputs_readable
 
@@ -201,6 +202,9 @@ def test_the_defaults_of_the_heads_are_those_of_the_paper_and_of_loce():
         name: p.default for name, p in inspect.signature(IterativeRoIHead).parameters.items()
     }
     assert (defaults["hidden"], defaults["layer_norm"], defaults["identity_start"]) == (512, 0, 0)
+    plain = IterativePrediction(logits=C + 1, deltas=4 * C)  # for Mask R-CNN's RoI features
+    features, logits, deltas = torch.ones(2, 256, 7, 7), torch.ones(2, C + 1), torch.ones(2, 4 * C)
+    assert plain.refine(features, logits, deltas).shape == features.shape
     defaults = {name: p.default for name, p in inspect.signature(LOCERoIHead).parameters.items()}
     expected = {"memory": 80, "jitter": 16, "classes": 8, "per_class": 4}
     assert {name: defaults[name] for name in expected} == expected

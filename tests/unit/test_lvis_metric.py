@@ -263,6 +263,10 @@ def test_what_it_cannot_evaluate_is_refused_before_the_training(federated, tmp_p
 def test_missing_things_are_refused_before_the_training(federated, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere.json(?s:.)*fix: give ann_file"):
         build(tmp_path / "nowhere.json")
+    with_nan = federated[0].read_text().replace('"bbox": [', '"bbox": [NaN, ')
+    (tmp_path / "nan.json").write_text(with_nan)
+    with pytest.raises(UserError, match=r"nan\.json: not valid JSON: it holds NaN"):
+        build(tmp_path / "nan.json")
     with pytest.raises(UserError, match="metric='proposal'"):
         build(federated[0], metric="proposal")
     metric = build(federated[0])

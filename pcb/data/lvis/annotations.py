@@ -188,6 +188,12 @@ def _parse(path: Path, data: bytes | mmap.mmap) -> AnnotationFile:
     except msgspec.DecodeError as error:
         match = re.search(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$", str(error))
         reason, byte = match.groups() if match else ("it is truncated", len(data))
+        if match and (word := re.match(rb"NaN|Infinity", text[int(byte) : int(byte) + 8])):
+            raise UserError(
+                f"{path} is not valid JSON: {word[0].decode()} at byte {byte}, which JSON lacks",
+                "write a number in its place; Python's `json.dump(…, allow_nan=False)` names such "
+                "values when the file is written",
+            ) from error
         raise UserError(
             f"{path} is not valid JSON: {reason} at byte {byte} of {len(data)}"
             " (an incomplete download?)",

@@ -66,7 +66,10 @@ def _overlaps_image(polygon: Sequence[float], height: int, width: int) -> bool:
 
 
 def _rle_fault(rle: dict, height: int, width: int, may_be_empty: bool) -> str | None:
-    size, counts = rle.get("size"), rle.get("counts")
+    for key in ("size", "counts"):
+        if rle.get(key) is None:
+            return f"a run-length encoding without `{key}`"
+    size, counts = rle["size"], rle["counts"]
     if size != [height, width]:
         return "a run-length encoding whose size is not the image's"
     runs = decode_counts(counts) if isinstance(counts, str) else counts
