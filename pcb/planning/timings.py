@@ -152,7 +152,7 @@ def of_run(study: Study, run: str, seed: int) -> dict[str, float] | None:
     manifests = {s: current_detections(study, run, seed, s) for s in splits}
     done = {split: manifest for split, manifest in manifests.items() if manifest}
     if len(done) == len(manifests):
-        # Of manifests before 0.2, one process made all.
+        # Of manifests before 0.1.0, one process made all.
         seconds = sum(m["seconds"] * m.get("processes", 1) for m in done.values())
         if study.scale["hardware"]["device"] == "cpu":
             seconds += _job_seconds(study, f"score/{run}/seed{seed}")

@@ -114,7 +114,7 @@ def refuse_places(study: Study, destination: Path) -> None:
 def listed(destination: Path) -> dict[str, list[str]]:
     """The files that an earlier copy consists of: name -> digests that it may have.
 
-    A copy of version 0.1 has no list: what has the name of a file of a copy is part of it.
+    A copy made before 0.1.0 has no list: what has the name of a file of a copy is part of it.
     """
     path, fix = destination / LIST, "restore it, or name another folder"
     record = read_record(path, fix)
