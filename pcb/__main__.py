@@ -1,4 +1,4 @@
-"""The command `pcb`, also as `python -m pcb`: runs pcb/cli.py where this Python can."""
+"""The command `pcb`, also as `python -m pcb`: runs pcb/cli where this Python can."""
 
 from __future__ import annotations
 

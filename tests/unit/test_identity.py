@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pcb.cli import notice_of_other_checkout
+from pcb.cli.selection import notice_of_other_checkout
 from pcb.data.lvis.check import check
 from pcb.errors import UserError
 from pcb.files import ROOT, sha256
@@ -322,7 +322,7 @@ def test_tilde_is_the_home_folder_and_braces_are_refused(monkeypatch, tmp_path):
 def test_another_checkout_around_the_working_directory_is_named(tmp_path):
     assert notice_of_other_checkout(ROOT) is None and notice_of_other_checkout(tmp_path) is None
     (tmp_path / "pcb").mkdir()
-    (tmp_path / "pcb/cli.py").touch()
+    (tmp_path / "pcb/__main__.py").touch()
     (tmp_path / "Snakefile").touch()
     assert str(tmp_path) in notice_of_other_checkout(tmp_path / "pcb")
 

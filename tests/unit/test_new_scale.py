@@ -13,6 +13,7 @@ from pcb import cli
 from pcb.data.lvis.index import LVISIndex
 from pcb.data.lvis.sampling import repeat_factors
 from pcb.errors import UserError
+from pcb.files import ROOT
 from pcb.frequency import group
 from pcb.planning.new_scale import Own, propose
 from pcb.planning.new_scale.tail import group_thresholds, rfs_threshold
@@ -319,7 +320,7 @@ def test_a_dry_run_writes_nothing_about_faulty_data_either(files, capsys):
 
 
 def test_without_out_the_files_are_where_scales_are(files):
-    assert [p.relative_to(cli.ROOT).as_posix() for p in propose(own(files, out=None)).files] == [
+    assert [p.relative_to(ROOT).as_posix() for p in propose(own(files, out=None)).files] == [
         "configs/mmdet/mine.py",
         "configs/scale/mine.yaml",
     ]

@@ -65,7 +65,7 @@ def test_help_needs_no_package():
 
 
 def test_a_bug_is_not_mistaken_for_a_missing_package():
-    from pcb.cli import not_installed
+    from pcb.cli.errors import not_installed
 
     assert not_installed(ImportError("cannot import name 'x' from 'numpy'"), "plan") is None
     assert not_installed(ModuleNotFoundError(name="pcb.study.typo"), "plan") is None
