@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, None where it is closed
     for stream in (sys.stdout, sys.stderr):  # a locale without "…" or "Δ" must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -62,7 +62,7 @@ def not_installed(error: ImportError, verb: str) -> UserError | None:
 
 def unread() -> bool:
     """Whether nobody reads the output any more, as in `pcb plan | head`; the rest is discarded."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         sys.stdout.flush()
     try:
         output = sys.stdout.fileno()

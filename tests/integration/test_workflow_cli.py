@@ -80,6 +80,12 @@ def test_the_status_of_a_command_outlives_its_output(monkeypatch):
     assert done.value.code == 3
 
 
+def test_a_closed_output_is_no_mistake(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)  # as Python has it after `>&-`
+    monkeypatch.setattr("pcb.planning.status.status", lambda study: "done")
+    assert cli.main(["status"]) == 0
+
+
 def test_another_broken_pipe_is_a_bug(monkeypatch):
     def fail(study):
         raise BrokenPipeError

@@ -31,7 +31,7 @@ from pcb.study.records import write_record
 MINI_SECONDS = {"iteration": 0.05, "image": 0.025}
 # Fixes in a scale's YAML, which is not written yet -> the same by options of the command.
 BY_OPTION = {
-    CORRECT_PATH: "name another file with its option (--train, --val or --dev)",
+    CORRECT_PATH: "name another file with {options}",
     CORRECT_IMAGES: "correct --images",
     SET_COCO: "add --format coco",
 }
@@ -106,7 +106,7 @@ def propose(own: Own, lists: bool = True) -> Proposal:
             f"{own.weights} does not exist",
             "correct --weights, or leave it out: `pcb download` then fetches torchvision's",
         )
-    with temporary_folder() as folder, fixed_by_options():
+    with temporary_folder() as folder, fixed_by_options(own):
         cache = folder / "index"
         train, val = (LVISIndex(path, own.images, cache) for path in (own.train, own.val))
         form, reason = data_format(own, train, val)
@@ -128,14 +128,17 @@ def propose(own: Own, lists: bool = True) -> Proposal:
 
 
 @contextmanager
-def fixed_by_options() -> Generator[None]:
+def fixed_by_options(own: Own) -> Generator[None]:
     """Let the errors inside name options of `pcb new-scale` where they name the scale's YAML."""
     try:
         yield
     except UserError as error:
         what, fix = error.what, error.fix
-        for in_yaml, option in BY_OPTION.items():
-            what, fix = what.replace(in_yaml, option), fix.replace(in_yaml, option)
+        named = [option for option, path in own.files.items() if f"{Path(path)}" in what]
+        options = " or ".join(f"--{option}" for option in named if option != "images")
+        for in_yaml, by_option in BY_OPTION.items():
+            text = by_option.format(options=options)
+            what, fix = what.replace(in_yaml, text), fix.replace(in_yaml, text)
         raise UserError(what, fix) from error
 
 
