@@ -127,6 +127,8 @@ def class_sums(
 def finite_only(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Set rows of `sums` (k, D) with a value that is not finite, and their `counts` (k,), to 0."""
     finite = sums.sum(dim=1).isfinite()
+    if not needs_static_shapes(counts) and finite.all():
+        return sums, counts  # the usual case, without a copy
     return torch.where(finite[:, None], sums, 0), torch.where(finite, counts, 0)
 
 

@@ -15,6 +15,7 @@ from pcb.distributed import all_sum
 from pcb.errors import require_choice
 from pcb.losses.base import ClassifierLoss, Reduce
 from pcb.losses.regulariser import Regularised, Regulariser
+from pcb.losses.softmax import softmax_and_lse
 
 
 class SeesawLoss(ClassifierLoss):
@@ -99,8 +100,8 @@ class SeesawLoss(ClassifierLoss):
         loss = F.cross_entropy(objectness, is_background, reduction="none")
         losses = {"loss_cls_objectness": reduce(loss)}
         z = z.index_select(0, positives.rows)
-        log_score = z.detach().log_softmax(dim=1)
-        self.update(log_score, positives.classes, self.count_labels(label), step)
+        probs, lse = softmax_and_lse(z.detach())
+        self.update(probs, positives.classes, self.count_labels(label), step)
         classes = positives.classes
         if positives.is_positive is not None:
             classes = classes.clamp(max=self.num_classes - 1)
@@ -108,16 +109,16 @@ class SeesawLoss(ClassifierLoss):
         def reduce_positives(loss: Tensor, of: Tensor | slice = positives.rows) -> Tensor:
             return reduce(positives.where(loss), of)
 
-        return losses | self.class_losses(z, log_score, classes, reduce_positives, step)
+        return losses | self.class_losses(z, lse, classes, reduce_positives, step)
 
     def class_losses(
-        self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None
+        self, z: Tensor, lse: Tensor, classes: Tensor, reduce: Reduce, step: int | None
     ) -> dict[str, Tensor]:
         """Compute the class part of the loss, on positives.
 
         Args:
             z: (n, C) logits.
-            log_score: (n, C) their log-softmax, without gradient.
+            lse: (n, 1) log Σ exp of them, without gradient.
             classes: (n,) int64 true classes.
             reduce: Weights and averages values of the positives.
             step: 0-based step, None: the last.
@@ -125,7 +126,7 @@ class SeesawLoss(ClassifierLoss):
         Returns:
             The losses to log.
         """
-        scaled = z + self.log_factors(log_score, classes)
+        scaled = z + self.log_factors(z.detach(), lse, classes)
         return {"loss_cls_classes": reduce(F.cross_entropy(scaled, classes, reduction="none"))}
 
     @torch.no_grad()
@@ -134,11 +135,11 @@ class SeesawLoss(ClassifierLoss):
         ones = self.cum_samples.new_ones(len(label))
         return torch.zeros_like(self.cum_samples).index_add_(0, label, ones)
 
-    def update(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+    def update(self, probs: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Learn from a batch, before its loss is computed. A collective: every rank must call it.
 
         Args:
-            log_score: (n, C) log-softmax of the positives.
+            probs: (n, C) softmax of the positives.
             classes: (n,) int64, their classes; C marks a row to ignore.
             counts: (C+1,) RoIs of this rank by label; changed in place.
             step: 0-based step, None: the last.
@@ -146,21 +147,22 @@ class SeesawLoss(ClassifierLoss):
         self.cum_samples += all_sum(counts) if self.counts == "all" else counts
 
     @torch.no_grad()
-    def log_factors(self, log_score: Tensor, classes: Tensor) -> Tensor:
+    def log_factors(self, z: Tensor, lse: Tensor, classes: Tensor) -> Tensor:
         """Compute log S_yj.
 
         Args:
-            log_score: (..., C) log-softmax scores.
+            z: (..., C) logits; log σ = z - lse.
+            lse: (..., 1) log Σ exp of them.
             classes: (...) int64, the class y of each.
 
         Returns:
             (..., C), 0 at j = y.
         """
-        counts = self.cum_samples[:-1].clamp(min=1).log().to(log_score.dtype)
-        own = log_score.gather(-1, classes[..., None]).clamp(min=math.log(self.eps))
-        mitigation = (counts - counts[classes][..., None]).clamp_(max=0)
-        compensation = (log_score - own).clamp_(min=0)
-        return compensation.mul_(self.q).add_(mitigation, alpha=self.p)
+        log_counts = self.p * self.cum_samples[:-1].clamp(min=1).log().to(z.dtype)
+        mitigation = (log_counts - log_counts[classes][..., None]).clamp_(max=0)
+        own = z.gather(-1, classes[..., None]).maximum(lse + math.log(self.eps))
+        compensation = (z - own).clamp_(min=0)
+        return mitigation.add_(compensation, alpha=self.q)
 
 
 class PCBSeesawLoss(Regularised, SeesawLoss):
@@ -209,43 +211,46 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         self.factors = factors
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
 
-    def update(self, log_score: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
+    def update(self, probs: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:
         """Update counts and matrix with one collective for both; see `SeesawLoss.update`."""
         extra = counts if self.counts == "all" else None
-        self.pcb.update_confusion(log_score.exp(), classes, step, extra)
+        self.pcb.update_confusion(probs, classes, step, extra)
         self.cum_samples += counts
 
     def class_losses(
-        self, z: Tensor, log_score: Tensor, classes: Tensor, reduce: Reduce, step: int | None
+        self, z: Tensor, lse: Tensor, classes: Tensor, reduce: Reduce, step: int | None
     ) -> dict[str, Tensor]:
         """Compute the class part and PCB's part of the loss; see `SeesawLoss.class_losses`."""
         alpha = self.pcb.alpha_at(step)
         if not alpha:
-            return super().class_losses(z, log_score, classes, reduce, step)
-        factors, target = self.log_factors(log_score, classes), self.pcb.soft_targets(classes)
+            return super().class_losses(z, lse, classes, reduce, step)
+        factors = self.log_factors(z.detach(), lse, classes)
+        target = self.pcb.soft_targets(classes)
         if self.factors == "label":
             seesaw, soft = HardAndSoft.apply(z, factors, classes, target)
         else:
             seesaw = F.cross_entropy(z + factors, classes, reduction="none")
-            soft = -(target * self.log_p_of_each_class(z, log_score)).sum(dim=1)
+            soft = -(target * self.log_p_of_each_class(z, lse)).sum(dim=1)
         return {
             "loss_cls_classes": reduce((1 - alpha) * seesaw),
             "loss_pcb_classes": reduce(alpha * soft),
         }
 
-    def log_p_of_each_class(self, z: Tensor, log_score: Tensor) -> Tensor:
+    def log_p_of_each_class(self, z: Tensor, lse: Tensor) -> Tensor:
         """Compute log p̂_i of Eq. 17, with the factors of class i: (n, C) -> (n, C)."""
         n = len(z)
         each_class = torch.arange(self.num_classes, device=z.device).expand(n, -1)
-        scores = log_score[:, None, :].expand(-1, self.num_classes, -1)
-        factors = self.log_factors(scores, each_class)  # [k, i, j] = log S_ij of RoI k
+        repeated = z.detach()[:, None, :].expand(-1, self.num_classes, -1)
+        # [k, i, j] = log S_ij of RoI k
+        factors = self.log_factors(repeated, lse[:, None], each_class)
         return z - (z[:, None, :] + factors).logsumexp(dim=2)
 
 
 class HardAndSoft(torch.autograd.Function):
     """-log p_y and -Σ_i t_i log p_i, (n,) each, with log p = log_softmax(z + factors) over (n, C).
 
-    One softmax and one backward serve both. `factors` is overwritten. Targets t sum to one.
+    Both, forward and backward, share one exponential. `factors` is overwritten. Targets t sum to
+    one.
     """
 
     @staticmethod
@@ -253,20 +258,20 @@ class HardAndSoft(torch.autograd.Function):
         ctx, z: Tensor, factors: Tensor, classes: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute both losses (n,) of logits, factors and targets (n, C) and classes (n,)."""
-        log_p = factors.add_(z).log_softmax(dim=1)
-        ctx.save_for_backward(log_p, classes, target)
-        return -log_p.gather(1, classes[:, None]).squeeze(1), -(target * log_p).sum(dim=1)
+        scaled = factors.add_(z)
+        p, lse = softmax_and_lse(scaled)
+        ctx.save_for_backward(p, classes, target)
+        hard = lse - scaled.gather(1, classes[:, None])
+        return hard.squeeze(1), lse.squeeze(1) - scaled.mul_(target).sum(dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_hard: Tensor, grad_soft: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient (n, C) of the logits from those (n,) of both losses."""
-        log_p, classes, target = ctx.saved_tensors
-        grad = target * -grad_soft[:, None]
-        grad.scatter_add_(1, classes[:, None], -grad_hard[:, None])
-        # The fused kernel of log_softmax's own backward; tried with torch 2.13.
-        grad_z = torch.ops.aten._log_softmax_backward_data(grad, log_p, 1, log_p.dtype)
-        return grad_z, None, None, None
+        p, classes, target = ctx.saved_tensors
+        grad_hard, grad_soft = grad_hard[:, None], grad_soft[:, None]
+        grad = (p * (grad_hard + grad_soft)).addcmul_(target, grad_soft, value=-1)
+        return grad.scatter_add_(1, classes[:, None], -grad_hard), None, None, None
 
 
 def _percentage(correct: Tensor, of: Tensor) -> Tensor:

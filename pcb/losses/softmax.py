@@ -70,7 +70,8 @@ class SoftTargetCrossEntropy(ClassifierLoss):
         """Compute the loss; see `ClassifierLoss.compute`."""
         positives = self.positives(label)
         rows, classes, _ = positives
-        self.update(self.foreground(logits.detach().index_select(0, rows)), classes, step)
+        z = logits[:, : self.num_classes].detach().index_select(0, rows)
+        self.update(self.foreground(z), classes, step)
         alpha = self.alpha_at(step)
         if not alpha:
             return reduce(F.cross_entropy(logits, label, reduction="none"))
@@ -85,8 +86,8 @@ class SoftTargetCrossEntropy(ClassifierLoss):
 class SoftCrossEntropy(torch.autograd.Function):
     """Cross entropy (N,) over C+1 logits, with targets (1 - a) one-hot + a `target` on positives.
 
-    `target` is (n, C), of the n positives. One softmax forward, one exponential backward: autograd
-    would need two more passes over all logits.
+    `target` is (n, C), of the n positives; its rows sum to one. Forward and backward share one
+    exponential over all logits, for which autograd would take two.
     """
 
     @staticmethod
@@ -95,11 +96,12 @@ class SoftCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Compute the loss (N,) of logits (N, C+1), labels (N,) and targets (n, C)."""
         rows = positives.rows
-        log_p = logits.log_softmax(dim=1)
-        loss = -log_p.gather(1, label[:, None]).squeeze(1)
-        soft = -(log_p.index_select(0, rows)[:, :-1] * target).sum(dim=1)
+        p, lse = softmax_and_lse(logits)
+        loss, lse = (lse - logits.gather(1, label[:, None])).squeeze(1), lse.squeeze(1)
+        z = logits[:, :-1].index_select(0, rows)
+        soft = lse[rows] - z.mul_(target).sum(dim=1)
         soft = positives.where(soft, loss[rows])
-        ctx.save_for_backward(log_p, label, target)
+        ctx.save_for_backward(p, label, target)
         ctx.alpha, ctx.positives = alpha, positives
         return loss.index_copy_(0, rows, torch.lerp(loss[rows], soft, alpha))
 
@@ -107,13 +109,23 @@ class SoftCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient (N, C+1) of the logits from that (N,) of the loss."""
-        (log_p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
+        (p, label, target), rows = ctx.saved_tensors, ctx.positives.rows
         grad_soft = ctx.positives.where(grad[rows])
         grad_hard = grad.index_add(0, rows, grad_soft, alpha=-ctx.alpha)
-        out = log_p.exp().mul_(grad[:, None]).scatter_add_(1, label[:, None], -grad_hard[:, None])
+        out = (p * grad[:, None]).scatter_add_(1, label[:, None], -grad_hard[:, None])
         # The rows are distinct, so the order of the sums is fixed.
         out[:, :-1].index_add_(0, rows, target * grad_soft[:, None], alpha=-ctx.alpha)
         return out, None, None, None, None
+
+
+def softmax_and_lse(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute p = softmax (n, D) of logits (n, D) and lse = log Σ exp (n, 1), with one exponential.
+
+    -log p_y = lse - z_y also holds where p_y underflows. lse follows from the largest p, which
+    cannot.
+    """
+    p = z.softmax(dim=1)
+    return p, z.amax(dim=1, keepdim=True) - p.amax(dim=1, keepdim=True).log_()
 
 
 class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):

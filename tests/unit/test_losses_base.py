@@ -431,3 +431,17 @@ def test_what_mmdet_and_our_heads_read_of_a_loss(case):
     assert loss.takes_step and loss.custom_cls_channels
     # Else MMDetection takes the argmax over C+1 logits, which is right for a softmax over them.
     assert loss.custom_activation == hasattr(loss, "get_accuracy")
+
+
+@pytest.mark.parametrize("build, channels", [CASES["softmax"], CASES["seesaw"]])
+def test_values_and_gradients_hold_where_a_probability_underflows(build, channels):
+    """exp(-300) is 0 in float32; the same logits in float64 have the true values."""
+    z = torch.randn(N, channels)
+    z[:, 0] += 300
+    label = torch.arange(N) % (C + 1)
+    low, high = (
+        oracle.value_and_grad(build().to(dtype), z.to(dtype), label, step=R - 1)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert low[0] > 50
+    torch.testing.assert_close(low, high, check_dtype=False, rtol=1e-5, atol=1e-6)
