@@ -324,8 +324,8 @@ def check_values(path: Path, content: AnnotationFile) -> None:
     )
     faults = [(f"{what} {examples(ids)}", fix) for what, ids, fix in rules if ids]
     if faults:
-        whats, fixes = zip(*faults, strict=True)
-        raise UserError(f"{path}:\n  " + "\n  ".join(whats), "; ".join(fixes))
+        reasons, fixes = zip(*faults, strict=True)
+        raise UserError(f"{path}:\n  " + "\n  ".join(reasons), "; ".join(fixes))
 
 
 def _is_count(value: object) -> bool:
