@@ -8,7 +8,7 @@
     python tests/manual/pipeline_mutants.py --write              # and results/benchmarks/
 
 A project is a folder of inputs (annotations, images, weights, detector config, scale, study) and
-its results, made by `snakemake table12`. Each mutation changes one file of a copy of it, or the
+its results, up to the page of a table. Each mutation changes one file of a copy of it, or the
 folder as a whole. The same command runs again. Every published number must then be that of a fresh
 folder with the same inputs, or the run must be refused with the name of a file and a fix that
 works when it is followed. Else the mutation was silent.

@@ -23,7 +23,7 @@ if SYNTHETIC:
             "pcb make-data {wildcards.dataset:q} &> {log:q}"
 
 
-rule download:  # on demand only: `snakemake --config scale=lvis download`
+rule download:  # on demand only: `snakemake --cores 1 --config scale=lvis -- download`
     log:
         paths.log("download"),
     conda:
