@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from pcb.files import ROOT
 from pcb.study import Study
+from pcb.study.records import git
 
 PACKAGES = (
     "torch",
@@ -24,25 +23,6 @@ PACKAGES = (
     "opencv-python-headless",
     "opencv-python",
 )
-
-
-def git() -> dict | None:
-    """Return the commit, and whether tracked files outside results/ differ from it.
-
-    None outside of a git checkout.
-    """
-
-    def output(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", check=True
-        ).stdout.strip()
-
-    try:
-        changed = output("status", "--porcelain", "--untracked-files=no", "--", ":!results")
-        return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def versions() -> dict[str, str]:

@@ -46,7 +46,7 @@ from pcb.evaluation.shards import Rows, Shards
 from pcb.files import load_npz
 from pcb.study import Study
 from pcb.study.current import require_detections
-from pcb.study.records import write_record
+from pcb.study.records import git, write_record
 from pcb.study.study import CURVE_IOU, CURVE_RECALLS
 from pcb.study.variants import (
     NORCAL,
@@ -178,6 +178,7 @@ def score(study: Study, run: str, seed: int, split: str = "val") -> dict:
         "fingerprint": manifest["fingerprint"],
         "evaluation": manifest["evaluation"],
         "checkpoint": manifest["checkpoint"],
+        "git": git(),
         "images": len(gt.images),
         "variants": {},
         "classes": {},

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 from pcb.errors import UserError
-from pcb.files import write_json
+from pcb.files import ROOT, write_json
 
 DIGEST = "digest"  # its key in a record
 REMAKE = "delete it; `snakemake --cores all` makes it again"
@@ -96,3 +97,22 @@ def require_record(path: Path, fingerprint: str, command: str) -> dict:
             f"run `{command}` again",
         )
     return record
+
+
+def git() -> dict | None:
+    """The commit of this code, and whether tracked files outside results/ differ from it.
+
+    None outside of a git checkout.
+    """
+
+    def output(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
+
+    try:
+        changed = output("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return None

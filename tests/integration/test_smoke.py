@@ -97,6 +97,7 @@ def test_every_training_records_its_provenance(study):
         )
         assert record["fingerprint"] == study.fingerprint(run, 0) and record["epochs"] == epochs
         assert {"git", "versions", "hardware", "seconds", "sha256", "checkpoint"} <= set(record)
+        assert json.loads(study.paths.metrics(run, 0).read_text())["git"] == record["git"]
 
 
 def test_progress_is_logged_in_single_lines(folder):

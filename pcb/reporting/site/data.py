@@ -34,6 +34,7 @@ ORACLE_COLUMNS = (
     *("run", "seed", "entry", "of", "images", "proposals"),
     *("classes", "column", "metric", "value"),
 )
+EVALUATION = ("evaluation", "images", "split", "git")  # fields of metrics.json about the scoring
 LOCAL = {"checkpoint"}  # fields of run.json that mean nothing on another machine
 
 
@@ -53,9 +54,7 @@ def runs(results: Results) -> list[dict]:
                     "factors": study.experiments[run].factors,
                     "record": {k: v for k, v in (record or {}).items() if k not in LOCAL},
                     "log": log.as_posix() if record else None,
-                    "evaluation": {k: metrics.get(k) for k in ("evaluation", "images", "split")}
-                    if metrics
-                    else None,
+                    "evaluation": {k: metrics.get(k) for k in EVALUATION} if metrics else None,
                 }
             )
     return out
@@ -229,9 +228,7 @@ def facts(entry: dict) -> list[tuple[str, str]]:
     out = [("fingerprint", entry["fingerprint"])]
     if not record:
         return out
-    git = record.get("git")
-    changed = ", with changes not committed" if git and git.get("changed") else ""
-    out.append(("trained by commit", git["commit"] + changed if git else "not known"))
+    out.append(("trained by commit", commit(record)))
     if finished := record.get("finished"):
         out.append(("finished", str(finished).replace("T", " ").replace("+00:00", " UTC")))
     if record.get("seconds") is not None:
@@ -247,10 +244,17 @@ def facts(entry: dict) -> list[tuple[str, str]]:
         out.append(("software", text))
     if scored := entry["evaluation"]:
         text = f"{scored['images']} images; evaluation {scored['evaluation']}"
-        out.append(("scored on", text))
+        out += [("scored on", text), ("scored by commit", commit(scored))]
     if weights := weights_of(record):
         out.append(("weights", f"sha256 {weights}"))
     return out
+
+
+def commit(record: dict) -> str:
+    """The commit that wrote a record: `4f2a…, with changes not committed`."""
+    git = record.get("git")
+    changed = ", with changes not committed" if git and git.get("changed") else ""
+    return git["commit"] + changed if git else "not known"
 
 
 def hardware(record: dict) -> str:
