@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, None where it is closed
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, None where it is closed
     for stream in (sys.stdout, sys.stderr):  # a locale without "…" or "Δ" must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

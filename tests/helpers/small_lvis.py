@@ -27,7 +27,7 @@ def small_study(results: Path, datasets: dict, epochs: int = 1):
     study.scale["train"]["rfs_threshold"] = 0.1
     for backbone in study.scale["backbones"].values():
         backbone["config"] = str(HELPERS / "lvis_small.py")
-    study.schedule.update(epochs=epochs, milestones=[epochs], pcb_start_epoch=1)
+    study.schedule.update(epochs=epochs, milestones=list(range(1, epochs))[-1:], pcb_start_epoch=1)
     for run, experiment in study.experiments.items():
         study.experiments[run] = dataclasses.replace(experiment, trunk=None)
     losses = dict(study.registry.losses)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,8 +176,6 @@ class Machine:
             capture_output=True,
             text=True,
             timeout=120,
-            # Python leaves Ctrl-C ignored where its parent, such as a job in the background, did.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             check=False,
         )
 

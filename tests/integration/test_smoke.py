@@ -111,10 +111,15 @@ def test_progress_is_logged_in_single_lines(folder):
 
 
 def test_table_2_and_the_site_come_first(folder, study):
+    """Before them, nothing else is trained but what a free core takes."""
     log = (folder / "log.txt").read_text()
-    before, _, after = log.partition(f"(1 of {len(study.targets)} pages)")
-    assert re.findall(r"Render (\w+)", before) == ["table02"]
-    assert len(set(re.findall(r"done \S+ +Train (\w+)", after))) > len(study.runs()) / 2
+
+    def others_trained(before):
+        names = re.findall(r"done \S+ +Train (\S+)", log.partition(before)[0])
+        return len({*names} - {*study.runs("table02")})
+
+    assert others_trained("Render table02") <= 2
+    assert others_trained(f" of {len(study.targets)} pages)") <= 2
 
 
 def test_every_result_is_a_declared_output(folder, study):
