@@ -24,7 +24,15 @@ from pcb.errors import UserError
 from pcb.evaluation.bootstrap import write_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion
 from pcb.reporting import captions, findings, plots, protocols, style, tables
-from pcb.reporting.claims import count_verdicts, decides, label, matrix_entry, verdicts
+from pcb.reporting.claims import (
+    combined,
+    count_verdicts,
+    decides,
+    grouped,
+    label,
+    matrix_entry,
+    verdicts,
+)
 from pcb.reporting.findings import COLUMNS, changes
 from pcb.reporting.gather import gather
 from pcb.reporting.notebook import cells
@@ -706,3 +714,25 @@ def test_the_page_of_protocols_tells_stable_effects_from_others(tmp_path):
     claims = {claim["id"]: claim for claim in protocols.claim_grid(page)}
     assert set(claims) == {c["id"] for c in page["claims"] if c["kind"] == "direction"}
     assert "pcb-changed" in cells.protocol_claims(page).html
+
+
+def test_a_claim_is_in_its_own_group_alone():
+    found = [
+        {"group": key, "ours": {"verdict": "holds"}, "paper": {"verdict": "fails"}, "checks": []}
+        for key in ("core", "ablation", "core")
+    ]
+    groups = {group["id"]: group["claims"] for group in grouped(found)}
+    assert groups == {"core": [found[0], found[2]], "ablation": [found[1]]}
+
+
+def test_an_operand_is_a_value_or_the_difference_of_two():
+    assert combined([3.0]) == 3.0 and combined([3.0, 1.0]) == 2.0
+    assert combined([3.0, None]) is None
+
+
+def test_a_check_of_opposed_orders_is_one_difference(tmp_path):
+    study = study_in(tmp_path)
+    forms = [check.form for claim in study.claims for check in claim.checks]
+    found = [check for claim in verdicts(Results(study)) for check in claim["checks"]]
+    counted = [c["differences"] for c, form in zip(found, forms, strict=True) if form == "opposed"]
+    assert counted and set(counted) == {1}
