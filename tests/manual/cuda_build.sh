@@ -4,8 +4,8 @@
 #     sh tests/manual/cuda_build.sh [FOLDER]        # FOLDER: the environment (default: a new one)
 #
 # Takes 5 GB of disk, and took 150 minutes on two busy cores. Proves that the locked torch's CUDA
-# build, the nvcc from its own packages and mmcv's sources fit together, and that set-up's CUDA branch ends
-# in operators that import and name their CUDA. Not that a kernel runs: that takes a GPU
+# build, the nvcc from its own packages and mmcv's sources fit together, and that set-up's CUDA
+# branch ends in operators that import and name their CUDA. Not that a kernel runs: that takes a GPU
 # (gpu_day.sh).
 set -eu
 cd "$(dirname "$0")/../.."
