@@ -25,15 +25,15 @@ SECTIONS = {  # name: (module, class, method) of each of its functions
     "frozen backbone, FPN, RPN": [
         ("pcb.synthetic.frozen_backbone", "FrozenBackboneMaskRCNN", "_cached")
     ],
-    "assign RoIs": [("mmdet.models.task_modules", "MaxIoUAssigner", "assign")],
-    "sample RoIs": [("mmdet.models.task_modules", "RandomSampler", "sample")],
-    "RoIAlign": [("mmdet.models.roi_heads.roi_extractors", "SingleRoIExtractor", "forward")],
+    "assign RoIs": [("pcb.synthetic.remembered", "RememberingMaxIoUAssigner", "assign")],
+    "sample RoIs": [("pcb.synthetic.remembered", "RememberingRandomSampler", "sample")],
+    "RoIAlign": [("pcb.synthetic.remembered", "RememberingSingleRoIExtractor", "forward")],
     "box head, three steps": [("pcb.heads", "IterativeRoIHead", "steps")],
-    "box targets": [("mmdet.models.roi_heads.bbox_heads", "Shared2FCBBoxHead", "get_targets")],
+    "box targets": [("pcb.synthetic.remembered", "RememberingShared2FCBBoxHead", "get_targets")],
     "classification loss": [("pcb.heads", "SteppedRoIHead", "classification_loss")],
-    "mask head": [("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "forward")],
+    "mask head": [("pcb.synthetic.remembered", "RememberingFCNMaskHead", "forward")],
     "mask targets and loss": [
-        ("mmdet.models.roi_heads.mask_heads", "FCNMaskHead", "loss_and_target")
+        ("pcb.synthetic.remembered", "RememberingFCNMaskHead", "loss_and_target")
     ],
     "backward": [("torch", "Tensor", "backward")],
     "optimiser and clipping": [("mmengine.optim", "OptimWrapper", "step")],

@@ -154,9 +154,14 @@ def diverged(runner: Runner, what: str) -> UserError:
 
 @HOOKS.register_module()
 class SaveHook(Hook):
-    """Saves a resumable checkpoint after every epoch, every `minutes`, and on a request to stop."""
+    """Saves a resumable checkpoint after an epoch, every `minutes`, and on a request to stop.
+
+    Attributes:
+        apart: Seconds since the last checkpoint within which the end of an epoch saves none.
+    """
 
     priority = "VERY_LOW"
+    apart = 15.0
 
     def __init__(self, minutes: float = 10.0):
         self.seconds = 60 * minutes
@@ -171,8 +176,9 @@ class SaveHook(Hook):
         # With several ranks, agreeing costs a collective.
         stop = runner.stop.agreed() if get_world_size() == 1 or loop.iter % 10 == 0 else 0
         at_end = loop.iter == loop.max_iters
-        overdue = time.monotonic() - self.saved > self.seconds
-        if stop or loop.at_epoch_end or at_end or overdue:
+        passed = time.monotonic() - self.saved
+        due = passed > (self.apart if loop.at_epoch_end else self.seconds)
+        if stop or at_end or due:
             require_finite(runner)
             if is_main_process():
                 state = runner.state()

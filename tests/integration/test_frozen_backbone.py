@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import training
+from mmdet.models.task_modules import MaxIoUAssigner
 from mmdet.registry import MODELS
 from training import PLAIN, tiny_study
 
@@ -14,6 +15,9 @@ from pcb.synthetic.frozen_backbone import TRAINING
 from pcb.training import build
 from pcb.training.memory_format import to_channels_last
 from pcb.training.runner import Runner
+
+ITERATIVE = "v05_r50_rfs_softmax_iterative_pcb-a0.4-g0.99"
+LOCE = "v05_r50_random_loce_plain"
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +106,42 @@ def test_losses_are_the_same_with_a_filled_and_an_empty_cache(model, prepared):
     assert losses(model, prepared) == computed
 
 
+def losses_and_gradients(head, features, proposals, samples, seed):
+    torch.manual_seed(seed)
+    head.zero_grad()
+    found = head.loss(features, [of_image.clone() for of_image in proposals], samples)
+    sum(value for key, value in found.items() if "loss" in key).backward()
+    return found, [p.grad for p in head.parameters()]
+
+
+@pytest.mark.parametrize("run", [PLAIN, ITERATIVE, LOCE])
+def test_what_roi_heads_remember_is_what_mmdetection_computes(setting, prepared, run):
+    """Losses and gradients of several samples of RoIs equal those of MMDetection's own classes."""
+    model = build.detector(setting.study, run).train()
+    cfg = build.base_config(setting.study, "r50")
+    build.set_model(cfg, setting.study, run, stage=-1)
+    stock = MODELS.build({**cfg.model, "feature_cache": None}).train()
+    stock.load_state_dict(model.state_dict())
+    to_channels_last(stock)
+    assert type(stock.roi_head.bbox_assigner) is MaxIoUAssigner
+    assert type(model.roi_head.bbox_assigner) is not MaxIoUAssigner
+    images, samples = prepared["inputs"], prepared["data_samples"]
+    features, proposals = model.extract_and_propose(images, samples, TRAINING)
+    for seed in (0, 1, 0):
+        keys = range(len(samples))
+        with model.memory.of(keys, model.roi_head, features, proposals, samples):
+            ours = losses_and_gradients(model.roi_head, features, proposals, samples, seed)
+        theirs = losses_and_gradients(stock.roi_head, features, proposals, samples, seed)
+        assert ours[0].keys() == theirs[0].keys()
+        assert all(torch.equal(ours[0][key], value) for key, value in theirs[0].items())
+        assert all(map(torch.equal, ours[1], theirs[1]))
+
+
 def test_loading_weights_clears_the_cache(model, prepared):
     losses(model, prepared)
-    assert model.cache
+    assert model.cache and model.memory.known
     model.load_state_dict(model.state_dict())
-    assert not model.cache
+    assert not model.cache and not model.memory.known
 
 
 def test_a_saved_cache_is_loaded_by_the_same_frozen_modules_only(model, prepared, tmp_path):

@@ -213,8 +213,8 @@ def finish():
 
 ORDER = targets_in_order(study)
 # Within a target: of a training, its epochs. A trained run is evaluated before another training
-# starts, and a page is made before that.
-TRUNK, EVALUATE, REPORT, PREPARE = 80, 60, 70, 100 * (len(ORDER) + 1)
+# starts. Data come before everything else, and a page is made as soon as its results exist.
+TRUNK, EVALUATE, AT_ONCE = 80, 60, 100 * (len(ORDER) + 1)
 
 
 def priority(within, *targets):
@@ -248,7 +248,7 @@ def priority_of_trunk(wildcards):
 
 def priority_of_page(wildcards):
     """The priority of a table, figure or page."""
-    return priority(REPORT, name_of(wildcards))
+    return AT_ONCE + priority(0, name_of(wildcards))
 
 
 # What runs again --------------------------------------------------------------------------------

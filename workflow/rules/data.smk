@@ -11,7 +11,7 @@ if SYNTHETIC:
             paths.log("data/{dataset}"),
         benchmark:
             paths.benchmark("data/{dataset}")
-        priority: PREPARE + 1
+        priority: AT_ONCE + 1
         conda:
             ENVIRONMENT
         threads: 1
@@ -45,7 +45,7 @@ rule check_data:
         paths.data_check("{dataset}"),
     log:
         paths.log("check_data/{dataset}"),
-    priority: PREPARE + 1
+    priority: AT_ONCE + 1
     conda:
         ENVIRONMENT
     threads: 1
@@ -68,7 +68,7 @@ rule pretrain:
         paths.log("pretrain/{backbone}"),
     benchmark:
         paths.benchmark("pretrain/{backbone}")
-    priority: PREPARE
+    priority: AT_ONCE
     conda:
         ENVIRONMENT
     threads: HARDWARE["threads_per_job"]

@@ -187,10 +187,11 @@ class PCBLVISDataset(BaseDetDataset):
             raise RuntimeError(f"a transform failed on {where}: {error}") from error
         if sample is None:
             return None
-        info, shape = self.get_data_info(idx), getattr(sample["data_samples"], "ori_shape", None)
-        if shape is not None and tuple(shape) != (info["height"], info["width"]):
-            size = f"has {shape[1]}x{shape[0]} pixels, but {info['width']}x{info['height']}"
-            raise self._fault(info, f"{size} in the annotation file")
+        height, width = self._index.sizes[self._rows[idx]].tolist()
+        shape = getattr(sample["data_samples"], "ori_shape", None)
+        if shape is not None and tuple(shape) != (height, width):
+            size = f"has {shape[1]}x{shape[0]} pixels, but {width}x{height}"
+            raise self._fault(self.get_data_info(idx), f"{size} in the annotation file")
         return sample
 
     def _described(self, idx: int, decoded: Container[str] = ()) -> dict:

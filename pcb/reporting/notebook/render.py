@@ -15,20 +15,23 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
-import nbformat
-import papermill
-from nbconvert import HTMLExporter
-from nbformat import NotebookNode
 from pygments.formatters.html import HtmlFormatter
 from traitlets.config import Config
 
 from pcb import formatting
 from pcb.errors import UserError
 from pcb.files import ROOT, atomic, temporary_folder, write_json, write_text
+from pcb.import_stubs import blocked
 from pcb.reporting import findings, protocols, style, tables
 from pcb.reporting.current import page_from, record_page, template
 from pcb.reporting.notebook import FOR_PAGE
 from pcb.study import Study
+
+with blocked("rfc3987_syntax"):  # see pcb/study/schema.py; nbformat imports jsonschema too
+    import nbformat
+    import papermill
+    from nbconvert import HTMLExporter
+    from nbformat import NotebookNode
 
 
 def render(study: Study, target: str) -> Path:
