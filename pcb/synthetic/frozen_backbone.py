@@ -5,7 +5,8 @@ augmentation is only a flip, an image has two versions, and everything that prec
 is computed once for each of them and cached: the packed sample (`FlipPipeline`), the
 normalised image (`CachingPreprocessor`), and features and proposals (`FrozenBackboneMaskRCNN`),
 which are also saved for later trainings and detections. What the RoI heads compute before their
-first weight follows from the same and is remembered too (`pcb.synthetic.remembered`).
+first weight follows from the same and is remembered, and saved but for what is quickly computed
+(`pcb.synthetic.remembered`).
 
 The cache saves 7.3 of 25.0 ms of CPU time an image in inference (results/benchmarks/infer.json),
 and the forward pass of the frozen modules in every training iteration after the first epochs.
@@ -35,12 +36,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from pcb.errors import UserError
-from pcb.synthetic.remembered import Memory, remembering
+from pcb.synthetic.remembered import Key, Memory, remembering
 from pcb.training import checkpoint
 
 TRAINING = "training"  # as a split: training images with the RPN's training settings
 
-Key = tuple[int, bool, tuple[int, ...]]  # image id, flipped or not, shape (3, H, W)
 Entry = tuple[list[Tensor], Tensor]  # feature maps (1, C, H, W), finest first; proposals (n, 4)
 
 
@@ -195,6 +195,8 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
                 print(f"{error.what}; its features are computed again", flush=True)
             else:  # under the name of another cache it would be the features of other images
                 rows = stored["rows"] if stored.get("cache") == path.stem else []
+                if rows and split == TRAINING and self.memory:
+                    self.memory.load(stored.get("candidates", {}), device)
         self.cache[split] = {tuple(key): (features, boxes) for *key, features, boxes in rows}
         self.loaded[split] = len(rows)
 
@@ -202,12 +204,16 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
         """Save a split's cache for later processes, unless its file already has all entries."""
         entries = self.cache.get(split, {})
         path = self.cache_file(split)
-        if path and len(entries) > self.loaded.get(split, 0):
+        memory = self.memory if split == TRAINING else None
+        if path and (len(entries) > self.loaded.get(split, 0) or (memory and memory.has_grown)):
             rows = [
                 (*key, [level.cpu() for level in features], boxes.cpu())
                 for key, (features, boxes) in entries.items()
             ]
-            checkpoint.save(path, {"cache": path.stem, "rows": rows})
+            stored = {"cache": path.stem, "rows": rows}
+            if memory:
+                stored["candidates"] = memory.state()
+            checkpoint.save(path, stored)
 
 
 def image_key(image: Tensor, sample: DetDataSample) -> Key:

@@ -11,9 +11,9 @@ nearly all of it pooled features.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import cast
 
 import torch
@@ -35,6 +35,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.func import functional_call
 
+Key = tuple[int, bool, tuple[int, ...]]  # image id, flipped or not, shape (3, H, W)
+
 
 def remembering(config: Mapping) -> ConfigDict:
     """Replace the classes that are remembered here in a config, and in what is nested in it."""
@@ -52,29 +54,45 @@ class Candidates:
     """What may be sampled of one image: its g objects, then its proposals, n boxes in all.
 
     Attributes:
-        proposals: (n - g, 4), the tensor itself that the RoI head gets.
+        objects: g.
         boxes: (n, 4).
-        is_object: (n,) uint8.
-        assigned: Assignment of all boxes to the objects.
-        positive: Rows that are assigned to an object, ascending.
-        negative: Rows that are background, ascending.
-        rows: Box, as bytes -> its row.
+        gt_inds: (n,) int64: 0 for background, 1 .. g for the object that a box is assigned to, -1
+            for neither.
+        overlaps: (n,) IoU with the nearest object.
+        assigned_labels: (n,) int64, the object's label, -1 without.
+        labels: (n,) int64 targets of the classifier.
+        label_weights: (n,).
+        deltas: (n, 4) targets of the boxes.
+        delta_weights: (n, 4).
+        masks: (p, h, w) targets of the p boxes that are assigned to an object, in their order.
         pooled: Features of all boxes, (n, D, h, w), by the pooling operation.
-        box_targets: (n,) labels (C: background), (n,) their weights, (n, 4) box targets, (n, 4)
-            their weights.
-        mask_targets: (n, h, w), zeros for background.
     """
 
-    proposals: Tensor
+    objects: int
     boxes: Tensor
-    is_object: Tensor
-    assigned: AssignResult
-    positive: Tensor
-    negative: Tensor
-    rows: dict[bytes, int]
-    pooled: dict[str, Tensor]
-    box_targets: tuple[Tensor, ...]
-    mask_targets: Tensor
+    gt_inds: Tensor
+    overlaps: Tensor
+    assigned_labels: Tensor
+    labels: Tensor
+    label_weights: Tensor
+    deltas: Tensor
+    delta_weights: Tensor
+    masks: Tensor
+    pooled: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        of_object = self.gt_inds > 0
+        self.positive = of_object.nonzero().flatten()
+        self.negative = (self.gt_inds == 0).nonzero().flatten()
+        self.mask_row = of_object.cumsum(0) - 1
+        self.is_object = (torch.arange(len(self.boxes)) < self.objects).to(self.boxes.device).byte()
+        self.rows = {box: row for row, box in enumerate(rows_as_bytes(self.boxes))}
+        self.assigned = AssignResult(
+            self.objects, self.gt_inds, self.overlaps, self.assigned_labels
+        )
+
+
+TENSORS = [each.name for each in fields(Candidates) if each.name not in ("objects", "pooled")]
 
 
 class Memory:
@@ -87,8 +105,16 @@ class Memory:
     def __init__(self, head: StandardRoIHead):
         assert isinstance(head.bbox_assigner, RememberingMaxIoUAssigner)
         assert isinstance(head.bbox_sampler, RememberingRandomSampler)
-        self.known: dict[Hashable, Candidates] = {}
-        self.batch: Sequence[Candidates] = ()
+        self.known: dict[Key, Candidates] = {}
+        self.loaded = 0
+        # What candidates depend on besides images and proposals.
+        coder = vars(head.bbox_head.bbox_coder)
+        self.settings = f"{head.bbox_head.num_classes} classes, {coder}, {head.train_cfg}"
+        self.batch: list[Candidates] = []
+        self.proposals: list[Tensor] = []
+        self.extractors = [
+            part for part in head.modules() if isinstance(part, RememberingSingleRoIExtractor)
+        ]
         for part in (head.bbox_assigner, head.bbox_sampler, *head.modules()):
             if isinstance(part, Remembering):
                 part.memory = self
@@ -96,11 +122,17 @@ class Memory:
     def clear(self) -> None:
         """Forget all images."""
         self.known.clear()
+        self.loaded = 0
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether images are known that were not loaded."""
+        return len(self.known) > self.loaded
 
     @contextmanager
     def of(
         self,
-        keys: Sequence[Hashable],
+        keys: Sequence[Key],
         head: StandardRoIHead,
         features: Sequence[Tensor],
         proposals: Sequence[InstanceData],
@@ -115,63 +147,80 @@ class Memory:
             proposals: N proposals.
             samples: N samples with objects.
         """
+        boxes = [tensor(of_image, "bboxes") for of_image in proposals]
         for i, key in enumerate(keys):
             if key not in self.known:
+                self.known[key] = candidates(head, samples[i].gt_instances, boxes[i])
+            if not (known := self.known[key]).pooled:
                 levels = tuple(level[i : i + 1] for level in features)
-                objects = samples[i].gt_instances
-                self.known[key] = candidates(head, levels, objects, tensor(proposals[i], "bboxes"))
-        self.batch = [self.known[key] for key in keys]
+                rois = bbox2roi([known.boxes])
+                known.pooled = {
+                    each.operation: each(levels[: each.num_inputs], rois)
+                    for each in self.extractors
+                }
+        self.batch, self.proposals = [self.known[key] for key in keys], boxes
         try:
             yield
         finally:
-            self.batch = ()
+            self.batch, self.proposals = [], []
+
+    def state(self) -> dict:
+        """What is known of all images but their pooled features, as few tensors."""
+        known = self.known.values()
+        tensors = {name: torch.cat([getattr(each, name) for each in known]) for name in TENSORS}
+        return {
+            "settings": self.settings,
+            "keys": list(self.known),
+            "counts": [(each.objects, len(each.boxes), len(each.masks)) for each in known],
+            "tensors": {name: values.cpu() for name, values in tensors.items()},
+        }
+
+    def load(self, state: dict, device: torch.device) -> None:
+        """Know what another memory's `state` holds, if that has the same settings."""
+        if state.get("settings") != self.settings:
+            return
+        counts = state["counts"]
+        boxes, masks = [n for _, n, _ in counts], [p for _, _, p in counts]
+        parts = [
+            state["tensors"][name].to(device).split(masks if name == "masks" else boxes)
+            for name in TENSORS
+        ]
+        for key, (objects, *_), *of_image in zip(state["keys"], counts, *parts, strict=True):
+            self.known[tuple(key)] = Candidates(objects, *of_image)
+        self.loaded = len(self.known)
 
 
-def candidates(
-    head: StandardRoIHead, features: tuple[Tensor, ...], objects: InstanceData, proposals: Tensor
-) -> Candidates:
+def candidates(head: StandardRoIHead, objects: InstanceData, proposals: Tensor) -> Candidates:
     """Compute what is remembered of one image.
 
     Args:
         head: The RoI head.
-        features: Its feature maps, (1, D, h, w).
         objects: Its g objects.
         proposals: (n - g, 4).
     """
     assert head.bbox_assigner is not None
     assigned = head.bbox_assigner.assign(InstanceData(priors=proposals), objects)
-    object_boxes = tensor(objects, "bboxes")
     assigned.add_gt_(tensor(objects, "labels"))
+    object_boxes = tensor(objects, "bboxes")
     boxes = torch.cat([object_boxes, proposals])
-    n = len(boxes)
-    is_object = (torch.arange(n, device=boxes.device) < len(objects)).byte()
     positive = (assigned.gt_inds > 0).nonzero().flatten()
-    negative = (assigned.gt_inds == 0).nonzero().flatten()
-    all_positive = SamplingResult(positive, positive[:0], boxes, object_boxes, assigned, is_object)
-
-    def of_all(values: Tensor, background: float) -> Tensor:
-        return values.new_full((n, *values.shape[1:]), background).index_copy(0, positive, values)
-
-    targets = head.bbox_head.get_targets([all_positive], head.train_cfg)
+    flags = torch.zeros_like(assigned.gt_inds, dtype=torch.uint8)
+    sampled = SamplingResult(positive, positive[:0], boxes, object_boxes, assigned, flags)
+    targets = head.bbox_head.get_targets([sampled], head.train_cfg)
     backgrounds = head.bbox_head.num_classes, 1, 0, 0
-    masks = head.mask_head.get_targets([all_positive], [objects], head.train_cfg)
-    extractors = [
-        part for part in head.modules() if isinstance(part, RememberingSingleRoIExtractor)
-    ]
     return Candidates(
-        proposals,
+        len(objects),
         boxes,
-        is_object,
-        assigned,
-        positive,
-        negative,
-        {box: row for row, box in enumerate(rows_as_bytes(boxes))},
-        {
-            each.operation: each(features[: each.num_inputs], bbox2roi([boxes]))
-            for each in extractors
-        },
-        tuple(map(of_all, targets, backgrounds)),
-        of_all(masks, 0),
+        assigned.gt_inds,
+        assigned.max_overlaps,
+        assigned.labels,
+        *(
+            values.new_full((len(boxes), *values.shape[1:]), background).index_copy(
+                0, positive, values
+            )
+            for values, background in zip(targets, backgrounds, strict=True)
+        ),
+        head.mask_head.get_targets([sampled], [objects], head.train_cfg),
     )
 
 
@@ -181,13 +230,17 @@ class Remembering:
     memory: Memory | None = None
 
     @property
-    def batch(self) -> Sequence[Candidates]:
-        """The candidates of the images of the present batch; () where nothing is remembered."""
-        return self.memory.batch if self.memory else ()
+    def batch(self) -> list[Candidates]:
+        """The candidates of the images of the present batch; [] where nothing is remembered."""
+        return self.memory.batch if self.memory else []
 
     def of(self, proposals: Tensor) -> Candidates | None:
         """The candidates whose proposals these are; None if nothing is remembered of them."""
-        return next((known for known in self.batch if known.proposals is proposals), None)
+        if self.memory:
+            for known, of_image in zip(self.memory.batch, self.memory.proposals, strict=True):
+                if of_image is proposals:
+                    return known
+        return None
 
 
 @TASK_UTILS.register_module()
@@ -273,14 +326,15 @@ class RememberingShared2FCBBoxHead(Remembering, Shared2FCBBoxHead):
         if not self.batch or not concat:
             return super().get_targets(sampling_results, rcnn_train_cfg, concat)
         rows = [torch.cat([sampled.pos_inds, sampled.neg_inds]) for sampled in sampling_results]
+        names = ("labels", "label_weights", "deltas", "delta_weights")
         return tuple(
             torch.cat(
                 [
-                    known.box_targets[k][of_image]
+                    getattr(known, name)[of_image]
                     for known, of_image in zip(self.batch, rows, strict=True)
                 ]
             )
-            for k in range(4)
+            for name in names
         )
 
 
@@ -333,9 +387,11 @@ class RememberingFCNMaskHead(Remembering, FCNMaskHead):
         """Return the mask targets of the positive proposals, (n, h, w); see FCNMaskHead."""
         if not self.batch:
             return super().get_targets(sampling_results, batch_gt_instances, rcnn_train_cfg)
-        rows = [sampled.pos_inds for sampled in sampling_results]
         return torch.cat(
-            [known.mask_targets[of_image] for known, of_image in zip(self.batch, rows, strict=True)]
+            [
+                known.masks[known.mask_row[sampled.pos_inds]]
+                for known, sampled in zip(self.batch, sampling_results, strict=True)
+            ]
         )
 
 

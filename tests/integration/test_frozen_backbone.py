@@ -12,6 +12,7 @@ from mmdet.registry import MODELS
 from training import PLAIN, tiny_study
 
 from pcb.synthetic.frozen_backbone import TRAINING
+from pcb.synthetic.remembered import TENSORS
 from pcb.training import build
 from pcb.training.memory_format import to_channels_last
 from pcb.training.runner import Runner
@@ -159,6 +160,15 @@ def test_a_saved_cache_is_loaded_by_the_same_frozen_modules_only(model, prepared
     for key, (features, boxes) in saved.items():
         assert all(map(torch.equal, features, loaded[key][0]))
         assert torch.equal(boxes, loaded[key][1])
+    known = same.memory.known
+    assert not other.memory.known and known.keys() == model.memory.known.keys()
+    for key, candidates in model.memory.known.items():
+        assert all(torch.equal(getattr(candidates, n), getattr(known[key], n)) for n in TENSORS)
+    assert losses(same, prepared) == losses(model, prepared)
+    same.memory.settings = "another assigner"
+    same.memory.clear()
+    same.load_cache(TRAINING, torch.device("cpu"))
+    assert same.cache[TRAINING] and not same.memory.known
 
 
 def test_a_cache_is_saved_again_only_if_it_has_grown(model, prepared, tmp_path):
