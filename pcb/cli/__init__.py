@@ -17,6 +17,7 @@ import signal
 import sys
 from contextlib import ExitStack
 
+from pcb import __version__
 from pcb.cli import data, detectors, pages, runs, workflow
 from pcb.cli.arguments import Parser, Verbs, name_of, summary
 from pcb.cli.errors import not_installed, report, unread
@@ -90,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
         )
         + contents(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--version", action="version", version=f"pcb {__version__}", help="print the version"
     )
     verbs = Verbs(top)
     for subject in SUBJECTS.values():

@@ -100,6 +100,21 @@ def natural(text: str) -> int:
     return value
 
 
+def cores(text: str) -> str:
+    """`all` or a whole number from 1 on, for argparse."""
+    if text != "all" and not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text} is neither `all` nor a whole number from 1 on")
+    return text
+
+
+def interval(text: str) -> float:
+    """Seconds between two readings, at most a day, for argparse."""
+    value = positive(text)
+    if value > 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is more than 86400, a day")
+    return value
+
+
 def distance(text: str) -> float:
     """A number from 0 on, for argparse."""
     value = float(text)

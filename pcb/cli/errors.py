@@ -31,7 +31,16 @@ def report(error: UserError, options: Sequence[str] = ()) -> int:
 
 
 def with_options(text: str, options: Sequence[str]) -> str:
-    """Add the options that select the study to the commands in a text."""
+    """Add the options that select the study to the commands in a text, but not in its comments.
+
+    A comment, `<!-- … -->`, is what a file has to hold word for word.
+    """
+    parts = re.split(r"(<!--.*?-->)", text)
+    return "".join(part if part.startswith("<!--") else selecting(part, options) for part in parts)
+
+
+def selecting(text: str, options: Sequence[str]) -> str:
+    """Add the options that select the study to all commands in a text."""
     selection = f" {shlex.join(options)}" if options else ""
     given = dict(zip(options[::2], options[1::2], strict=True))
     pairs = [f"{key[2:]}={value}" for key, value in given.items() if key != "--study"]

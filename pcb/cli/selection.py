@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from pcb.study import Study
 
 STUDY_OPTIONS = ("scale", "paper", "results", "study")
-# Verbs that write nothing into the results folder. A run of the workflow waits for the others.
-READERS = ("reproduce", "plan", "status", "doctor", "download", "contact-sheet", "export")
+# Verbs that write nothing into the results folder (`verdict` without `--write`). A run of the
+# workflow does not start beside the others.
+READERS = (
+    "reproduce",
+    "plan",
+    "status",
+    "doctor",
+    "download",
+    "contact-sheet",
+    "export",
+    "verdict",
+)
 
 
 def load(arguments: Namespace) -> Study:
@@ -44,7 +54,7 @@ def load(arguments: Namespace) -> Study:
         study = load_study(options["scale"], options.get("paper"), overrides)
         for notice in filter(None, (notice_of_old_results(study), notice_of_unused_gpus(study))):
             print(f"note: {notice}", file=sys.stderr)
-    if arguments.verb not in READERS:
+    if arguments.verb not in READERS or vars(arguments).get("write"):
         names = (vars(arguments).get(key) for key in ("run", "target", "dataset", "backbone"))
         doing = f"`pcb {' '.join([arguments.verb, *filter(None, names)])}`"
         arguments.until_end.enter_context(registered(study.paths.jobs, doing))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from argparse import Namespace
 
-from pcb.cli.arguments import Verbs, add_json, natural, positive
+from pcb.cli.arguments import Verbs, add_json, cores, interval, natural, positive
 from pcb.cli.devices import on_gpus
-from pcb.cli.errors import with_options
+from pcb.cli.errors import report, with_options
 from pcb.cli.selection import check, check_targets, load, options_of, selected
+from pcb.errors import UserError
 from pcb.files import ROOT
 
 OTHER_TARGETS = ("all", "train_all", "site", "download")  # rules of the Snakefile, beside the pages
@@ -113,15 +115,23 @@ def status(arguments: Namespace) -> None:
     """Print the progress of each table, what runs now and when it will be done.
 
     Reads the results folder only, so it can be used while a run is under way. With --watch it
-    prints anew until everything is done, or until Ctrl-C.
+    prints anew until everything is done, or until Ctrl-C; an error of a file that changes
+    meanwhile is printed in its place.
     """
     from pcb.planning.status import status as text
     from pcb.planning.status import watch
 
+    study = load(arguments)  # a wrong option ends the watch, too
     if arguments.watch is None:
-        print(text(load(arguments)))
-    else:
-        watch(lambda: load(arguments), arguments.watch)
+        print(text(study))
+        return
+    while True:
+        try:
+            watch(lambda: load(arguments), arguments.watch)
+            return
+        except UserError as error:
+            report(error, options_of(arguments))
+            time.sleep(arguments.watch)
 
 
 def run_separately(command: list[str]) -> None:
@@ -147,7 +157,7 @@ def add_to(verbs: Verbs) -> None:
         "train_all: every training (default: everything)",
     )
     command.add_argument(
-        "--cores", default="all", metavar="N", help="CPU cores to use (default: all)"
+        "--cores", type=cores, default="all", metavar="N", help="CPU cores to use (default: all)"
     )
     command = verbs.add(plan)
     command.add_argument(
@@ -194,7 +204,7 @@ def add_to(verbs: Verbs) -> None:
     command.add_argument(
         "--watch",
         nargs="?",
-        type=positive,
+        type=interval,
         const=5.0,
         metavar="SECONDS",
         help="print anew every SECONDS (default: 5) until everything is done",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def resolve_paths(scale: dict) -> None:
     """Replace `{results}` in paths by the path of the results folder, and `~` by the home folder.
 
     Raises:
-        UserError: The path of the results folder has braces.
+        UserError: The path of the results folder has braces, or leads through a file.
     """
     scale["results"] = expanded(scale["results"])
     if set("{}") & set(scale["results"]):
@@ -209,7 +210,14 @@ def resolve_paths(scale: dict) -> None:
             f"results: {scale['results']} has braces, in which Snakemake would fill in names",
             "choose a folder without { and }",
         )
-    root = f"{Path(scale['results']) / scale['name']}"
+    folder = Path(scale["results"]) / scale["name"]
+    exists = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not exists.is_dir():
+        raise UserError(
+            f"results: {scale['results']} cannot hold results: {exists} is not a folder",
+            "choose another folder",
+        )
+    root = f"{folder}"
     for entry in scale["datasets"].values():
         files = {key: entry[key] for key in DATASET_FILES if key in entry}
         entry.update({k: expanded(file.replace("{results}", root)) for k, file in files.items()})

@@ -102,16 +102,19 @@ def require_record(path: Path, fingerprint: str, command: str) -> dict:
 def git() -> dict | None:
     """The commit of this code, and whether tracked files outside results/ differ from it.
 
-    None outside of a git checkout.
+    None outside of a git checkout, also of a copy that lies in another repository's.
     """
 
     def output(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
+        # Without the lock `git status` leaves the user's index as it is.
+        command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
         return subprocess.run(
             command, capture_output=True, encoding="utf-8", check=True
         ).stdout.strip()
 
     try:
+        if Path(output("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None
         changed = output("status", "--porcelain", "--untracked-files=no", "--", ":!results")
         return {"commit": output("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):

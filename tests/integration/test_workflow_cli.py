@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 
 import pytest
 
-from pcb import cli
+from pcb import __version__, cli
 from pcb.errors import UserError
 from pcb.files import working, write_json
 from pcb.study import load_study
@@ -151,6 +151,60 @@ def test_a_count_is_at_least_one(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert "0 is not a whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cores", ["0", "-1", "1.5", "many"])
+def test_cores_are_all_or_a_count(cores, capsys):
+    """Snakemake would wait for ever with 0."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reproduce", f"--cores={cores}"])
+    assert f"{cores} is neither `all` nor a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_watch_looks_at_least_once_a_day(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["status", "--watch", "1e10"])
+    assert "1e10 is more than 86400, a day" in capsys.readouterr().err
+
+
+def test_a_watch_outlives_a_file_that_is_broken_for_a_while(monkeypatch, tmp_path, capsys):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    record = study.paths.train("v05_r50_rfs_softmax_plain", 0)
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    monkeypatch.setattr("time.sleep", lambda seconds: record.unlink())
+    monkeypatch.setattr("pcb.planning.status.is_done", lambda study: True)
+    assert cli.main(["status", "--watch", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "run.json cannot be read" in captured.err and "0 of 43 trainings" in captured.out
+    assert cli.main(["status", "--watch", "--scale", "miny"]) == 2  # would never be there
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"pcb {__version__}\n"
+
+
+def test_results_are_not_looked_for_below_a_file(capsys):
+    assert cli.main(["status", "--scale", "smoke", "--results", "/dev/null"]) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert "/dev/null is not a folder" in error and fix == "fix: choose another folder"
+
+
+def test_the_marks_of_a_verdict_are_printed_as_they_have_to_be_written(capsys, tmp_path):
+    page, options = tmp_path / "page.md", ["--scale", "smoke", "--results", str(tmp_path / "r")]
+    page.write_text("# Page\n")
+    assert cli.main(["verdict", "--write", str(page), *options]) == 2
+    marks = re.findall("<!--.*?-->", capsys.readouterr().err)
+    page.write_text("\n".join(marks))
+    assert cli.main(["verdict", "--write", str(page), *options]) == 0
+    assert "Does PCB reproduce?" in page.read_text(encoding="utf-8")
+
+
+def test_a_verdict_that_is_printed_writes_nothing(capsys, tmp_path):
+    assert cli.main(["verdict", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    assert "Does PCB reproduce?" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_closed_pipe_is_no_error():

@@ -1,10 +1,13 @@
 """Records of jobs: absent, of another configuration, changed and broken ones."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from pcb.errors import UserError
+from pcb.study import records
 from pcb.study.records import current_record, read_record, require_record, write_record
 
 CONTENT = {"fingerprint": "abc", "seed": 0, "values": {"ü": [1e-17, None, float("inf")]}}
@@ -74,3 +77,26 @@ def test_a_required_record_names_the_command_that_writes_it(path):
     with pytest.raises(UserError, match=r"run\.json does not exist") as error:
         require_record(path, "abc", "pcb train RUN")
     assert error.value.fix == "run `pcb train RUN` first"
+
+
+def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
+    """A copy without `.git` inside another repository has none, and its index stays as it is."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    git("init", "-q")
+    code = tmp_path / "copy/code.py"
+    code.parent.mkdir()
+    code.write_text("1")
+    git("add", "-A"), git("commit", "-qm", "first")
+    index = (tmp_path / ".git/index").read_bytes()
+    os.utime(code, (0, 0))  # so that `git status` would refresh the index
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records.git()["changed"] is False
+    assert (tmp_path / ".git/index").read_bytes() == index
+    code.write_text("2")
+    assert records.git()["changed"] is True
+    monkeypatch.setattr(records, "ROOT", code.parent)
+    assert records.git() is None
