@@ -6,10 +6,13 @@ tools/setup.sh calls it with the environment's own Python. Environment variables
 - Sources are unpacked into FOLDER and compiled there, so that an interrupted build resumes with the
   files that are missing: pip unpacks them anew into a temporary folder each time.
 - Most of a file's time goes into torch's headers (of `roi_align.cpp` 15 of 16 s), so the files are
-  compiled in groups: 4 min of one core instead of 20. If a group does not compile, as with an
-  unknown compiler, each file is compiled by itself.
+  compiled in groups: 4 min of one core instead of 20. If the compiler finds an error in a group, as
+  an unknown compiler may, each file is compiled by itself. A compiler that was killed, as for lack
+  of memory, found none: the same command resumes.
 - The wheel is kept under ~/.cache/pcb for other checkouts, by KEY: the versions of mmcv and torch,
-  CUDA and its architectures. `--fresh` replaces it. PIP_NO_CACHE_DIR=1 keeps none.
+  CUDA and its architectures. `--fresh` replaces it, and so does a wheel that does not install.
+  PIP_NO_CACHE_DIR=1 keeps none.
+- The output of all is kept beside FOLDER, in mmcv-build.log.
 - ccache is used where it is installed.
 
 Only Python's own library is used.
@@ -37,6 +40,13 @@ APART = ("bezier_align.cpp", "roi_align.cpp", "roi_align_rotated.cpp", "rotated_
 LAST = "psamask.cpp"  # defines macros `min` and `max`
 GROUPED = "grouped"  # names of the files that say how far FOLDER is
 SECONDS = 20.0  # of a file, before one was timed
+# In a compiler's output: an error at a line of a file, and what is no fault of the source.
+FOUND_ERROR = re.compile(r"[:(]\d+\)?: (fatal |internal compiler )?error\b", re.IGNORECASE)
+NO_FAULT = re.compile(
+    r"\bkilled\b|terminated by signal|out of memory|cannot allocate memory|memory exhausted"
+    r"|no space left on device",
+    re.IGNORECASE,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,18 +54,22 @@ def main(arguments: Sequence[str]) -> int:
     fresh = "--fresh" in arguments
     version, folder, key = (a for a in arguments if a != "--fresh")
     build = Build(version, Path(folder).resolve(), key)
-    wheel = None if fresh else build.kept()
-    if wheel:
-        print(f"mmcv's operators were built before: {wheel}", flush=True)
-    else:
-        wheel = build.wheel()
+    if not fresh and (kept := build.kept()):
+        print(f"mmcv's operators were built before: {kept}", flush=True)
+        status = build.install(kept)
+        if status == 0 or stopped(status):
+            return status
+        print("They are built anew instead", flush=True)
+        kept.unlink(missing_ok=True)
+    wheel = build.wheel()
     if not isinstance(wheel, Path):
         return wheel
-    options = ("install", "--no-deps", "--force-reinstall")
-    status = build.pip("Installing mmcv", *options, str(wheel))
-    if status == 0:
-        shutil.rmtree(build.folder)
-    return status
+    return build.install(wheel)
+
+
+def stopped(status: int) -> bool:
+    """Whether an exit status is that of a command which a signal ended."""
+    return status < 0 or status > 128
 
 
 class Build:
@@ -70,7 +84,8 @@ class Build:
     def __init__(self, version: str, folder: Path, key: str) -> None:
         self.version, self.folder = version, folder
         self.key = f"{key} {sysconfig.get_platform()} python={sys.version_info[:2]}"
-        self.source, self.log = folder / "source", folder / "build.log"
+        self.source = folder / "source"
+        self.log = folder.with_name("mmcv-build.log")  # stays when the folder is removed
         self.jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
     @property
@@ -86,6 +101,14 @@ class Build:
         """The wheel of an earlier build with the same key."""
         return next(self.cache.glob("*.whl"), None) if self.cache and self.cache.exists() else None
 
+    def install(self, wheel: Path) -> int:
+        """Install a wheel and remove the folder of the build; return pip's exit status."""
+        options = ("install", "--no-deps", "--force-reinstall")
+        status = self.pip("Installing mmcv", *options, str(wheel))
+        if status == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return status
+
     def pip(self, title: str, *arguments: str) -> int:
         """Run pip with one moving line; return its exit status."""
         command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"]
@@ -99,8 +122,9 @@ class Build:
         """Build the wheel; return its path, or the exit status of what failed."""
         if status := self.unpack():
             return status
+        begin = moving_line.size(self.log)
         status = self.compile()
-        if status not in (0, 130) and (self.folder / GROUPED).exists():
+        if status and not stopped(status) and self.groups_are_at_fault(begin):
             print("Compiling each file by itself instead", flush=True)
             shutil.rmtree(self.folder)
             if status := self.unpack(grouped=False):
@@ -137,6 +161,20 @@ class Build:
             (self.folder / GROUPED).touch()
         about.write_text(self.key, encoding="utf-8")
         return 0
+
+    def groups_are_at_fault(self, begin: int) -> bool:
+        """Whether files of groups did not compile, by the log from a byte on."""
+        if not (self.folder / GROUPED).exists():
+            return False
+        output = "\n".join(moving_line.text(self.log, begin))
+        if NO_FAULT.search(output):
+            print(
+                "A compiler was killed, or memory or disk ran out. `MAX_JOBS=1 make setup` "
+                "compiles one file at a time, which takes the least memory",
+                flush=True,
+            )
+            return False
+        return FOUND_ERROR.search(output) is not None
 
     def compile(self) -> int:
         """Compile what is missing and make the wheel; return an exit status."""

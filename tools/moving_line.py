@@ -4,7 +4,8 @@
 
 The line shows TITLE, the last thing of note in the output and the time. On a terminal it replaces
 itself; elsewhere, as in a CI log, a new one comes every half minute. If the command fails, the end
-of its output follows. Only Python's own library is used: nothing is installed yet.
+of its output follows. Ctrl-C and the signals TERM and HUP end the command with all that it started.
+Only Python's own library is used: nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SHOWN = re.compile(r"(Collecting|Downloading|Using cached|Building|Installing|Preparing) ?.*")
 LINES = 30  # of the output, after a failure
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(
@@ -29,7 +33,10 @@ def run(
     state: Callable[[], str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a command; return its exit status, 130 after Ctrl-C.
+    """Run a command; return its exit status.
+
+    It is negative after a signal that ended the command alone, and 128 and the number of the signal
+    that stopped both: 130 after Ctrl-C.
 
     Args:
         title: What it does.
@@ -39,21 +46,23 @@ def run(
         environment: Its environment; None: that of this process.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    begin, started = log.stat().st_size if log.exists() else 0, time.monotonic()
-    with log.open("a", encoding="utf-8") as file:
+    begin, started = size(log), time.monotonic()
+    with log.open("a", encoding="utf-8") as file, passed_on() as (group, received):
         process = subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
             stdin=subprocess.DEVNULL,
+            process_group=0,
         )
-        try:
-            wait(process, lambda: f"{title}: {(state or (lambda: last(log, begin)))()}", started)
-        except KeyboardInterrupt:
-            process.wait()
-            show(f"{title}: stopped; the same command resumes", end="\n")
-            return 130
+        group.append(process.pid)
+        for number in received:  # while it started
+            end(process.pid, number)
+        wait(process, lambda: f"{title}: {(state or (lambda: last(log, begin)))()}", started)
+    if received:
+        show(f"{title}: stopped; the same command resumes", end="\n")
+        return 128 + received[0]
     took = duration(time.monotonic() - started)
     if process.returncode:
         show(f"{title}: FAILED after {took}; all of its output: {log}", end="\n")
@@ -61,6 +70,36 @@ def run(
     else:
         show(f"{title}: done in {took}", end="\n")
     return process.returncode
+
+
+@contextmanager
+def passed_on() -> Generator[tuple[list[int], list[int]]]:
+    """Pass signals that would end this process on to a process group, which may outlive it else.
+
+    Yields:
+        A list for the number of the group, once it exists, and one of the signals received.
+    """
+    group: list[int] = []
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        for one in group:
+            end(one, number)
+
+    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        yield group, received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end(group: int, number: int) -> None:
+    """Send a signal to a process group, if it exists."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def wait(process: subprocess.Popen, line: Callable[[], str], started: float) -> None:
@@ -81,6 +120,11 @@ def show(text: str, end: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         text = f"\r\033[K{text[:width]}"
     print(text, end=end, flush=True)
+
+
+def size(log: Path) -> int:
+    """Bytes in a log, 0 before it exists."""
+    return log.stat().st_size if log.exists() else 0
 
 
 def last(log: Path, begin: int) -> str:

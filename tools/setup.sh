@@ -9,12 +9,19 @@
 #               set-up, at first requirements.lock)
 #   FORCE_CUDA  1: mmcv's operators for CUDA, without a GPU too, as in a container or on a login
 #               node; 0: for the CPU only. Default: for CUDA where nvidia-smi finds a GPU
+#   PCB_CPU_ONLY  1: mmcv's operators for the CPU only, also where there is a GPU; before FORCE_CUDA
 #   TORCH_CUDA_ARCH_LIST  GPU generations to compile for, such as "8.0;9.0". Default: the GPUs of
 #               this machine; without one, all that torch supports, which takes longer
+#   CUDA_HOME   the CUDA toolkit to compile with. Default: that of nvcc, else /usr/local/cuda; where
+#               it does not fit torch, nvcc is installed from the packages of torch's libraries
+#   MAX_JOBS    files that are compiled at once (default: one for each core)
+#   CFLAGS      further options of the C++ compiler, after -O2 -g0 -DNDEBUG
+#   PIP_NO_CACHE_DIR  1: keep neither pip's downloads nor the compiled operators (~/.cache)
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=${ENV:-.venv}
+venv=${venv%/}
 lock=${LOCK:-$(cat "$venv/.lock" 2>/dev/null || echo requirements.lock)}
 
 say() { printf '\n== %s\n' "$*"; }
@@ -36,6 +43,25 @@ command -v g++ >/dev/null ||
         "on Debian or Ubuntu: apt-get install build-essential"
 [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
     die "Python's C headers are missing" "on Debian or Ubuntu: apt-get install python3-dev"
+
+# One set-up at a time: a second one would take the first one's unfinished .venv for a broken one.
+# The kernel releases the lock when this shell and its children end. The file is beside the
+# environment, which may be removed, and stays.
+mkdir -p "$(dirname "$venv")"
+guard=$venv.setup-lock
+[ -w "$(dirname "$venv")" ] || guard=$venv/.setup-lock
+exec 9>>"$guard"
+"$python" -c '
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    raise SystemExit(1)
+except OSError:
+    pass  # a file system without locks' 9>&9 ||
+    die "another set-up of $venv runs here: process $(cat "$guard")" \
+        "wait until it has ended, then run the same command again"
+echo $$ >"$guard"
 
 # An interpreter that does not start comes from an interrupted or moved set-up.
 if [ "$venv" = .venv ] && [ -d .venv ] && ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -159,7 +185,7 @@ print(*importlib.util.find_spec("nvidia.cu" + sys.argv[1]).submodule_search_loca
 # Optimised, without debug symbols, which cost half of the time. CFLAGS replaces all of Python's own
 # options, the optimisation level too. Arguments: options of build_operators.py.
 build() {
-    jobs=$(getconf _NPROCESSORS_ONLN)
+    jobs=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
     say "Building mmcv's operators from source on $jobs cores ($want)"
     FORCE_CUDA=$cuda MAX_JOBS=$jobs CFLAGS="-O2 -g0 -DNDEBUG ${CFLAGS:-}" \
         SETUP_PYTHON="$venv/bin/python" "$venv/bin/python" tools/build_operators.py \

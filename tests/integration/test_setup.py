@@ -7,11 +7,13 @@ for each; the wheel names the CUDA that it was built for.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ nms = lambda boxes, scores, threshold: (boxes, torch.Values([0, 2]))
 roi_align = lambda features, rois, size: torch.Values([1.0] * 4)
 """
 PIP = """
-import io, json, os, pathlib, signal, sys, tarfile
+import io, json, os, pathlib, signal, sys, tarfile, time
 root = pathlib.Path(os.environ["STAND_INS"])
 arguments = sys.argv[1:]
 keys = ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CFLAGS", "MAX_JOBS", "PATH")
@@ -56,6 +58,8 @@ def after(option):
 print("Collecting", *arguments)
 if (root / "no-network").exists():
     sys.exit("ERROR: Could not find a version that satisfies the requirement")
+while (root / "hold").exists():
+    time.sleep(0.05)
 if arguments[0] == "download":
     with tarfile.open(after("--dest") / "onedl_mmcv-2.3.6.tar.gz", "w:gz") as archive:
         for name in ("setup.py", *(f"mmcv/ops/csrc/pytorch/{n}.cpp" for n in SOURCES)):
@@ -67,7 +71,7 @@ if arguments[0] == "wheel":
     objects.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("mmcv/**/*.cpp")):
         if path.stem.startswith("group") and (root / "no-groups").exists():
-            sys.exit("error: redefinition of 'add'")
+            sys.exit("roi_align.inl:3:6: error: redefinition of 'add'")
         if not (objects / f"{path.stem}.o").exists():
             (objects / f"{path.stem}.o").touch()
             with open(root / "compiled", "a") as log:
@@ -76,10 +80,18 @@ if arguments[0] == "wheel":
                 (root / "interrupt").unlink()
                 os.kill(os.getppid(), signal.SIGINT)
                 sys.exit(130)
+            if (root / "no-memory").exists():
+                (root / "no-memory").unlink()
+                sys.exit("group0.cpp:1:1: fatal error: Killed signal terminated program cc1plus")
+            if (root / "kill").exists():
+                (root / "kill").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
     built = os.environ["TORCH_CUDA"] if os.environ["FORCE_CUDA"] == "1" else "not available"
     after("--wheel-dir").mkdir(exist_ok=True)
     (after("--wheel-dir") / "onedl_mmcv-2.3.6-cp311-linux.whl").write_text(built)
 if arguments[0] == "install" and (wheel := [a for a in arguments if a.endswith(".whl")]):
+    if pathlib.Path(wheel[0]).read_text(encoding="utf-8") == "damaged":
+        sys.exit("ERROR: Wheel is invalid")
     folder = root / "site/mmcv"
     distribution("onedl_mmcv", "2.3.6")
     folder.mkdir(exist_ok=True)
@@ -114,7 +126,7 @@ class Machine:
         self.toolkit("cuda_toolkit-13.0.3")
         for name in ("sh", "dirname", "sed", "grep", "sort", "paste", "cat", "rm", "date", "cksum"):
             self.bin.joinpath(name).symlink_to(shutil.which(name))
-        for name in ("g++", "getconf", "ln", "env", "make"):
+        for name in ("g++", "getconf", "ln", "env", "make", "mkdir"):
             self.bin.joinpath(name).symlink_to(shutil.which(name))
         self.script(
             self.env / "bin/python",
@@ -161,6 +173,12 @@ class Machine:
 
     def set_up(self, **variables: str) -> subprocess.CompletedProcess:
         """Run tools/setup.sh."""
+        process = self.start(**variables)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, **variables: str) -> subprocess.Popen:
+        """Start tools/setup.sh."""
         environment = {
             "PATH": str(self.bin),
             "HOME": str(self.root),
@@ -170,13 +188,12 @@ class Machine:
             **self.variables,
             **variables,
         }
-        return subprocess.run(
+        return subprocess.Popen(
             ["sh", str(ROOT / "tools/setup.sh")],
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
         )
 
     def forget_mmcv(self) -> None:
@@ -216,6 +233,14 @@ def machine(tmp_path):
 def ok(done: subprocess.CompletedProcess) -> str:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def wait_for(condition) -> None:
+    """Wait until a condition holds, at most half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_without_a_gpu_the_operators_are_for_the_cpu_and_stay(machine):
@@ -288,6 +313,28 @@ def test_an_interrupted_build_resumes_with_the_files_that_are_missing(machine):
     assert not (machine.env / ".mmcv-build").exists()  # its 200 MB are not needed any more
 
 
+def test_a_second_set_up_of_an_environment_ends_before_it_touches_it(machine):
+    hold, calls = machine.root / "hold", machine.root / "pip.log"
+    hold.touch()
+    first = machine.start()
+    wait_for(calls.exists)
+    second = machine.set_up()
+    assert second.returncode == 2 and f"runs here: process {first.pid}" in second.stderr
+    assert len(calls.read_text(encoding="utf-8").splitlines()) == 1
+    hold.unlink()
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0, out[-2000:] + err[-2000:]
+    ok(machine.set_up())
+
+
+def test_the_lock_of_a_set_up_is_beside_the_environment(machine):
+    """A broken .venv is removed, and a lock inside would go with it."""
+    with machine.env.with_name("env.setup-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert machine.set_up(ENV=f"{machine.env}/").returncode == 2
+    ok(machine.set_up(ENV=f"{machine.env}/"))
+
+
 def test_other_options_of_the_build_do_not_resume_it(machine):
     (machine.root / "interrupt").touch()
     machine.set_up()
@@ -300,6 +347,75 @@ def test_files_are_compiled_alone_where_groups_do_not_compile(machine):
     printed = ok(machine.set_up())
     assert "redefinition of 'add'" in printed and "each file by itself" in printed
     assert {"nms.cpp", "roi_align.cpp", "psamask.cpp"} <= set(machine.compiled())
+    (log,) = re.findall("FAILED .*; all of its output: (.*)", printed)
+    assert "redefinition of 'add'" in Path(log).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["no-memory", "kill"])
+def test_a_killed_compilation_keeps_what_is_compiled(machine, how):
+    (machine.root / how).touch()
+    killed = machine.set_up()
+    assert killed.returncode == 2 and "each file by itself" not in killed.stdout
+    assert ("MAX_JOBS=1 make setup" in killed.stdout) == (how == "no-memory")
+    printed = ok(machine.set_up(MAX_JOBS="1"))
+    assert "Resuming: 1 files were compiled before" in printed
+    names = machine.compiled()
+    assert len(names) == len(set(names)) and machine.builds()[-1]["env"]["MAX_JOBS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ("nms.inl:12:5: error: redefinition of 'add'", True),
+        ("      nms.inl:12:5: fatal error: a.h: No such file or directory", True),
+        ("nms_cuda.cu(12): error: identifier is undefined", True),
+        ("nms.inl:12:5: internal compiler error: Segmentation fault", True),
+        ("nms.inl:12:5: internal compiler error: Killed (program cc1plus)", False),
+        ("nms.inl:12:5: fatal error: error writing to /tmp/a.s: No space left on device", False),
+        ("error: subprocess-exited-with-error", False),
+        ("RuntimeError: Error compiling objects for extension", False),
+    ],
+)
+def test_groups_are_given_up_for_an_error_in_their_source_only(
+    tmp_path, monkeypatch, output, found
+):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import build_operators
+
+    build = build_operators.Build("2.3.6", tmp_path / "build", "key")
+    build.folder.mkdir()
+    build.log.write_text(f"{output}\n")
+    assert not build.groups_are_at_fault(0)  # its files are compiled alone already
+    (build.folder / build_operators.GROUPED).touch()
+    assert build.groups_are_at_fault(0) == found
+
+
+def test_a_damaged_wheel_is_built_again(machine):
+    ok(machine.set_up())
+    (wheel,) = (machine.root / ".cache/pcb").glob("*/*.whl")
+    whole = wheel.read_text(encoding="utf-8")
+    wheel.write_text("damaged")
+    machine.forget_mmcv()
+    assert "They are built anew instead" in ok(machine.set_up())
+    assert len(machine.builds()) == 2 and wheel.read_text(encoding="utf-8") == whole
+
+
+def test_sigterm_ends_what_a_moving_line_runs(tmp_path):
+    """Also the children of the command, such as pip's compilers."""
+    pid = tmp_path / "pid"
+    command = ["sh", "-c", f"sh -c 'echo $$ >{pid}; exec sleep 60'; true"]
+    script = str(ROOT / "tools/moving_line.py")
+    process = subprocess.Popen(
+        [sys.executable, script, "Sleeping", str(tmp_path / "log"), *command],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: pid.exists() and pid.read_text(encoding="utf-8").strip())
+    status = Path(f"/proc/{pid.read_text(encoding='utf-8').strip()}/status")
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143 and "stopped; the same command resumes" in out
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8"))
 
 
 def test_without_a_network_set_up_says_so(machine):
