@@ -36,12 +36,14 @@ test: all tests, the smoke run of the whole pipeline included, two at a time; th
 endef
 export about_demo about_test
 
-demo: $(ENV)/.ready
-	@echo "$$about_demo"
+.PHONY: about-demo about-test
+about-demo about-test: about-%:
+	@echo "$$about_$*"
+
+demo: about-demo $(ENV)/.ready
 	@$(BIN)/python -m pcb reproduce --scale mini --cores $(CORES)
 
-test: $(ENV)/.ready
-	@echo "$$about_test"
+test: about-test $(ENV)/.ready
 	@start=$$(date +%s); $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && \
 	    echo "$$(( ($$(date +%s) - start) / 60 + 1 )) minutes when they last passed here." >$(ENV)/.test-minutes
 

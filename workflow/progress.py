@@ -247,10 +247,15 @@ def silence_job_events(logger: logging.Logger) -> None:
 
 
 def keeps_snakemake_line(record: logging.LogRecord) -> bool:
-    """Whether Snakemake's handler prints a record: not the start, end and error of a job."""
+    """Whether Snakemake's handler prints a record.
+
+    Not the start, end and error of a job, and not that the index of the site came into being before
+    the job that makes it: rendering writes it too.
+    """
     event = getattr(record, "event", None)
     job_event = event in JOB_EVENTS or is_shell_error(record)
-    return not job_event and record.msg != "Select jobs to execute..."
+    known = ("Select jobs to execute...", "were not present when the DAG was created")
+    return not job_event and not any(text in record.getMessage() for text in known)
 
 
 def is_shell_error(record: logging.LogRecord) -> bool:

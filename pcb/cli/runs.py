@@ -94,13 +94,20 @@ def oracle(arguments: Namespace) -> None:
 def score(arguments: Namespace) -> None:
     """Score a run's detections by LVIS's or COCO's rules.
 
-    Reads the detections, writes metrics.json; needs no GPU.
+    Reads the detections, writes metrics.json; needs no GPU. Then the index page is written again if
+    a page was made since, at most once a minute.
     """
     from pcb.evaluation.score import score as run
+    from pcb.study.current import site_lacks_pages
 
     study = load(arguments)
     check_run(study, arguments)
     run(study, arguments.run, arguments.seed, split=arguments.split)
+    if site_lacks_pages(study):
+        from pcb.reporting.site.build import refresh
+
+        if line := refresh(study):
+            print(line)
 
 
 def export(arguments: Namespace) -> None:

@@ -126,6 +126,14 @@ def pages_made(study: Study) -> int:
     return sum(study.paths.page_record(target).exists() for target in study.targets)
 
 
+def site_lacks_pages(study: Study) -> bool:
+    """Whether a page was made after the site was last written."""
+    records = [study.paths.page_record(target) for target in study.targets]
+    made = [record.stat().st_mtime for record in records if record.exists()]
+    site = study.paths.page_record("site")
+    return bool(made) and (not site.exists() or max(made) > site.stat().st_mtime)
+
+
 def site_line(study: Study, absolute: bool = False) -> str:
     """Where the site is, and how many of its pages exist where not all do.
 

@@ -24,6 +24,7 @@ from pcb.reporting.results import Results
 from pcb.reporting.site import build as build_module
 from pcb.reporting.site.build import build, refresh
 from pcb.study import load_study
+from pcb.study.current import site_lacks_pages
 
 
 class Links(HTMLParser):
@@ -115,11 +116,40 @@ def test_during_a_run_the_site_is_written_at_most_once_a_minute(tmp_path):
     assert refresh(study) == f"open {study.paths.index} (15 of 16 pages)"
     written = study.paths.index.stat().st_mtime_ns
     assert refresh(study) is None and study.paths.index.stat().st_mtime_ns == written
+    assert not site_lacks_pages(study)
     an_hour_ago = time.time() - 3600
-    os.utime(study.paths.index, (an_hour_ago, an_hour_ago))
+    os.utime(study.paths.page_record("site"), (an_hour_ago, an_hour_ago))
+    assert site_lacks_pages(study)
     with locked(study.paths.log("site").with_suffix(".lock"), "the site"):
         assert refresh(study) is None
     assert refresh(study)
+
+
+def test_an_unfinished_site_leads_nowhere(tmp_path, monkeypatch):
+    """The index is written after all that it leads to, so a stopped build leaves none."""
+    study = study_in(tmp_path)
+    finish_pages(study)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    study.paths.page_record("site").unlink()
+    monkeypatch.setattr("pcb.reporting.site.run_pages.write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build(study)
+    assert not study.paths.index.exists() and not study.paths.page_record("site").exists()
+
+
+def test_a_file_that_vanishes_does_not_fail_the_page(tmp_path, monkeypatch, capsys):
+    study = study_in(tmp_path)
+    finish_pages(study)
+
+    def vanished(*_):
+        raise FileNotFoundError("runs/a.html")
+
+    monkeypatch.setattr("pcb.reporting.site.run_pages.write", vanished)
+    assert refresh(study) is None
+    assert "the site was not written: runs/a.html" in capsys.readouterr().out
 
 
 def test_a_result_that_comes_while_the_site_is_written_makes_it_stale(tmp_path, monkeypatch):

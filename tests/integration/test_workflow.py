@@ -303,6 +303,13 @@ def test_an_edited_or_deleted_page_is_rendered_again(finished, name, change):
     assert dry_run(finished) == ({"notebook": 1, "site": 1}, set())
 
 
+@pytest.mark.parametrize(("page", "renders"), [("table06", {"notebook": 1}), ("site", {})])
+def test_a_page_without_its_record_is_made_again(finished, page, renders):
+    """Such as after a Ctrl-C between the two; no target asks for the record."""
+    (finished / f"results/mini/gathered/pages/{page}.json").unlink()
+    assert dry_run(finished) == ({**renders, "site": 1}, set())
+
+
 def test_an_equal_training_that_ran_again_changes_no_detection(finished):
     run = RUNS[0]
     path = finished / f"results/mini/runs/{run}/seed0/run.json"
@@ -352,6 +359,7 @@ def test_a_broken_record_is_made_again(finished):
         (["--config", "seeds=many"], "seeds"),
         (["--config", "paper=absent.yaml"], "absent.yaml"),
         (["table99"], "No rule to produce table99"),
+        (["results/mini/runs/v05_r50_random_softmax_plain/seed0/trunk.json"], "No rule to produce"),
     ],
 )
 def test_a_mistake_on_the_command_line_ends_in_one_message(fresh, arguments, message):

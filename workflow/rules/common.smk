@@ -197,7 +197,8 @@ def finish():
     Its path is the last line of the run, below what Snakemake writes after this.
     """
     try:
-        if not paths.index.exists() or site_is_stale(study):
+        files = paths.index, paths.page_record(SITE)
+        if not all(file.exists() for file in files) or site_is_stale(study):
             # Imported here: a dry run needs no templates.
             from pcb.reporting.site.build import build
 
@@ -287,6 +288,8 @@ def oracle_jobs():
     return [("oracle", run, seed) for run in oracle_runs(study) for seed in study.seeds]
 
 
+RENDERS = ("notebook", "page", "summary", "site")
+
 # Snakemake compares with what .snakemake remembers of earlier runs from this working directory, and
 # times. This compares with what is in the results folder: rule -> path of its result, why that is
 # not current (a method of `pcb.planning.stale.Stale`), and the results from which it is made, all
@@ -344,7 +347,7 @@ RESULTS = {
             lambda target: page_is_stale(study, target),
             lambda target: [(gather_rule(target), target)],
         )
-        for renders in ("notebook", "page", "summary")
+        for renders in RENDERS[:-1]
     },
     "site": (
         lambda: paths.page_record(SITE),
@@ -372,8 +375,12 @@ def unless_current(rule, inputs=lambda wildcards: []):
     def mark(wildcards):
         values = [int(v) if k == "seed" else v for k, v in wildcards.items()]
         path, find, _ = RESULTS[rule]
-        if reason := find(*values):
+        reason = find(*values)
+        if reason:
             not_current[str(path(*values))] = reason
+        # A page without its record, which no target asks for, counts as not made.
+        unrecorded = rule in RENDERS and not path(*values).exists()
+        if reason or unrecorded:
             workflow.dag.forcefiles.add(str(path(*values)))
         return (
             []

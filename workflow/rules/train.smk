@@ -13,6 +13,8 @@ rule trunk:
         paths.log("trunk/{run}/seed{seed}"),
     benchmark:
         paths.benchmark("trunk/{run}/seed{seed}")
+    wildcard_constraints:
+        run="|".join(map(re.escape, study.trunks)) or "none",
     priority: priority_of_trunk
     conda:
         ENVIRONMENT

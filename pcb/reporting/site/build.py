@@ -32,15 +32,24 @@ from pcb.study.current import site_line
 from pcb.study.departures import table as departure_table
 
 
-def build(study: Study) -> Path:
+def build(study: Study, wait: bool = True) -> Path:
     """Write the site from the metrics and rendered pages that exist now.
+
+    Args:
+        study: The study.
+        wait: Wait for another process that writes the site now.
 
     Returns:
         The path of its index.
 
     Raises:
-        UserError: A result cannot be read.
+        UserError: A result cannot be read, or another process writes the site.
     """
+    with locked(study.paths.log("site").with_suffix(".lock"), "the site", wait):
+        return _build(study)
+
+
+def _build(study: Study) -> Path:
     made_from = site_from(study)  # before it is read: what comes later is not shown
     results = Results(study)
     claims = findings.collect(results)["claims"]
@@ -96,8 +105,8 @@ def build(study: Study) -> Path:
             data=script_json(data.provenance(results, shown, runs) | {"glossary": docs.glossary()}),
         )
     )
-    write_text(study.paths.index, page)
     run_pages.write(results, runs)
+    write_text(study.paths.index, page)  # last: what it leads to exists
     written = [study.paths.index, *(file["path"] for file in files_of_data)]
     written += [study.paths.run_page(run) for run in study.runs()]
     written += [study.paths.document(name) for name in DOCUMENTS]
@@ -109,18 +118,18 @@ def refresh(study: Study, least: float = 60.0) -> str | None:
     """Write the site again during a run, after a page was made.
 
     It is not written where the last one is younger than `least` seconds, or where another process
-    writes it now: the next page or the end of the run has it.
+    writes it now: the next page, the next evaluation or the end of the run has it.
 
     Returns:
         `open INDEX (3 of 16 pages)`; None where it was not written.
     """
-    index = study.paths.index
-    if index.exists() and time.time() - index.stat().st_mtime < least:
+    files = study.paths.page_record(SITE), study.paths.index
+    if all(file.exists() and 0 <= time.time() - file.stat().st_mtime < least for file in files):
         return None
     try:
-        with locked(study.paths.log("site").with_suffix(".lock"), "the site"):
-            build(study)
-    except UserError:  # also a broken result of another page, which must not fail this one
+        build(study, wait=False)
+    except (UserError, OSError) as error:  # of another page, which must not fail this one
+        print(f"the site was not written: {error}", flush=True)
         return None
     return site_line(study)
 
