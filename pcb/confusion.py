@@ -11,7 +11,7 @@ equal input gives identical results. On a GPU nothing here synchronises: see `ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,25 @@ def finite_only(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite[:, None], sums, 0), torch.where(finite, counts, 0)
 
 
-class ConfusionMatrix(nn.Module):
+class KeepsPrecision(nn.Module):
+    """Module whose state a conversion of the model never makes coarser, nor that of its children.
+
+    A moving average stands still in bfloat16, a count in float16, and `ONE_HOT_WEIGHT` is 0 there.
+    So `.half()` and `.to(torch.bfloat16)` change no dtype here, nor does `.float()` that of float64
+    buffers. `.double()` and moves to another device work as usual.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if torch.promote_types(tensor.dtype, converted.dtype) == converted.dtype:
+                return converted
+            return tensor.to(converted.device)
+
+        return super()._apply(convert, recurse)
+
+
+class ConfusionMatrix(KeepsPrecision):
     """Moving average of the confusion matrix, for one momentum or for a bank of them.
 
     A checkpoint with a larger bank loads into a smaller one: momenta are matched by value, so that

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pcb.confusion import needs_static_shapes
+from pcb.confusion import KeepsPrecision, needs_static_shapes
 from pcb.errors import UserError
 
 
@@ -26,11 +26,11 @@ class Reduce(Protocol):
         ...
 
 
-class ClassifierLoss(nn.Module):
+class ClassifierLoss(KeepsPrecision):
     """Base of the classification losses of an R-CNN head with C foreground classes.
 
-    Background is label C. Inside autocast the loss still runs in float32, since moving averages and
-    small probabilities do not survive float16.
+    Background is label C. Inside autocast, and in a model in float16, the loss and its state remain
+    in float32, since moving averages and small probabilities do not survive float16.
 
     Args:
         num_classes: C.

@@ -225,7 +225,7 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         if not alpha:
             return super().class_losses(z, lse, classes, reduce, step)
         factors = self.log_factors(z.detach(), lse, classes)
-        target = self.pcb.soft_targets(classes)
+        target = self.pcb.soft_targets(classes).to(z.dtype)
         if self.factors == "label":
             seesaw, soft = HardAndSoft.apply(z, factors, classes, target)
         else:

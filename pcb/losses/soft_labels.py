@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pcb.confusion import class_sums, needs_static_shapes
+from pcb.confusion import KeepsPrecision, class_sums, needs_static_shapes
 
 
-class SoftLabels(nn.Module):
+class SoftLabels(KeepsPrecision):
     """Soft labels that are collected in one epoch and used in the next.
 
     Row y is the mean prediction, over the last epoch and all ranks, for samples of class y that

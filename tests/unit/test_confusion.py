@@ -1,5 +1,7 @@
 """The moving average of the confusion matrix: Eq. 3, 5 and 9, banks and checkpoints."""
 
+import copy
+
 import method_oracle as oracle
 import pytest
 import torch
@@ -142,6 +144,41 @@ def test_columns_are_those_of_the_posterior():
     assert torch.equal(matrix.columns(labels, posterior=False), matrix.matrix[:, labels].T)
     of_an_empty_column = ConfusionMatrix(C).columns(torch.tensor([2]))
     torch.testing.assert_close(of_an_empty_column, torch.eye(C)[[2]])
+
+
+CONVERSIONS = {
+    "half": lambda module: module.half(),
+    "bfloat16": lambda module: module.to(torch.bfloat16),
+    "float": lambda module: module.float(),
+}
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_no_conversion_makes_the_matrix_coarser(convert):
+    """In bfloat16 a row stops moving, as 1 % of it is rounded off; in float16 1e-20 is 0."""
+    matrix, converted = ConfusionMatrix(C), convert(torch.nn.Sequential(ConfusionMatrix(C)))[0]
+    for i in range(500):
+        matrix.update(*positives(seed=i))
+        converted.update(*positives(seed=i))
+    converted = convert(copy.deepcopy(converted))
+    state = matrix.state_dict()
+    assert list(state) == list(converted.state_dict()) == ["bank", "seen", "momenta"]
+    for name, value in converted.state_dict().items():
+        assert value.dtype == state[name].dtype and torch.equal(value, state[name])
+    never_predicted = convert(ConfusionMatrix(C)).columns(torch.tensor([2]))
+    assert torch.equal(never_predicted, torch.eye(C)[[2]])
+    convert(ConfusionMatrix(C)).load_state_dict(state)  # finds its momentum
+
+
+def test_the_matrix_moves_to_a_device_and_to_float64():
+    matrix = ConfusionMatrix(C).to("meta", torch.float16)
+    assert {(name, b.device.type, b.dtype) for name, b in matrix.named_buffers()} == {
+        ("bank", "meta", torch.float32),
+        ("seen", "meta", torch.int64),
+        ("momenta", "meta", torch.float64),
+    }
+    assert matrix.to_empty(device="cpu").bank.device.type == "cpu"
+    assert ConfusionMatrix(C).double().bank.dtype == torch.float64
 
 
 def test_pairwise_bias_is_the_norm_of_the_asymmetry():

@@ -377,6 +377,19 @@ def test_autocast_changes_nothing(case):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_converting_the_model_changes_nothing(case, dtype):
+    converted, loss, channels = case
+    converted = torch.nn.Sequential(converted).to(dtype)[0]
+    for z, label in oracle.batches(3, N, C, channels):
+        state = torch.get_rng_state()
+        a = total(converted(z.to(dtype), label))
+        torch.set_rng_state(state)
+        assert torch.equal(a, total(loss(z.to(dtype).float(), label)))
+    for a, b in zip(converted.buffers(), loss.buffers(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
 @pytest.mark.parametrize("method", ["get_activation", "foreground", "get_accuracy"])
 def test_scores_and_accuracy_come_out_where_autocast_mixes_types(case, method):
     loss, _, channels = case
