@@ -74,9 +74,16 @@ class BAGSLoss(ClassifierLoss):
         return scores
 
     def foreground(self, cls_score: Tensor) -> Tensor:
-        """Compute p̂ (N, C): class scores divided by their sum (our guess)."""
-        scores = self.get_activation(cls_score)[..., :-1]
-        return scores / scores.sum(dim=-1, keepdim=True)
+        """Compute p̂ (N, C): class scores divided by their sum (our guess).
+
+        P(object) cancels. A softmax of the logarithms of the scores holds where all of them
+        underflow.
+        """
+        groups = [self.group(g) for g in range(self.num_groups)]
+        log_scores = [cls_score[..., c].log_softmax(dim=-1)[..., :-1] for _, c in groups]
+        p = torch.cat(log_scores, dim=-1).softmax(dim=-1)
+        by_class = torch.cat([members for members, _ in groups]).argsort()
+        return p.index_select(-1, by_class)
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the accuracy in percent, from logits (N, channels) and labels (N,)."""

@@ -263,6 +263,18 @@ def test_bags_scores_are_a_group_softmax_times_p_object():
     assert scores.shape == (4, 7) and loss.get_accuracy(z, torch.tensor([0, 1, 2, 6]))["acc"] >= 0
 
 
+def test_bags_predictions_hold_where_all_scores_underflow():
+    """P(object), and each group's classes beside its "others", are 0 in float32."""
+    loss, z = bags(), torch.randn(4, 12)
+    fg = loss.get_activation(z.double())[:, :6]
+    truth = fg / fg.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(loss.foreground(z), truth.float(), rtol=0, atol=1e-6)
+    z[1, 11] = z[2, 6:10] = z[3, 11] = z[3, 6:10] = 120.0  # background, "others", both
+    fg = loss.get_activation(z.double())[:, :6]
+    truth = fg / fg.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(loss.foreground(z), truth.float(), rtol=0, atol=2e-5)
+
+
 def test_equilibrium_loss_follows_its_equation():
     loss = EquilibriumLoss(C).double()
     truth = [0.01] * (C + 1)
