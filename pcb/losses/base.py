@@ -113,7 +113,11 @@ class ClassifierLoss(KeepsPrecision):
 
         Returns:
             A scalar, or a dict of scalars.
+
+        Raises:
+            UserError: A label outside 0 .. C; see `require_labels`.
         """
+        self.require_labels(label)
         reduction = reduction_override or self.reduction
 
         def reduce(loss: Tensor, of: Tensor | slice = slice(None)) -> Tensor:
@@ -127,6 +131,25 @@ class ClassifierLoss(KeepsPrecision):
         with torch.autocast(cls_score.device.type, enabled=False):
             logits = cls_score if cls_score.dtype == torch.float64 else cls_score.float()
             return self.compute(logits, label, reduce, step)
+
+    def require_labels(self, label: Tensor) -> None:
+        """Raise an error where one of the labels (N,) is not within 0 .. C.
+
+        torch's cross entropy ignores -100, soft targets do not: a training would stop only when PCB
+        starts. On a GPU, where reading labels would synchronise, the error is that of an index out
+        of bounds.
+        """
+        if needs_static_shapes(label):
+            label.new_empty(self.num_classes + 1).gather(0, label)
+        elif len(label):
+            smallest, largest = map(int, label.aminmax())
+            if smallest < 0 or largest > self.num_classes:
+                raise UserError(
+                    f"{type(self).__name__} of {self.num_classes} classes got the label "
+                    f"{smallest if smallest < 0 else largest}",
+                    f"give 0 .. {self.num_classes - 1}, {self.num_classes} for background, and "
+                    "leave out RoIs to ignore",
+                )
 
     def compute(
         self, logits: Tensor, label: Tensor, reduce: Reduce, step: int | None

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from cuda_autocast import CudaAutocast
 from loss_cases import ACTIVE, CASES, C
 
+import pcb.confusion
 from pcb.errors import UserError
 from pcb.losses import (
     BAGSLoss,
@@ -387,6 +388,27 @@ def test_autocast_changes_nothing(case):
         assert torch.equal(a, total(outside(half.float(), label)))
     for a, b in zip(inside.buffers(), outside.buffers(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, C + 1])
+def test_a_label_of_no_class_is_refused_before_the_loss_learns_from_it(case, wrong):
+    loss, untouched, channels = case
+    label = torch.tensor([0, wrong, C])
+    with pytest.raises(UserError, match=f"got the label {wrong}"):
+        loss(torch.randn(3, channels), label)
+    assert all(map(torch.equal, loss.buffers(), untouched.buffers()))
+
+
+@pytest.mark.parametrize("start_epoch", [1, 17])
+def test_where_labels_cannot_be_read_they_are_out_of_bounds_from_the_start(
+    start_epoch, monkeypatch
+):
+    """Not only from the epoch on in which PCB acts."""
+    monkeypatch.setattr(pcb.confusion, "SYNC_FREE_DEVICES", set())
+    loss = PCBCrossEntropyLoss(C, start_epoch=start_epoch)
+    loss.set_epoch(1)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        loss(torch.randn(3, C + 1), torch.tensor([0, -100, C]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
