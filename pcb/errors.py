@@ -38,6 +38,12 @@ def require_choice(name: str, value: object, choices: tuple) -> None:
         raise UserError(f"{name}={value!r}", f"choose one of {allowed}")
 
 
+def require_fraction(name: str, value: float) -> None:
+    """Raise `UserError` where the value of the option `name` is not from 0 to 1, as NaN is not."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}={value!r}", "give a number from 0 to 1")
+
+
 def choose(name: str, known: Iterable[str], listed: str = "") -> str:
     """Return the fix of a wrong name: the nearest name, then all or the place that lists them.
 

@@ -166,7 +166,7 @@ class PCBEQLv2Loss(Regularised, EQLv2Loss):
         weight_of_positives: See `EQLv2Loss`.
         loss_weight: See `ClassifierLoss`.
         reduction: See `ClassifierLoss`.
-        **pcb: Further arguments of `Regulariser`.
+        **pcb: Further arguments of `Regulariser`, without `posterior` and `normalise`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcb.errors import require_choice
+from pcb.errors import require_choice, require_fraction
 from pcb.losses.base import Reduce
 from pcb.losses.soft_labels import SoftLabels
 from pcb.losses.softmax import SoftTargetCrossEntropy
@@ -39,6 +39,7 @@ class LabelSmoothingLoss(SoftTargetCrossEntropy):
         **kwargs,
     ):
         super().__init__(num_classes, **kwargs)
+        require_fraction("epsilon", epsilon)
         require_choice("scope", scope, ("fg", "all"))
         self.epsilon, self.scope = epsilon, scope
         self.start_epoch = first_epoch(start, start_epoch)
@@ -88,6 +89,7 @@ class OnlineLabelSmoothingLoss(SoftTargetCrossEntropy):
         **kwargs,
     ):
         super().__init__(num_classes, **kwargs)
+        require_fraction("alpha", alpha)
         self.alpha = alpha
         self.soft_labels = SoftLabels(num_classes, first_epoch(start, start_epoch))
 

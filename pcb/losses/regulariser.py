@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pcb.confusion import ConfusionMatrix
 from pcb.distributed import all_sum
-from pcb.errors import UserError, require_choice
+from pcb.errors import UserError, require_choice, require_fraction
 
 if TYPE_CHECKING:
     # By step: probabilities and labels of the micro-batches of one iteration.
@@ -36,13 +36,17 @@ class Regulariser(nn.Module):
         active: The matrix of the bank that gives the targets; see `ConfusionMatrix`.
         absent: Classes without any training sample. Regularisation waits until all other classes
             have been seen.
-        posterior: Targets from M̂ (Eq. 5); False (sigmoid classifiers): from M as it is.
+        posterior: Targets from M̂ (Eq. 5). False, which losses with a softmax refuse: from M as it
+            is, for sigmoid classifiers.
         normalise: Divide updated rows of M by their sum (released code), see `ConfusionMatrix`.
             False: Eq. 9 as printed, and sigmoid classifiers.
         gate: When regularisation starts: 'seen', from `start_epoch` on, once every class has been
             seen (released code); 'epoch', from `start_epoch` on (the paper).
         update: 'each' step updates the matrix (released code), or only the 'last' one (Eq. 9 read
             literally: once per minibatch).
+
+    Raises:
+        UserError: An option has none of its values; α outside [0, 1].
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Regulariser(nn.Module):
         update: str = "each",
     ):
         super().__init__()
+        require_fraction("alpha", alpha)
         require_choice("update", update, ("each", "last"))
         require_choice("normalise", normalise, (True, False))
         require_choice("gate", gate, ("seen", "epoch"))
@@ -181,6 +186,18 @@ class Regulariser(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         self.all_seen = False
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def require_posterior(options: dict) -> None:
+    """Raise `UserError` where the options of a `Regulariser` turn `posterior` off.
+
+    For losses with a softmax: their targets must sum to one, as columns of M̂ do.
+    """
+    if not options.get("posterior", True):
+        raise UserError(
+            f"posterior={options['posterior']!r} of a loss with a softmax",
+            "leave it out; columns of M itself are targets of PCBEQLv2Loss alone",
+        )
 
 
 class Regularised:

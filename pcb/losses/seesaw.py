@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from pcb.distributed import all_sum
 from pcb.errors import require_choice
 from pcb.losses.base import ClassifierLoss, Reduce
-from pcb.losses.regulariser import Regularised, Regulariser
+from pcb.losses.regulariser import Regularised, Regulariser, require_posterior
 from pcb.losses.softmax import softmax_and_lse
 
 
@@ -186,7 +186,7 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         counts: See `SeesawLoss`.
         loss_weight: See `ClassifierLoss`.
         reduction: See `ClassifierLoss`.
-        **pcb: Further arguments of `Regulariser`.
+        **pcb: Further arguments of `Regulariser`, without `posterior`.
     """
 
     def __init__(
@@ -209,6 +209,7 @@ class PCBSeesawLoss(Regularised, SeesawLoss):
         super().__init__(num_classes, p, q, eps, counts, loss_weight, reduction)
         require_choice("factors", factors, ("label", "class"))
         self.factors = factors
+        require_posterior(pcb)
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
 
     def update(self, probs: Tensor, classes: Tensor, counts: Tensor, step: int | None) -> None:

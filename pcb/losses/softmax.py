@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from pcb.errors import require_choice
 from pcb.losses.base import ClassifierLoss, Positives, Reduce
-from pcb.losses.regulariser import Regularised, Regulariser
+from pcb.losses.regulariser import Regularised, Regulariser, require_posterior
 from pcb.losses.soft_labels import SoftLabels
 
 
@@ -144,7 +144,7 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
         reduction: See `ClassifierLoss`.
         soft_labels: Collect the soft labels of online label smoothing too, for a trunk from which
             it branches.
-        **pcb: Further arguments of `Regulariser`.
+        **pcb: Further arguments of `Regulariser`, without `posterior`.
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class PCBCrossEntropyLoss(Regularised, SoftTargetCrossEntropy):
         **pcb,
     ):
         super().__init__(num_classes, space, loss_weight, reduction)
+        require_posterior(pcb)
         self.pcb = Regulariser(num_classes, alpha, momentum, num_steps, start_epoch, **pcb)
         self.soft_labels = SoftLabels(num_classes, start_epoch) if soft_labels else None
 

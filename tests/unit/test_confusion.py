@@ -120,7 +120,15 @@ def test_a_loaded_matrix_continues_identically(tmp_path):
 
 @pytest.mark.parametrize(
     "momentum, active",
-    [(1.0, None), (-0.1, None), ([], None), ([0.9, 0.99], None), ([0.9, 0.99], 0.5), ([0.9], 3)],
+    [
+        (1.0, None),
+        (-0.1, None),
+        (float("nan"), None),
+        ([], None),
+        ([0.9, 0.99], None),
+        ([0.9, 0.99], 0.5),
+        ([0.9], 3),
+    ],
 )
 def test_an_invalid_momentum_is_refused(momentum, active):
     with pytest.raises(UserError):

@@ -339,6 +339,33 @@ def test_an_unknown_option_is_refused(loss, option):
         loss(C, **option)
 
 
+@pytest.mark.parametrize("value", [1.5, -0.3, float("nan")])
+@pytest.mark.parametrize(
+    "loss, option",
+    [
+        (PCBCrossEntropyLoss, "alpha"),
+        (PCBEQLv2Loss, "alpha"),
+        (PCBSeesawLoss, "alpha"),
+        (OnlineLabelSmoothingLoss, "alpha"),
+        (LabelSmoothingLoss, "epsilon"),
+    ],
+)
+def test_a_weight_outside_0_to_1_is_refused(loss, option, value):
+    with pytest.raises(UserError, match=f"{option}={value}"):
+        loss(C, **{option: value})
+    for allowed in (0, 0.5, 1):
+        loss(C, **{option: allowed})
+
+
+@pytest.mark.parametrize("loss", [PCBCrossEntropyLoss, PCBSeesawLoss])
+def test_a_softmax_refuses_targets_that_do_not_sum_to_one(loss):
+    """Its fused losses take log Σ exp once, not times the sum of the targets."""
+    with pytest.raises(UserError, match="posterior=False") as caught:
+        loss(C, posterior=False)
+    assert "PCBEQLv2Loss" in caught.value.fix
+    assert loss(C, posterior=True).pcb.posterior and not PCBEQLv2Loss(C).pcb.posterior
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     torch.manual_seed(0)
