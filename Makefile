@@ -62,5 +62,8 @@ lint: $(ENV)/.ready
 bench: $(ENV)/.ready
 	@$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(WRITE),--write) $(NAME)
 
+# Of another environment only one that set-up made.
 clean-env:
-	rm -rf .venv
+	@[ "$(ENV)" = .venv ] || [ ! -e "$(ENV)" ] || [ -f "$(ENV)/.lock" ] || \
+	    { echo "error: set-up did not make $(ENV)" >&2; exit 2; }
+	rm -rf "$(ENV)" "$(ENV:/=).setup-lock"

@@ -418,6 +418,16 @@ def test_sigterm_ends_what_a_moving_line_runs(tmp_path):
     wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8"))
 
 
+def test_clean_env_removes_what_set_up_made_and_nothing_else(machine):
+    ok(machine.set_up())
+    clean = ["make", "clean-env", f"ENV={machine.site}"]
+    assert subprocess.run(clean, cwd=ROOT, capture_output=True, check=False).returncode == 2
+    assert machine.site.exists()
+    clean = ["make", "clean-env", f"ENV={machine.env}"]
+    subprocess.run(clean, cwd=ROOT, capture_output=True, check=True)
+    assert not machine.env.exists() and not list(machine.root.glob("*.setup-lock"))
+
+
 def test_without_a_network_set_up_says_so(machine):
     (machine.root / "no-network").touch()
     done = machine.set_up()
