@@ -1,4 +1,4 @@
-"""Every command that the README, the docs and the head of a file print is executed.
+"""Every command that the README, the docs, the site and the head of a file print is executed.
 
 Each is followed in a copy of the repository that has all files which the commands name, so that a
 command runs as it is printed. Long ones are dry runs: what is done with a program is in `RULES`,
@@ -64,11 +64,23 @@ FILLED = {
     r"LOCK=$": "LOCK=requirements-cuda12.lock",
 }
 
+# What a template puts into a command.
+VALUES = {
+    "table.target": "table02",
+    "page.key": "gallery",
+    "run": "v05_r50_random_softmax_plain",
+    "seeds[0]": "0",
+    "scale.name": "smoke",
+    "of_scale": " --config scale=smoke",
+    "option": " --scale smoke",
+}
+
 # What a command answers here in place of success: exit statuses, and words of its output.
 ANSWERS = {
     r"pcb doctor --scale lvis": ((0, 1), " ok, "),  # 1: without eight GPUs
     r"pcb compare": ((1,), "differ"),  # fabricated and published results
     r"pcb download --scale mine": ((2,), "needs no download"),  # on a CPU
+    r"pcb (train|score)": ((2,), "fix: "),  # without data and detections
     r"pcb export": ((2,), "`pcb train"),  # not trained here; tests/integration/test_export.py
 }
 
@@ -88,6 +100,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("results/benchmarks/*.md")),
     ROOT / "results/published/mini/README.md",
 ]
+TEMPLATES = sorted(ROOT.glob("pcb/reporting/style/*.j2"))
 HEADS = [
     *(ROOT / name for name in ("Snakefile", "Dockerfile", "environment.yml", "pyproject.toml")),
     ROOT / ".pre-commit-config.yaml",
@@ -143,6 +156,12 @@ def uncommented(line: str) -> str:
     return " ".join(re.sub(r"(^|\s)#.*", "", line).split())
 
 
+def in_template(text: str) -> list[str]:
+    """The commands of a template of the site: its elements of code."""
+    codes = [code for code in re.findall(r"<code>(.*?)</code>", text) if PROGRAM.match(code)]
+    return [re.sub(r"\{\{ (.*?) \}\}", lambda name: VALUES[name[1]], code) for code in codes]
+
+
 def in_head(path: Path) -> list[str]:
     """The commands of a file's comments (of a module: its docstring).
 
@@ -177,6 +196,9 @@ def commands() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in DOCUMENTS:
         for command in in_document(path.read_text(encoding="utf-8")):
+            found.setdefault(command, str(path.relative_to(ROOT)))
+    for path in TEMPLATES:
+        for command in in_template(path.read_text(encoding="utf-8")):
             found.setdefault(command, str(path.relative_to(ROOT)))
     for path in HEADS:
         for command in in_head(path):
@@ -505,5 +527,6 @@ def test_commands_are_found():
         "python tests/manual/kills.py --trials 3 --seed 7",
         ".venv/bin/python -m pytest tests/unit/test_losses.py",
         "make bench",
+        "snakemake --cores all table02 --config scale=smoke",
     ):
         assert command in found

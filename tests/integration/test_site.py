@@ -95,8 +95,18 @@ def test_a_page_of_earlier_results_is_marked(study):
     text = study.paths.index.read_text()
     assert (
         text.count("an earlier state of the results") == 1
-        and "<code>snakemake table02</code> renders them again" in text
+        and "<code>snakemake --cores all table02</code> renders them again" in text
     )
+
+
+def test_a_printed_command_selects_the_scale(tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    text = build(study).read_text()
+    assert "<code>snakemake --cores all findings --config scale=smoke</code>" in text
+    assert "<code>snakemake --cores all gallery --config scale=smoke</code>" in text
+    text = study.paths.run_page(study.runs()[0]).read_text()
+    assert "<code>snakemake --cores all train_all --config scale=smoke</code>" in text
+    assert f"<code>pcb train {study.runs()[0]} --seed 0 --scale smoke</code>" in text
 
 
 def test_the_first_lines_are_the_verdict(study):
