@@ -2,11 +2,14 @@
 
 With features and proposals frozen, the proposals' assignment to objects, their pooled features and
 their targets never change; only which of them are sampled does. The classes here are
-MMDetection's, look up what they have computed for an image before, and return what MMDetection's
-return, to the last bit. `remembering` puts them into a detector's config, and `Memory` fills them.
+MMDetection's, and look up what they have computed for an image before. `remembering` puts them into
+a detector's config, and a `Memory` holds what they know.
 
-They save a fifth of the time of an iteration at the mini scale. A version of an image takes 600 kB,
-nearly all of it pooled features.
+A training takes the same steps as with MMDetection's own classes; its weights are bit-equal on the
+CPUs that were tried. Mask logits of the classes of the batch alone could round otherwise elsewhere.
+
+It saves a fifth of the time of a mini training. A version of an image takes 600 kB of memory, most
+of it for pooled features, which are not saved.
 """
 
 from __future__ import annotations

@@ -112,12 +112,12 @@ def losses_and_gradients(head, features, proposals, samples, seed):
     head.zero_grad()
     found = head.loss(features, [of_image.clone() for of_image in proposals], samples)
     sum(value for key, value in found.items() if "loss" in key).backward()
-    return found, [p.grad for p in head.parameters()]
+    return found | {f"gradient of {name}": p.grad for name, p in head.named_parameters()}
 
 
 @pytest.mark.parametrize("run", [PLAIN, ITERATIVE, LOCE])
 def test_what_roi_heads_remember_is_what_mmdetection_computes(setting, prepared, run):
-    """Losses and gradients of several samples of RoIs equal those of MMDetection's own classes."""
+    """Losses and gradients of several samples of RoIs, against MMDetection's own classes."""
     model = build.detector(setting.study, run).train()
     cfg = build.base_config(setting.study, "r50")
     build.set_model(cfg, setting.study, run, stage=-1)
@@ -133,9 +133,12 @@ def test_what_roi_heads_remember_is_what_mmdetection_computes(setting, prepared,
         with model.memory.of(keys, model.roi_head, features, proposals, samples):
             ours = losses_and_gradients(model.roi_head, features, proposals, samples, seed)
         theirs = losses_and_gradients(stock.roi_head, features, proposals, samples, seed)
-        assert ours[0].keys() == theirs[0].keys()
-        assert all(torch.equal(ours[0][key], value) for key, value in theirs[0].items())
-        assert all(map(torch.equal, ours[1], theirs[1]))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if "mask" in key:  # a convolution to fewer classes may add in another order
+                torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-7)
+            else:
+                assert torch.equal(ours[key], value), key
 
 
 def test_loading_weights_clears_the_cache(model, prepared):
