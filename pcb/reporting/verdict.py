@@ -24,7 +24,7 @@ from pcb.reporting.results import PublishedResults, Results
 from pcb.reporting.style import JUDGED, PHRASES, notation, tally
 from pcb.reporting.tables import LESS_IS_BETTER
 from pcb.study import Study
-from pcb.study.claims import DIRECTION, FAILS, HOLDS, WITHIN_NOISE, Verdict
+from pcb.study.claims import DIRECTION, FAILS, HOLDS, NOT_RUN, WITHIN_NOISE, Verdict
 from pcb.study.study import PAIRED_LABELS
 
 MAIN_METRICS = ("AP", "APr", "PwB")  # of a verdict on data of one's own
@@ -91,8 +91,8 @@ def reproduces(main: Sequence[dict], provisional: bool) -> tuple[str, str]:
         return "Not measured yet.", ""
     towards = all(check["margin"] > 0 for check in judged)
     answer = answer_of([check["verdict"] for check in judged], towards)
-    if provisional:
-        answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
+    to_come = sum(check["verdict"] == NOT_RUN for check in checks)
+    answer = qualified(answer, provisional, len(judged), len(judged) + to_come)
     return answer, "; ".join(filter(None, map(outcome, main))) + "."
 
 
@@ -100,7 +100,7 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
     """The same on data of one's own, where the paper claims nothing: from rows and base rows."""
     tables = [t for t in results.study.tables.values() if t.labels == PAIRED_LABELS]
     found: dict[str, list[str]] = {}
-    towards = True
+    towards, to_come = True, 0
     for table in tables:
         rows = {row.id: row for row in table.rows}
         for row in table.rows:
@@ -114,11 +114,12 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
                     status = TURNED.get(check.status, check.status) if less else check.status
                     found.setdefault(metric, []).append(status)
                     towards &= (check.margin < 0) if less else (check.margin > 0)
+                to_come += check.status == NOT_RUN
     if not found:
         return "Not measured yet.", ""
-    answer = answer_of([status for metric in found for status in found[metric]], towards)
-    if provisional:
-        answer = f"Provisional, one seed: {answer[0].lower()}{answer[1:]}"
+    statuses = [status for metric in found for status in found[metric]]
+    judged = len(statuses)
+    answer = qualified(answer_of(statuses, towards), provisional, judged, judged + to_come)
     parts = []
     for metric, statuses in found.items():
         held, failed = statuses.count(HOLDS), statuses.count(FAILS)
@@ -126,6 +127,16 @@ def helps(results: Results, provisional: bool) -> tuple[str, str]:
         name = metric_name(metric)
         parts.append(f"{name} is better beyond the noise in {held} of {len(statuses)} pairs{lost}")
     return answer, "With PCB: " + "; ".join(parts) + "."
+
+
+def qualified(answer: str, provisional: bool, judged: int, of_all: int) -> str:
+    """An answer with what limits it: a single seed, or checks that have not been run yet."""
+    limits = ["one seed"] * provisional
+    if judged < of_all:
+        limits.append(f"{judged} of {of_all} main checks run so far")
+    if not limits:
+        return answer
+    return f"Provisional, {', '.join(limits)}: {answer[0].lower()}{answer[1:]}"
 
 
 def answer_of(verdicts: Sequence[str], towards: bool = True) -> str:

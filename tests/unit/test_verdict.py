@@ -83,6 +83,15 @@ def test_one_seed_is_provisional_and_several_are_not(tmp_path):
         assert "8 of 8 checks point that way, all hold" in found["lines"][0]["text"]
 
 
+def test_an_answer_before_all_is_run_says_how_much_it_rests_on(tmp_path):
+    study = study_in(tmp_path)
+    base, full = pairs(study)[0]
+    fabricate(study, base, AP=20.0, APr=10.0, PwB=3.0)
+    fabricate(study, full, AP=22.0, APr=12.0, PwB=2.0)
+    line = verdict_on(study)["lines"][0]
+    assert line["answer"] == "Provisional, one seed, 3 of 24 main checks run so far: yes."
+
+
 def test_a_main_claim_that_fails_is_named(tmp_path):
     study = study_in(tmp_path)
     for k, (base, full) in enumerate(pairs(study)):
