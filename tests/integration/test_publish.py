@@ -186,7 +186,11 @@ def test_other_places_are_refused_before_anything_is_touched(study, tmp_path, mo
     after = content(tmp_path)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     site = index.removesuffix("index.html")
-    built = (site, site.replace("/site/", "/gathered/pages/"))  # and what it was made from
+    # The site, what it was made from, and the lock under which it was made.
+    built = (
+        site,
+        *(site.replace("/site/", name) for name in ("/gathered/pages/", "/logs/site.lock")),
+    )
     assert not [name for name in sorted(changed) if not name.startswith(built)]
 
 
