@@ -211,7 +211,7 @@ class FrozenBackboneMaskRCNN(MaskRCNN):
                 for key, (features, boxes) in entries.items()
             ]
             stored = {"cache": path.stem, "rows": rows}
-            if memory:
+            if memory and memory.known:
                 stored["candidates"] = memory.state()
             checkpoint.save(path, stored)
 
