@@ -23,6 +23,17 @@ def blocked(*names: str) -> Generator[None]:
         sys.meta_path.remove(finder)
 
 
+def hide_pandas_from_pyarrow() -> None:
+    """Let pyarrow find no pandas in this process, whose import takes half a second.
+
+    It looks once, with its first array. Afterwards it cannot convert tables to data frames.
+    """
+    import pyarrow
+
+    with blocked("pandas"):
+        pyarrow.array([0]).to_numpy()
+
+
 @contextmanager
 def replaced(modules: Mapping[str, ModuleType]) -> Generator[None]:
     """Replace the real modules of these names within this context."""

@@ -31,13 +31,19 @@ def train(arguments: Namespace) -> None:
     """Train one experiment.
 
     Starts from its trunk if it has one, resumes from its last checkpoint, and writes run.json last.
+    With --detect it goes on with what `pcb infer` would do, which then only takes the result.
     """
     study = load(arguments)
     check_run(study, arguments)
+    is_trunk = arguments.verb == "trunk"
     with on_gpus(study, arguments):
         from pcb.training.train import train as run
 
-        run(study, arguments.run, arguments.seed, trunk=arguments.verb == "trunk")
+        run(study, arguments.run, arguments.seed, trunk=is_trunk)
+        if not is_trunk and arguments.detect:
+            from pcb.inference.infer import infer_ahead
+
+            infer_ahead(study, arguments.run, arguments.seed)
 
 
 def trunk(arguments: Namespace) -> None:
@@ -54,8 +60,13 @@ def infer(arguments: Namespace) -> None:
     Reads run.json, and confusion-train.npz where a table needs it; writes detections and the
     confusion matrix. With --split, over other images, on which NorCal's hyper-parameter is chosen.
     """
+    from pcb.evaluation.ahead import take
+
     study = load(arguments)
     check_run(study, arguments)
+    if take(study, arguments.run, arguments.seed, arguments.split):
+        print(f"{arguments.run} on {arguments.split}: detected after its training")
+        return
     with on_gpus(study, arguments, backend="gloo"):
         from pcb.inference.infer import infer as run
 
@@ -98,8 +109,10 @@ def score(arguments: Namespace) -> None:
     a page was made since, at most once a minute.
     """
     from pcb.evaluation.score import score as run
+    from pcb.import_stubs import hide_pandas_from_pyarrow
     from pcb.study.current import site_lacks_pages
 
+    hide_pandas_from_pyarrow()
     study = load(arguments)
     check_run(study, arguments)
     run(study, arguments.run, arguments.seed, split=arguments.split)
@@ -138,6 +151,12 @@ def add_to(verbs: Verbs) -> None:
                 "--force", action="store_true", help="replace the files of an earlier export"
             )
         command.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+        if do is train:
+            command.add_argument(
+                "--detect",
+                action="store_true",
+                help="then detect in this process, unless several GPUs train",
+            )
         if do in (infer, score):
             command.add_argument(
                 "--split",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from pcb.data.lvis.dataset import PCBLVISDataset
 from pcb.errors import UserError
+from pcb.evaluation.ahead import files_of, splits_ahead
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
 from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import (
@@ -65,6 +66,7 @@ from pcb.study.variants import (
     train_subset,
 )
 from pcb.training import build, checkpoint
+from pcb.training.runner import release_memory
 
 BATCH = 8  # images of one shape; mmdet tests with one at a time
 CACHE_BYTES = 2**30
@@ -77,6 +79,7 @@ def infer(
     split: str = "val",
     images_per_shard: int = IMAGES_PER_SHARD,
     variants: Sequence[str] | None = None,
+    ahead: bool = False,
 ) -> dict:
     """Detect on a split with several evaluation variants.
 
@@ -88,6 +91,7 @@ def infer(
         images_per_shard: Images of one file of detections.
         variants: Default: all that the tables need of this run; on the second split on which
             NorCal's γ is chosen, `plain` and `norcal`.
+        ahead: Leave the results for the job of this detection (`pcb.evaluation.ahead`).
 
     Returns:
         The manifest, which it also writes to `study.paths.detections(run, seed, split)`; {} on a
@@ -140,7 +144,9 @@ def infer(
     if not missing:
         print(f"kept: {run} was detected before on {split}, in {writer.folder}", flush=True)
     total = confusions.total(shards)
-    confusion = write_confusion(confusion_path, total, weights_of(record))
+    written = files_of(study, run, seed, split)
+    if ahead:
+        written = [study.paths.ahead(path) for path in written]
     manifest = {
         "run": run,
         "seed": seed,
@@ -154,15 +160,24 @@ def infer(
         "images": len(detector.index),
         "folder": writer.folder.name,
         "shards": writer.finish(shards),
-        "confusion": confusion,
-        "confusion_images": write_confusion_images(study.paths.confusion_images(run, seed), total)
-        if split == "val"
-        else None,
+        "confusion": write_confusion(written[1], total, weights_of(record)),
+        "confusion_images": write_confusion_images(written[2], total) if split == "val" else None,
         "seconds": round(time.monotonic() - started, 1),
         "processes": get_world_size(),
     }
-    write_record(manifest_path, manifest)
+    write_record(written[0], manifest)
     return manifest
+
+
+def infer_ahead(study: Study, run: str, seed: int) -> None:
+    """Detect what a training's tables need, in the training's process (`pcb.evaluation.ahead`).
+
+    Several ranks do not: the limit on the time of their collectives is that of a training.
+    """
+    if get_world_size() == 1:
+        release_memory()
+        for split in splits_ahead(study, run, seed):
+            infer(study, run, seed, split, ahead=True)
 
 
 def train_confusion(

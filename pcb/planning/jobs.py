@@ -125,6 +125,7 @@ def discard(study: Study, rule: str, run: str, seed: str, split: str = "val") ->
         if rule == "train":
             shutil.rmtree(work / "first", ignore_errors=True)
     if rule in ("infer", "infer_split"):
+        paths.ahead(paths.detections(*of, split)).unlink(missing_ok=True)
         shutil.rmtree(paths.detections(*of, split).with_suffix(""), ignore_errors=True)
         shutil.rmtree(paths.confusion(*of, split).with_suffix(""), ignore_errors=True)
     if rule == "train_confusion":

@@ -20,6 +20,7 @@ from pcb.study.variants import GAMMA_SPLITS
 
 FAILED = ("error: ", "Traceback (most recent call last)")  # in the log of a job that ended
 CLEAR = "\033[H\033[2J"  # moves to the top of the terminal and clears it
+EVALUATIONS = ("train_confusion", "infer", *(f"infer-{s}" for s in GAMMA_SPLITS), "score")
 RECENT = 120.0  # seconds without a new line in its log after which a job counts as ended
 
 
@@ -122,11 +123,14 @@ def running_jobs(study: Study, jobs: Iterable[Job]) -> list[str]:
     lines = []
     for job in jobs:
         stages = {
-            TRAINED: ("train_confusion", "infer", *(f"infer-{s}" for s in GAMMA_SPLITS), "score"),
+            TRAINED: (*EVALUATIONS, "train"),  # a training may detect too, after its record
             PARTIAL: ("train", "trunk"),
             TO_RUN: ("trunk",) if job.trunk else ("train",),
         }
+        shown = len(lines)
         for stage in stages.get(job.state, ()):
+            if stage == "train" and len(lines) > shown:  # its training has ended
+                continue
             log = study.paths.log(f"{stage}/{job.run}/seed{job.seed}")
             if log.exists() and time.time() - log.stat().st_mtime < RECENT:
                 text = log.read_text(encoding="utf-8", errors="replace")

@@ -109,6 +109,10 @@ class Paths:
         """The sums behind the confusion matrix of val, image by image."""
         return self.run(run, seed) / "confusion-images.npz"
 
+    def ahead(self, path: Path) -> Path:
+        """Where a training leaves a result of its own detection, until the detection's job."""
+        return path.parent / "ahead" / path.name
+
     def train_confusion_record(self, run: str, seed: int) -> Path:
         """Record of the confusion matrix of the training images: of which evaluation it is."""
         return self.run(run, seed) / "confusion-train.json"

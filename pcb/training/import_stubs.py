@@ -29,17 +29,16 @@ from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 
-import pyarrow
-
-from pcb.import_stubs import blocked, replaced
+from pcb.import_stubs import blocked, hide_pandas_from_pyarrow, replaced
 
 # The modules that import these catch the ImportError.
-BLOCKED = ("imagecorruptions", "torch.distributed.optim", "pandas")
+BLOCKED = ("imagecorruptions", "torch.distributed.optim")
 # The modules that import these only bind their names.
 REPLACED = (
     "mmengine.model.wrappers.fully_sharded_distributed",
     "mmengine._strategy.fsdp",
     "mmdet.datasets.transforms.generate_line",
+    "mmdet.engine.hooks.visualization_hook",
     "mmdet.models.dense_heads.clr_head",
     "mmdet.models.task_modules.assigners.hungarian_assigner",
     "mmdet.models.task_modules.assigners.topk_hungarian_assigner",
@@ -77,9 +76,10 @@ def import_mmdet() -> None:
     # mmdet prints a line for every optional package that is not installed.
     with redirect_stdout(io.StringIO()), blocked(*BLOCKED), replaced(stubs):
         import mmdet.datasets
+        import mmdet.engine
         import mmdet.models  # noqa: F401
 
-        pyarrow.array([0]).to_numpy()  # it looks for pandas only once
+        hide_pandas_from_pyarrow()
 
 
 @contextmanager

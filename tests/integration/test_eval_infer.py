@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import ranks
 import torch
 
 from pcb.errors import UserError
+from pcb.evaluation import ahead
 from pcb.evaluation.bootstrap import read_bootstrap
 from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
@@ -128,6 +130,59 @@ def test_shards_hold_what_mmdet_predicts(finished):
         np.testing.assert_array_equal(rows.category_id[mine], expected.labels + 1)
         corners = np.concatenate([rows.box[mine, :2], rows.box[mine, :2] + rows.box[mine, 2:]], 1)
         np.testing.assert_allclose(corners, expected.bboxes.detach(), atol=1e-3)
+
+
+def test_the_job_of_a_detection_takes_what_the_training_left(copied):
+    study, folder = copied
+    shutil.rmtree(folder / "detections")
+    shutil.rmtree(folder / "confusion")
+    of = study, RUN, 0
+    detected = dict.fromkeys(ahead.files_of(*of, "val"))
+    for path in detected:
+        path.unlink()
+    infer.infer_ahead(*of)
+    assert not any(path.exists() for path in detected) and not take_elsewhere(*of)
+    assert ahead.take(*of, "val") and not ahead.take(*of, "val")
+    assert ahead.splits_ahead(*of) == [] and not (folder / "ahead").exists()
+    taken = contents(folder)
+    shutil.rmtree(folder / "detections")
+    shutil.rmtree(folder / "confusion")
+    infer.infer(*of)
+    assert contents(folder) == taken
+
+
+def take_elsewhere(study, run, seed):
+    """Whether a study with other test settings would take a detection."""
+    study.scale["test"]["max_per_image"] -= 1
+    taken = ahead.take(study, run, seed, "val")
+    study.scale["test"]["max_per_image"] += 1
+    return taken
+
+
+@pytest.mark.parametrize(
+    "damaged", ["detections/*.parquet", "ahead/confusion.npz", "ahead/detections.json"]
+)
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"damaged")])
+def test_what_a_training_left_is_taken_whole_or_not_at_all(copied, damaged, change):
+    study, folder = copied
+    of = study, RUN, 0
+    study.paths.detections(*of[1:]).unlink()
+    infer.infer_ahead(*of)
+    for path in folder.glob(damaged):
+        change(path)
+    study.paths.confusion(*of[1:]).unlink()
+    assert not ahead.take(*of, "val") and not study.paths.confusion(*of[1:]).exists()
+    infer.infer(*of)
+    assert ahead.splits_ahead(*of) == []
+
+
+def test_what_a_training_left_of_other_weights_is_not_taken(copied):
+    study, _ = copied
+    study.paths.detections(RUN, 0).unlink()
+    infer.infer_ahead(study, RUN, 0)
+    record = read_record(study.paths.train(RUN, 0))
+    write_record(study.paths.train(RUN, 0), record | {"weights": "others"})
+    assert not ahead.take(study, RUN, 0, "val")
 
 
 def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypatch):

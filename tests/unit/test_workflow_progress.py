@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import re
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pcb.planning.status import status, watch
 from pcb.study import load_study
 from pcb.study.records import write_record
 from workflow.progress import COSTS, ProgressHandler, describe, keeps_snakemake_line
+from workflow.signals import in_thread
 
 
 class Run:
@@ -245,6 +248,23 @@ def test_a_site_that_was_written_again_is_told_with_its_pages(tmp_path):
         "done 1/3      Render table02, 4 s; 8 s left",
         "open results/mini/site/index.html (1 of 16 pages)",
     ]
+
+
+def test_a_signal_may_come_while_the_lock_that_its_handler_takes_is_held():
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def stop(*_):
+        with lock:
+            stopped.set()
+
+    previous = signal.signal(signal.SIGTERM, in_thread(stop))
+    try:
+        with lock:
+            signal.raise_signal(signal.SIGTERM)
+            assert not stopped.is_set()
+        assert stopped.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_table_2_is_made_first_and_then_what_needs_few_further_runs(tmp_path):

@@ -38,8 +38,11 @@ from pcb.study.variants import (
     with_gamma,
 )
 
-sys.path.insert(0, workflow.basedir)  # for workflow/progress.py, which is in no package
+sys.path.insert(
+    0, workflow.basedir
+)  # for the modules in workflow/, which is no package
 from workflow import progress
+from workflow.signals import in_thread
 
 SETTINGS = {"scale", "paper", "seeds", "results"}
 
@@ -187,6 +190,10 @@ def begin():
         )
         logger.info(f"made again: {path}{others}, because it is {reason}")
     progress_lines.begin(logger)
+    if callable(
+        stop := signal.getsignal(signal.SIGTERM)
+    ):  # Snakemake's, which takes a lock
+        signal.signal(signal.SIGTERM, in_thread(stop))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
@@ -523,6 +530,21 @@ def pretrains(backbone):
 def pretrain_gpus(backbone):
     """GPUs of a backbone's pretraining."""
     return min(1, HARDWARE["gpus_per_job"]) if pretrains(backbone) else 0
+
+
+def detect_ahead(wildcards, input):
+    """The option by which a training also detects, where this run needs the detections.
+
+    It takes `input` for the reason that `described` does.
+    """
+    planned = (
+        job for job in workflow.dag.needrun_jobs() if job.rule.name.startswith("infer")
+    )
+    needed = any(
+        all(job.wildcards[key] == wildcards[key] for key in ("run", "seed"))
+        for job in planned
+    )
+    return "--detect" if needed else ""
 
 
 # Messages and labels ----------------------------------------------------------------------------

@@ -48,10 +48,11 @@ rule train:
         mem_mb=HARDWARE["mem_mb"],
     params:
         described=described("Train"),
+        detect=detect_ahead,
     message:
         "{params.described}"
     shell:
-        "pcb train {wildcards.run:q} --seed {wildcards.seed:q} &> {log:q}"
+        "pcb train {wildcards.run:q} --seed {wildcards.seed:q} {params.detect} &> {log:q}"
 
 
 rule train_all:
