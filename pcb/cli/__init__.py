@@ -11,6 +11,8 @@ Verbs are functions in a module for each subject, with their arguments beside th
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import io
 import os
 import signal
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a locale without "…" or "Δ" must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # At its end Python would look for cycles among all objects, a second where torch is imported.
+    atexit.register(gc.freeze)
     try:
         return run(argv)
     finally:

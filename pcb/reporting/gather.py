@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pcb.errors import UserError
 from pcb.evaluation.confusion_metrics import Confusion
-from pcb.reporting import captions, findings, tables
+from pcb.reporting import findings, tables
 from pcb.reporting.claims import verdicts
 from pcb.reporting.current import MADE_FROM, gathered_from
 from pcb.reporting.results import Results
@@ -140,7 +140,7 @@ def scale_about(results: Results, runs: Sequence[str]) -> dict:
     experiments = [study.experiments[run] for run in runs]
     datasets = {experiment.dataset for experiment in experiments}
     return {
-        "scale": captions.scale_facts(study.scale, [e.backbone for e in experiments], datasets),
+        "scale": results.scale_facts([e.backbone for e in experiments], datasets),
         "comparable": all(results.release(dataset) for dataset in datasets),
     }
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from pcb.formatting import signed
 from pcb.reporting import style
-from pcb.reporting.plots import Plot, canvas, empty
 from pcb.reporting.results import Results
 from pcb.study import Study
 from pcb.study.variants import oracle_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pcb.reporting.plots import Plot
 
 METRICS = ("AP", "APr", "APc", "APf", "APb", "APbr", "APbc", "APbf")
 KINDS = {"ms": "MS", "cm": "CM"}
@@ -244,6 +247,8 @@ def number(by_seed: Sequence[float | None]) -> tuple[str, str]:
 
 def plot(entries: Sequence[dict]) -> Plot:
     """The change of AP and AP_r over the number of images behind the statistics."""
+    from pcb.reporting.plots import Plot, canvas, empty  # a second that `gather` does not need
+
     with canvas(9.2, 0.9 + 3.3 * max(1, len(entries))) as figure:
         grid = figure.subplots(max(1, len(entries)), 2, squeeze=False, sharex=True)
         for axes, entry in zip(grid, entries, strict=False):

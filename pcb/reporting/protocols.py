@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from pcb.formatting import signed
 from pcb.reporting import findings, oracle, style
 from pcb.reporting.claims import difference
-from pcb.reporting.plots import Plot, canvas, empty
 from pcb.reporting.results import Results
 from pcb.study import Row
 from pcb.study.claims import DIRECTION, FAILS, HOLDS, NOT_RUN, WITHIN_NOISE
+
+if TYPE_CHECKING:
+    from pcb.reporting.plots import Plot
 
 METRICS = ("AP", "APr", "APc", "APf")
 COLUMNS = ("sampler", "method", "run", "variant", "seed", "protocol", *METRICS)
@@ -206,6 +209,8 @@ def lines(page: dict) -> Iterator[tuple]:
 
 def density_plot(page: dict) -> Plot:
     """AP_r and AP_f of every method over the share of absent pairs that are verified."""
+    from pcb.reporting.plots import Plot, canvas, empty  # a second that `gather` does not need
+
     samplers = list(dict.fromkeys(row["sampler"] for row in page["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in page["rows"]))
     with canvas(9.2, 0.7 + 3.1 * len(PLOTTED)) as figure:

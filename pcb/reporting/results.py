@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcb.errors import UserError
 from pcb.evaluation.bootstrap import Bootstrap, read_bootstrap
 from pcb.evaluation.confusion_metrics import Confusion, read_confusion
+from pcb.reporting.captions import scale_facts
 from pcb.reporting.curves import Curves, read_curves
 from pcb.study import Study, fingerprint
 from pcb.study.claims import WITHIN_NOISE, overall
@@ -48,6 +50,14 @@ class Results:
         self._records: dict[tuple[str, int], dict | None] = {}
         self._bootstraps: dict[tuple[str, int], Bootstrap] = {}
         self._curves: dict[tuple[str, int], Curves | None] = {}
+        self._facts: dict[tuple, dict] = {}
+
+    def scale_facts(self, backbones: Iterable[str], datasets: Iterable[str]) -> dict:
+        """`captions.scale_facts` of the study's scale; callers do not change it."""
+        key = tuple(dict.fromkeys(backbones)), frozenset(datasets)
+        if key not in self._facts:
+            self._facts[key] = scale_facts(self.study.scale, *key)
+        return self._facts[key]
 
     def metrics(self, run: str, seed: int) -> dict | None:
         """The content of metrics.json; None where the run was not scored."""

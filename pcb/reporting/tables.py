@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pcb.errors import UserError
 from pcb.files import ROOT
@@ -33,6 +32,9 @@ from pcb.reporting.current import MADE_FROM
 from pcb.reporting.results import Results
 from pcb.study import Row, Table
 from pcb.study.records import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd  # imported where it is used: half a second that `gather` does not need
 
 FORMAT = 1  # of gathered files; a change of their structure raises it
 OURS, PAPER, SEEDS = "ours", "paper", "seeds"
@@ -526,6 +528,8 @@ def html(table: ResultTable) -> str:
 
 def text_frame(table: ResultTable) -> pd.DataFrame:
     """The cells as text; columns are pairs (block, column)."""
+    import pandas as pd
+
     cells = grid(table)
     columns = pd.MultiIndex.from_tuples([(c.block, c.column) for c in cells[0]])
     return pd.DataFrame([list(map(str, row)) for row in cells], columns=columns)
@@ -585,6 +589,8 @@ TEX = str.maketrans(
 
 def latex(table: ResultTable) -> str:
     """A booktabs table with its caption; needs the packages booktabs and amssymb."""
+    import pandas as pd
+
     frame = text_frame(table).map(lambda text: text.translate(TEX))
     frame = frame.mask(outside_noise(table), r"\textbf{" + frame + "}")
     labels = sum(block == "" for block, _ in frame.columns)
@@ -615,6 +621,8 @@ def numbers(table: ResultTable) -> pd.DataFrame:
     run), and for each metric `ours`, `std` and the other blocks of the table, as in `ours AP` and
     `Δ ours AP`; `low` and `high` are the interval of the latter. A missing number is NaN.
     """
+    import pandas as pd
+
     lines = []
     for row in table.rows:
         line: dict = dict(zip(table.labels, row.labels, strict=True))

@@ -21,13 +21,8 @@ from pcb.registry import ARGUMENTS, SHIPPED, Registry
 from pcb.study.study import METRICS
 
 if TYPE_CHECKING:
+    from jsonschema import ValidationError
     from jsonschema.protocols import Validator
-
-# jsonschema imports the grammar of IRIs where Jupyter installed it. That takes seconds in every
-# job, and no schema here needs it. Tried with jsonschema 4.26.
-with blocked("rfc3987_syntax"):
-    from jsonschema import Draft202012Validator, ValidationError
-    from jsonschema.exceptions import best_match
 
 SCHEMAS = ROOT / "workflow/schemas"
 
@@ -59,6 +54,11 @@ def read_schema(name: str) -> dict:
 @lru_cache
 def validator(name: str, losses: tuple[str, ...] = tuple(SHIPPED.losses)) -> Validator:
     """Validator of `workflow/schemas/<name>.schema.json`, for the losses that a study knows."""
+    # Imported here: a job reads a study that has been checked. jsonschema imports the grammar of
+    # IRIs where Jupyter installed it: seconds, and no schema here needs it. Tried with 4.26.
+    with blocked("rfc3987_syntax"):
+        from jsonschema import Draft202012Validator
+
     schema = read_schema(name)
     schema["$defs"] = {**schema.get("$defs", {}), **definitions(losses)}
     return Draft202012Validator(schema)
@@ -82,6 +82,8 @@ def validate(value: dict, name: str, source: str | Path, registry: Registry | No
 
 def explain(fault: ValidationError) -> Iterator[str]:
     """One line per mistake: the full path of the key, what is wrong, and a likely fix."""
+    from jsonschema.exceptions import best_match
+
     where = ".".join(map(str, fault.absolute_path))
     if fault.validator == "additionalProperties" and isinstance(fault.instance, dict):
         schema = fault.schema if isinstance(fault.schema, dict) else {}
