@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TextIO
 
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.errors import UserError
@@ -92,6 +93,7 @@ class ProgressHandler(logging.StreamHandler):
         clock: Returns the current time, in seconds since the epoch.
         overview: Returns the progress of the study in one line. It is called after a training or an
             evaluation, at most once a minute.
+        result: Returns the line below a run that had nothing to do; "" for none.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class ProgressHandler(logging.StreamHandler):
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
         overview: Callable[[], str] | None = None,
+        result: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(stream)
-        self.clock, self.overview = clock, overview
+        self.clock, self.overview, self.result = clock, overview, result
         self.last_overview = clock()
         self.active = False
         self.remaining: dict[str, int] = {}  # rule -> jobs that have not ended
@@ -121,6 +124,10 @@ class ProgressHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Count a record's event, and print its line if it has one."""
         try:
+            if self.result and record.getMessage() == NOTHING_TO_BE_DONE_MSG:
+                if text := self.result():
+                    self.stream.write(f"{text}\n")
+                return
             line = self.line(record)
             if line and self.active:
                 moment = time.strftime("%H:%M:%S", time.localtime(self.clock()))

@@ -10,6 +10,7 @@ import pytest
 from pcb.files import ROOT
 from pcb.reporting import tables
 from pcb.study import load_study
+from pcb.study.variants import confusion_splits
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,12 @@ def test_every_row_is_measured(study):
             (values,) = row.ours.values()
             first = next(iter(values.values()))
             assert 0 <= first <= 100, f"{target}, {row.id}"
+
+
+def test_a_training_detects_too_unless_a_calibration_needs_another_job_first(study):
+    for run in study.runs():
+        taken = "detected after its training" in study.paths.log(f"infer/{run}/seed0").read_text()
+        assert taken == ("train" not in confusion_splits(study.variants(run))), run
 
 
 def test_every_table_is_rendered(study):

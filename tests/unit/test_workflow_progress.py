@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fabricate import evaluated, finish, finish_pages, study_in
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from pcb.planning.jobs import targets_in_order
@@ -235,6 +236,14 @@ def test_a_job_that_kept_its_result_is_not_called_done(tmp_path):
     run.end(2)
     kept = next(line for line in run.lines if "Train b" in line and "start" not in line)
     assert kept == "kept 2/3      Train b: it was made before; 40 s left"  # not 21 s
+
+
+@pytest.mark.parametrize("result", ["open results/mini/site/index.html", ""])
+def test_a_run_with_nothing_to_do_says_where_the_results_are(result):
+    out = io.StringIO()
+    handler = ProgressHandler(out, result=lambda: result)
+    handler.emit(logging.makeLogRecord({"msg": NOTHING_TO_BE_DONE_MSG}))
+    assert out.getvalue() == (f"{result}\n" if result else "")
 
 
 def test_a_site_that_was_written_again_is_told_with_its_pages(tmp_path):

@@ -157,7 +157,20 @@ wildcard_constraints:
 # Start and end of a run -------------------------------------------------------------------------
 
 running = ExitStack()  # holds the lock on the results folder until this process ends
-progress_lines = progress.ProgressHandler(overview=lambda: overview(study))
+
+
+def made_before():
+    """Where the site is, below a run that has nothing to do; "" in a dry run."""
+    return (
+        site_line(study, absolute=True)
+        if paths.index.exists() and not workflow.dryrun
+        else ""
+    )
+
+
+progress_lines = progress.ProgressHandler(
+    overview=lambda: overview(study), result=made_before
+)
 logger.addHandler(progress_lines)
 
 
@@ -201,18 +214,25 @@ def begin():
 def finish():
     """Build the site of what exists after a run, even a failed one, unless a job has done so.
 
-    Its path is the last line of the run, below what Snakemake writes after this.
+    Its path is the last line of the run, below what Snakemake writes after this. Without a training
+    there is nothing to show, as after a download.
     """
     try:
+        study.contents.save()
+        runs = [(run, seed) for run in study.runs() for seed in study.seeds]
+        if not any(
+            path(*of).exists() for of in runs for path in (paths.train, paths.metrics)
+        ):
+            return
         files = paths.index, paths.page_record(SITE)
         if not all(file.exists() for file in files) or site_is_stale(study):
             # Imported here: a dry run needs no templates.
             from pcb.reporting.site.build import build
 
             build(study)
+            study.contents.save()
         last_line = site_line(study, absolute=True)
         atexit.register(print, last_line, file=sys.stderr, flush=True)
-        study.contents.save()
     except UserError as error:
         logger.error(f"error: {error.what}\nfix: {error.fix}")
 
