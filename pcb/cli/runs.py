@@ -31,7 +31,7 @@ def train(arguments: Namespace) -> None:
     """Train one experiment.
 
     Starts from its trunk if it has one, resumes from its last checkpoint, and writes run.json last.
-    With --detect it goes on with what `pcb infer` would do, which then only takes the result.
+    With --detect it then detects for `pcb infer`, which only has to take the result.
     """
     study = load(arguments)
     check_run(study, arguments)
@@ -155,7 +155,7 @@ def add_to(verbs: Verbs) -> None:
             command.add_argument(
                 "--detect",
                 action="store_true",
-                help="then detect in this process, unless several GPUs train",
+                help="on a CPU, then detect in the same process",
             )
         if do in (infer, score):
             command.add_argument(

@@ -1,4 +1,4 @@
-"""Detections that a training made in its own process, which spares the start of another one.
+"""Detections that a training on a CPU made in its own process: that spares the start of another.
 
     splits_ahead(study, run, seed)   on which `pcb train RUN --detect` detects after its training
     take(study, run, seed, split)    in `pcb infer`: puts what it left in place

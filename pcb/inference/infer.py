@@ -172,9 +172,9 @@ def infer(
 def infer_ahead(study: Study, run: str, seed: int) -> None:
     """Detect what a training's tables need, in the training's process (`pcb.evaluation.ahead`).
 
-    Several ranks do not: the limit on the time of their collectives is that of a training.
+    Not on a GPU, where a training takes hours and the start of a process seconds.
     """
-    if get_world_size() == 1:
+    if study.scale["hardware"]["device"] == "cpu" and get_world_size() == 1:
         release_memory()
         for split in splits_ahead(study, run, seed):
             infer(study, run, seed, split, ahead=True)

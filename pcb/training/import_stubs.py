@@ -5,7 +5,7 @@ package does. `without_compiler` avoids the import of torch's compiler in a trai
 nothing. The plug-in, `import pcb.mmdet`, does not use this module and imports mmdet unchanged.
 
 Without stubs, `import pcb.training.train` takes 4.2 s of CPU time, with all of them 1.7 s. Each
-stub alone saves (minimum of five starts, torch 2.13, mmdet 3.5.1, mmengine 0.10.12, pyarrow 26):
+stub alone saves (minimum of a few starts, torch 2.13, mmdet 3.5.1, mmengine 0.10.12, pyarrow 26):
 
     mmdet...generate_line            1.2 s  scipy.stats, imgaug, numba: lane lines
     mmdet...clr_head                 0.9 s  matplotlib, scipy.interpolate: lane lines
@@ -14,6 +14,7 @@ stub alone saves (minimum of five starts, torch 2.13, mmdet 3.5.1, mmengine 0.10
     mmengine._strategy.fsdp          0.7 s  torch.distributed.fsdp, sympy
     mmdet.models.trackers            0.6 s  scipy.optimize
     mmdet...tracking                 0.6 s  scipy.optimize
+    mmdet...visualization_hook       0.5 s  matplotlib, when a training is built
     imagecorruptions                 0.5 s  numba, scipy.ndimage: corrupted images
     mmdet...topk_hungarian_assigner  0.5 s  scipy.optimize: matching as in DETR
     mmdet.utils.mot_error_visualize  0.5 s  matplotlib
