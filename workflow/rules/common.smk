@@ -564,7 +564,7 @@ def detect_ahead(wildcards, input):
         all(job.wildcards[key] == wildcards[key] for key in ("run", "seed"))
         for job in planned
     )
-    return "--detect" if needed else ""
+    return ["--detect"] if needed else []
 
 
 # Messages and labels ----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ rule train:
     message:
         "{params.described}"
     shell:
-        "pcb train {wildcards.run:q} --seed {wildcards.seed:q} {params.detect} &> {log:q}"
+        "pcb train {wildcards.run:q} --seed {wildcards.seed:q} {params.detect:q} &> {log:q}"
 
 
 rule train_all:
