@@ -18,7 +18,7 @@ from pcb.files import is_intact, sha256
 from pcb.study.current import current_detections, current_training, is_evaluation, lacking
 from pcb.study.records import read_record
 from pcb.study.study import Study
-from pcb.study.variants import confusion_splits, detected_variants, gamma_split, with_gamma
+from pcb.study.variants import confusion_splits, detected_splits, detected_variants
 
 
 def files_of(study: Study, run: str, seed: int, split: str) -> list[Path]:
@@ -33,10 +33,9 @@ def splits_ahead(study: Study, run: str, seed: int) -> list[str]:
 
     None of a run whose calibration needs the confusion matrix of train, which is another job's.
     """
-    variants = study.variants(run)
-    if "train" in confusion_splits(variants):
+    if "train" in confusion_splits(study.variants(run)):
         return []
-    splits = ["val", *[gamma_split(study, run) for _ in with_gamma(variants)[:1]]]
+    splits = detected_splits(study, run)
     return [split for split in splits if not _is_detected(study, run, seed, split)]
 
 

@@ -12,8 +12,7 @@ from pcb.study.variants import (
     TRAIN_SUBSET_IMAGES,
     annotation_split,
     confusion_splits,
-    gamma_split,
-    with_gamma,
+    detected_splits,
 )
 
 
@@ -64,13 +63,11 @@ def detection_splits(study: Study, run: str) -> list[str]:
     """The splits that the detector of a run passes over to detect.
 
     Val comes twice where a calibration needs its confusion matrix first; a small val stays in
-    memory meanwhile. NorCal's γ is also chosen on another split.
+    memory meanwhile.
     """
-    variants, splits = study.variants(run), ["val"]
-    if "val" in confusion_splits(variants) and "synthetic" not in study.scale:
+    splits = detected_splits(study, run)
+    if "val" in confusion_splits(study.variants(run)) and "synthetic" not in study.scale:
         splits.append("val")
-    if with_gamma(variants):
-        splits.append(gamma_split(study, run))
     return splits
 
 

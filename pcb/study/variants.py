@@ -68,6 +68,11 @@ def gamma_split(study: Study, run: str) -> str:
     return "dev" if "dev" in splits else TRAIN_SUBSET
 
 
+def detected_splits(study: Study, run: str) -> list[str]:
+    """The splits on which the tables need a run's detections: val, and that of NorCal's γ."""
+    return ["val", *[gamma_split(study, run) for _ in with_gamma(study.variants(run))[:1]]]
+
+
 def detected_variants(study: Study, run: str, split: str) -> list[str]:
     """The evaluation variants that some table needs of a run on a split."""
     variants = study.variants(run)
