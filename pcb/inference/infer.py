@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from pcb.data.lvis.dataset import PCBLVISDataset
 from pcb.errors import UserError
-from pcb.evaluation.ahead import files_of, splits_ahead
+from pcb.evaluation.ahead import discard, files_of, splits_ahead
 from pcb.evaluation.shards import BOX, IMAGES_PER_SHARD, SCORE, ShardWriter, plan_shards
 from pcb.inference.calibrations import ScoreFunction, score_functions
 from pcb.inference.forward import (
@@ -141,7 +141,7 @@ def infer(
     barrier()
     if not is_main_process():
         return {}
-    if not missing:
+    if not missing and not ahead:
         print(f"kept: {run} was detected before on {split}, in {writer.folder}", flush=True)
     total = confusions.total(shards)
     written = files_of(study, run, seed, split)
@@ -166,18 +166,26 @@ def infer(
         "processes": get_world_size(),
     }
     write_record(written[0], manifest)
+    if not ahead:
+        discard(study, run, seed, split)
     return manifest
 
 
 def infer_ahead(study: Study, run: str, seed: int) -> None:
     """Detect what a training's tables need, in the training's process (`pcb.evaluation.ahead`).
 
-    Not on a GPU, where a training takes hours and the start of a process seconds.
+    Not on a GPU, where a training takes hours and the start of a process seconds. An error is
+    printed only: the training is done, and the job of the detection meets the error again.
     """
-    if study.scale["hardware"]["device"] == "cpu" and get_world_size() == 1:
-        release_memory()
+    if study.scale["hardware"]["device"] != "cpu" or get_world_size() > 1:
+        return
+    release_memory()
+    try:
         for split in splits_ahead(study, run, seed):
             infer(study, run, seed, split, ahead=True)
+    except Exception as error:
+        reason = error.what if isinstance(error, UserError) else repr(error)
+        print(f"not detected, which is left to `pcb infer {run} --seed {seed}`: {reason}")
 
 
 def train_confusion(

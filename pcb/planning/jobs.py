@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
+from pcb.evaluation import ahead
 from pcb.study.current import current_metrics, current_training, current_trunk, lacking
 from pcb.study.study import Study
 
@@ -125,7 +126,8 @@ def discard(study: Study, rule: str, run: str, seed: str, split: str = "val") ->
         if rule == "train":
             shutil.rmtree(work / "first", ignore_errors=True)
     if rule in ("infer", "infer_split"):
-        paths.ahead(paths.detections(*of, split)).unlink(missing_ok=True)
+        ahead.discard(study, *of, split)
+        paths.detections(*of, split).unlink(missing_ok=True)  # or a training would not detect
         shutil.rmtree(paths.detections(*of, split).with_suffix(""), ignore_errors=True)
         shutil.rmtree(paths.confusion(*of, split).with_suffix(""), ignore_errors=True)
     if rule == "train_confusion":

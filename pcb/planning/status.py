@@ -129,13 +129,15 @@ def running_jobs(study: Study, jobs: Iterable[Job]) -> list[str]:
         }
         shown = len(lines)
         for stage in stages.get(job.state, ()):
-            if stage == "train" and len(lines) > shown:  # its training has ended
-                continue
             log = study.paths.log(f"{stage}/{job.run}/seed{job.seed}")
             if log.exists() and time.time() - log.stat().st_mtime < RECENT:
                 text = log.read_text(encoding="utf-8", errors="replace")
                 logged = [line for line in text.split("\n") if line]
                 if any(line.startswith(FAILED) for line in logged):
                     continue
-                lines.append(f"  {stage:<6} {logged[-1] if logged else job.run}")
+                last = logged[-1] if logged else job.run
+                detects = last.startswith(f"{job.run} on ") and len(lines) == shown
+                if stage == "train" and job.state == TRAINED and not detects:
+                    continue  # it has ended
+                lines.append(f"  {stage:<6} {last}")
     return lines

@@ -15,7 +15,13 @@ from pathlib import Path
 from pcb.errors import UserError
 from pcb.study.records import current_record, read_record, require_record
 from pcb.study.study import Study
-from pcb.study.variants import ORACLE_PARTS, detected_variants, gamma_split, with_gamma
+from pcb.study.variants import (
+    ORACLE_PARTS,
+    detected_variants,
+    gamma_split,
+    score_columns,
+    with_gamma,
+)
 
 
 def checkpoint_of(study: Study, record: dict) -> Path:
@@ -78,8 +84,16 @@ def current_oracle(study: Study, run: str, seed: int) -> dict | None:
 
 
 def lacking(study: Study, record: dict, run: str, split: str = "val") -> list[str]:
-    """Variants that the study needs on a split and a manifest, or metrics on val, lack."""
-    return sorted(set(detected_variants(study, run, split)) - set(record.get("variants", ())))
+    """Variants that the study needs on a split and a manifest, or metrics on val, lack.
+
+    A manifest also lacks a variant of which it does not have every column of scores, as after
+    another γ of NorCal was added.
+    """
+    present = set(record.get("variants", ()))
+    columns = record.get("columns")  # of a manifest
+    if columns is not None:
+        present = {v for v in present if set(columns).issuperset(score_columns([v]))}
+    return sorted(set(detected_variants(study, run, split)) - present)
 
 
 def is_evaluation(study: Study, record: dict | None, run: str, seed: int, split: str) -> bool:

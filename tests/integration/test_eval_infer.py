@@ -19,7 +19,9 @@ from pcb.evaluation.score import SplitDetections, score
 from pcb.evaluation.shards import Shards
 from pcb.files import ROOT, write_json
 from pcb.inference import forward, infer
+from pcb.planning.jobs import discard
 from pcb.study import load_study
+from pcb.study.current import lacking
 from pcb.study.records import read_record, write_record
 from pcb.study.study import BIAS_METRICS
 from pcb.study.variants import gamma_of, score_columns
@@ -183,6 +185,77 @@ def test_what_a_training_left_of_other_weights_is_not_taken(copied):
     record = read_record(study.paths.train(RUN, 0))
     write_record(study.paths.train(RUN, 0), record | {"weights": "others"})
     assert not ahead.take(study, RUN, 0, "val")
+
+
+def test_what_a_training_left_with_other_columns_is_not_taken(copied, monkeypatch):
+    study, _ = copied
+    study.paths.detections(RUN, 0).unlink()
+    infer.infer_ahead(study, RUN, 0)
+    grid = ahead.score_columns
+    monkeypatch.setattr(ahead, "score_columns", lambda names: [*grid(names), "norcal-1.1"])
+    assert not ahead.take(study, RUN, 0, "val")
+    monkeypatch.setattr(ahead, "score_columns", grid)
+    assert ahead.take(study, RUN, 0, "val")
+
+
+def test_detections_without_a_column_lack_its_variant(finished):
+    study = study_in(finished)
+    manifest = read_record(study.paths.detections(RUN, 0))
+    assert lacking(study, manifest, RUN) == []
+    absent = next(column for column in manifest["columns"] if column != "plain")
+    fewer = [column for column in manifest["columns"] if column != absent]
+    assert lacking(study, manifest | {"columns": fewer}, RUN)
+
+
+def test_a_damaged_record_of_detections_is_made_again_ahead(copied):
+    study, _ = copied
+    study.paths.detections(RUN, 0).write_text("damaged")
+    assert ahead.splits_ahead(study, RUN, 0) == ["val"]
+
+
+def test_a_forced_detection_is_made_anew_ahead(copied):
+    study, folder = copied
+    study.paths.detections(RUN, 0).unlink()
+    infer.infer_ahead(study, RUN, 0)
+    discard(study, "infer", RUN, "0")
+    assert not contents(folder) and not (folder / "ahead").exists()
+    assert ahead.splits_ahead(study, RUN, 0) == ["val"]
+
+
+def test_an_error_in_the_detection_leaves_the_training_done(copied, monkeypatch, capsys):
+    study, _ = copied
+    study.paths.detections(RUN, 0).unlink()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(infer, "infer", full)
+    infer.infer_ahead(study, RUN, 0)
+    assert f"left to `pcb infer {RUN} --seed 0`: OSError(28, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2])
+def test_a_take_that_was_stopped_ends_with_the_same_bytes(copied, monkeypatch, replaced):
+    study, folder = copied
+    infer.infer(study, RUN, 0)
+    complete = contents(folder)
+    for path in ahead.files_of(study, RUN, 0, "val"):
+        path.unlink()
+    infer.infer_ahead(study, RUN, 0)
+    replace, calls = os.replace, []
+
+    def stopped(*paths):
+        if len(calls) == replaced:
+            raise KeyboardInterrupt
+        calls.append(paths)
+        replace(*paths)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stopped)
+        ahead.take(study, RUN, 0, "val")
+    if not ahead.take(study, RUN, 0, "val"):
+        infer.infer(study, RUN, 0)
+    assert contents(folder) == complete and not (folder / "ahead").exists()
 
 
 def test_an_interrupted_pass_ends_with_the_same_bytes(copied, finished, monkeypatch):

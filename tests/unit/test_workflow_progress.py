@@ -212,6 +212,18 @@ def test_status_shows_progress_running_jobs_and_the_time_left(tmp_path):
     assert running not in status(study)
 
 
+def test_status_shows_a_training_after_its_end_only_while_it_detects(tmp_path):
+    study = load_study("smoke", overrides={"results": str(tmp_path)})
+    run = "v05_r50_random_softmax_plain"
+    write_record(study.paths.train(run, 0), evaluated(study, run))
+    log = study.paths.log(f"train/{run}/seed0")
+    log.parent.mkdir(parents=True)
+    log.write_text(f"{run}  epoch 24/24\n")
+    assert "train " not in status(study)
+    log.write_text(f"{run}  epoch 24/24\n{run} on val: 8 of 24 images, 00:02 left\r")
+    assert status(study).endswith(f"train  {run} on val: 8 of 24 images, 00:02 left")
+
+
 def test_an_error_in_an_overview_does_not_end_the_run(capsys):
     def overview():
         raise ZeroDivisionError

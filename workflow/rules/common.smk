@@ -555,7 +555,8 @@ def pretrain_gpus(backbone):
 def detect_ahead(wildcards, input):
     """The option by which a training also detects, where this run needs the detections.
 
-    It takes `input` for the reason that `described` does.
+    It takes `input` for the reason that `described` does. Snakemake evaluates it again just before
+    the job starts; a dry run with `-p` does not know yet which jobs run, and prints no option.
     """
     planned = (
         job for job in workflow.dag.needrun_jobs() if job.rule.name.startswith("infer")
