@@ -37,7 +37,7 @@ def _reason(test: Callable[..., str | None]) -> Callable[..., str | None]:
         try:
             return test(*arguments)
         except UserError as error:
-            return error.what
+            return f"unreadable: {error.what}"
 
     return tested
 

@@ -239,7 +239,7 @@ def _reason(path: Path, made_from) -> str | None:
     try:
         record = read_record(path) or {}
     except UserError as error:
-        return error.what
+        return f"unreadable: {error.what}"
     before, now = record.get(MADE_FROM) or {}, made_from()
     if before == now:
         return None

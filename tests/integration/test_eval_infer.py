@@ -218,7 +218,7 @@ def test_a_forced_detection_is_made_anew_ahead(copied):
     study.paths.detections(RUN, 0).unlink()
     infer.infer_ahead(study, RUN, 0)
     discard(study, "infer", RUN, "0")
-    assert not contents(folder) and not (folder / "ahead").exists()
+    assert not list(folder.rglob("*.parquet")) and not (folder / "ahead").exists()
     assert ahead.splits_ahead(study, RUN, 0) == ["val"]
 
 

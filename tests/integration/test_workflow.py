@@ -169,6 +169,16 @@ def test_a_touch_a_comment_and_another_thread_count_run_nothing_again(finished):
     assert dry_run(finished) == ({}, set())
 
 
+def test_a_forced_touch_deletes_nothing(finished):
+    run = finished / f"results/mini/runs/{RUNS[0]}/seed0"
+    work = finished / "results/mini/work" / read_record(run / "run.json")["fingerprint"]
+    work.mkdir(parents=True)
+    files = [work / "final.0123456789abcdef.pth", run / "detections.json"]
+    files[0].touch()
+    assert snakemake(finished, "--touch", "--forceall", "--cores", "100").returncode == 0
+    assert all(path.exists() for path in files)
+
+
 def test_an_edited_notebook_renders_only_its_targets(finished):
     (finished / "notebooks/figure1.ipynb").write_text('{"cells": ["a sentence"]}')
     assert dry_run(finished) == ({"notebook": 1, "site": 1}, set())

@@ -193,7 +193,8 @@ def begin():
         sweep(paths.root)
         save_study_json(study)
         study.contents.save()
-        begin_anew()
+        if not workflow.touch:
+            begin_anew()
     except UserError as error:
         exit_with(error)
     if not_current:
