@@ -36,6 +36,7 @@ READERS = (
 def load(arguments: Namespace) -> Study:
     """Load the study that `--scale`, `--paper` and `--results`, or `--study`, select."""
     require_checkout()
+    from pcb.cluster.instructions import use_same_instructions
     from pcb.study import load_study
     from pcb.study.load import notice_of_old_results, notice_of_unused_gpus
 
@@ -54,6 +55,8 @@ def load(arguments: Namespace) -> Study:
         study = load_study(options["scale"], options.get("paper"), overrides)
         for notice in filter(None, (notice_of_old_results(study), notice_of_unused_gpus(study))):
             print(f"note: {notice}", file=sys.stderr)
+    if study.scale["hardware"]["device"] == "cpu":
+        use_same_instructions()
     if arguments.verb not in READERS or vars(arguments).get("write"):
         names = (vars(arguments).get(key) for key in ("run", "target", "dataset", "backbone"))
         doing = f"`pcb {' '.join([arguments.verb, *filter(None, names)])}`"

@@ -1,1 +1,1 @@
-"""The machine: leases on GPUs, the ranks of a training, provenance of results."""
+"""The machine: GPU leases, ranks of a training, instructions of a CPU, provenance of results."""

@@ -37,8 +37,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict:
-    """Return the CPU, its cores, torch's threads and, for the device "cuda", the GPUs' names."""
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    """Return the CPU, its cores, what torch uses of it and, for "cuda", the GPUs' names."""
+    machine = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
     if device == "cuda":
         count = torch.cuda.device_count()
         return {**machine, "gpus": [torch.cuda.get_device_name(i) for i in range(count)]}

@@ -258,12 +258,13 @@ def commit(record: dict) -> str:
 
 
 def hardware(record: dict) -> str:
-    """The machine of a training: `8 × NVIDIA H100, AMD EPYC 9654, 96 cores, 1 thread`."""
+    """The machine of a training: `8 × NVIDIA H100, AMD EPYC 9654, 96 cores, 1 thread, AVX2`."""
     gpus, threads = record.get("gpus"), record.get("threads")
     devices = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
     plural = "s" if threads != 1 else ""
     cpu = f"{record.get('cpu')}, {record.get('cores')} cores, {threads} thread{plural}"
-    return devices + cpu
+    instructions = record.get("instructions")  # results before 0.1.0 do not name them
+    return devices + cpu + (f", {instructions}" if instructions else "")
 
 
 def missing(entries: list[dict]) -> list[dict]:
