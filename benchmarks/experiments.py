@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from pcb.cluster import provenance
+from pcb.cluster.instructions import use_same_instructions
 from pcb.evaluation.ground_truth import GroundTruth
 from pcb.evaluation.matches import group_means, match_columns
 from pcb.evaluation.score import score
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--write", action="store_true", help=f"write {OUT.relative_to(ROOT)}")
     arguments = parser.parse_args()
+    use_same_instructions()
     for file in arguments.files:
         result = run_experiment(file, arguments.results, arguments.jobs, arguments.seeds)
         print(f"{file.stem}: {result['question']}\n\n{table(result)}\n")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pcb.calibration import ConfusionMatrixCalibration, MeanScoreCalibration
+from pcb.cluster.instructions import use_same_instructions
 from pcb.confusion import posterior
 from pcb.evaluation.ground_truth import GroundTruth
 from pcb.evaluation.matches import group_means, match_columns
@@ -136,6 +137,7 @@ def read(study: Study, run: str, seed: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Score every reading, print the table and write the figures."""
+    use_same_instructions()
     study = load_study(sys.argv[1])
     seed = study.seeds[0]
     runs = {run: read(study, run, seed) for run in oracle_runs(study)}

@@ -2,12 +2,16 @@
 
 import signal
 
+from pcb.cluster.instructions import use_same_instructions
+
 
 def pytest_configure():
-    """Let Ctrl-C and a closed terminal end the processes that tests start, whoever started us.
+    """Compute as the command does, in the tests' processes too, and let signals through.
 
-    In the background of a shell, and under nohup, they are ignored, which children inherit.
+    Ctrl-C and a closed terminal end the processes that tests start, whoever started us: in the
+    background of a shell, and under nohup, they are ignored, which children inherit.
     """
+    use_same_instructions()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
