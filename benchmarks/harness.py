@@ -207,6 +207,9 @@ def main(name: str, measure: Callable[[bool], list[Figure]]) -> None:
         help=f"save the figures, by default as results/benchmarks/{name}.json",
     )
     arguments = parser.parse_args()
+    from pcb.cluster.instructions import use_same_instructions
+
+    use_same_instructions()  # as the jobs on a CPU do
     figures = measure(arguments.quick)
     print(table(figures), flush=True)
     if arguments.write:

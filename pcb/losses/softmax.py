@@ -77,7 +77,7 @@ class SoftTargetCrossEntropy(ClassifierLoss):
             return reduce(F.cross_entropy(logits, label, reduction="none"))
         target = self.soft_targets(classes).to(logits.dtype)
         if self.space == "full":
-            return reduce(SoftCrossEntropy.apply(logits, label, positives, target, alpha))
+            return reduce(SoftCrossEntropy.apply(logits, z, label, positives, target, alpha))
         ce, z = F.cross_entropy(logits, label, reduction="none"), logits[rows, : self.num_classes]
         soft = z.logsumexp(dim=1) - (z * target).sum(dim=1)  # targets sum to one
         return reduce(ce.index_add(0, rows, positives.where(soft - ce[rows]), alpha=alpha))
@@ -86,20 +86,26 @@ class SoftTargetCrossEntropy(ClassifierLoss):
 class SoftCrossEntropy(torch.autograd.Function):
     """Cross entropy (N,) over C+1 logits, with targets (1 - a) one-hot + a `target` on positives.
 
-    `target` is (n, C), of the n positives; its rows sum to one. Forward and backward share one
-    exponential over all logits, for which autograd would take two.
+    `z` (n, C) are the class logits of the n positives, detached, and `target` is (n, C); its rows
+    sum to one. Forward and backward share one exponential over all logits, for which autograd would
+    take two.
     """
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, label: Tensor, positives: Positives, target: Tensor, alpha: float
+        ctx,
+        logits: Tensor,
+        z: Tensor,
+        label: Tensor,
+        positives: Positives,
+        target: Tensor,
+        alpha: float,
     ) -> Tensor:
         """Compute the loss (N,) of logits (N, C+1), labels (N,) and targets (n, C)."""
         rows = positives.rows
         p, lse = softmax_and_lse(logits)
         loss, lse = (lse - logits.gather(1, label[:, None])).squeeze(1), lse.squeeze(1)
-        z = logits[:, :-1].index_select(0, rows)
-        soft = lse[rows] - z.mul_(target).sum(dim=1)
+        soft = lse[rows] - (z * target).sum(dim=1)
         soft = positives.where(soft, loss[rows])
         ctx.save_for_backward(p, label, target)
         ctx.alpha, ctx.positives = alpha, positives
@@ -115,7 +121,7 @@ class SoftCrossEntropy(torch.autograd.Function):
         out = (p * grad[:, None]).scatter_add_(1, label[:, None], -grad_hard[:, None])
         # The rows are distinct, so the order of the sums is fixed.
         out[:, :-1].index_add_(0, rows, target * grad_soft[:, None], alpha=-ctx.alpha)
-        return out, None, None, None, None
+        return out, None, None, None, None, None
 
 
 def softmax_and_lse(z: Tensor) -> tuple[Tensor, Tensor]:
