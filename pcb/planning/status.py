@@ -136,10 +136,9 @@ def running_jobs(study: Study, jobs: Iterable[Job]) -> list[str]:
                 if any(line.startswith(FAILED) for line in logged):
                     continue
                 last = logged[-1] if logged else job.run
-                detects = (
-                    last.startswith((f"{job.run} on ", f"{job.run}, ")) and len(lines) == shown
-                )
-                if stage == "train" and job.state == TRAINED and not detects:
-                    continue  # it has ended
+                if stage == "train" and job.state == TRAINED:
+                    detects = last.startswith((f"{job.run} on ", f"{job.run}, "))
+                    if not detects or len(lines) > shown:  # it has ended
+                        continue
                 lines.append(f"  {stage:<6} {last}")
     return lines

@@ -263,7 +263,7 @@ def hardware(record: dict) -> str:
     devices = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
     plural = "s" if threads != 1 else ""
     cpu = f"{record.get('cpu')}, {record.get('cores')} cores, {threads} thread{plural}"
-    instructions = record.get("instructions")  # results before 0.1.0 do not name them
+    instructions = record.get("instructions")  # earlier results do not name them
     return devices + cpu + (f", {instructions}" if instructions else "")
 
 
