@@ -27,7 +27,7 @@ $(ENV)/.ready: requirements.lock requirements-cuda12.lock pyproject.toml tools/s
 # What a long target does, how long it takes, and what it needs.
 define about_demo
 demo: the whole paper at the mini scale: data, 43 trainings, tables, pages in results/mini.
-   14 to 22 min on two cores of an AMD EPYC, faster or slower (this machine has $(shell getconf _NPROCESSORS_ONLN)); the first page after 2 to 3 min.
+   14 to 22 min on two cores of an AMD EPYC (this machine has $(shell getconf _NPROCESSORS_ONLN)); the first page after 3 min.
    1.2 GiB of disk, 0.8 GiB of memory a core.
    Each finished job prints the time left. Ctrl-C is safe: the same command resumes.
 endef
